@@ -1,0 +1,301 @@
+"""Commands for operators that need the base install only: topics, models, dead letters, and wishes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clickloop import cli, codec, topics
+from clickloop.commands import Command, Promote, Reason, Retrain, Rollback
+from clickloop.errors import ArtifactError, ClickloopError, MessageError
+from clickloop.events import Message, MessageQuarantined, ModelVersionPublished, OffsetRange, VersionKind
+from clickloop.kafka import Follower, Producer, create_topics, end_offsets, list_topics
+from clickloop.model_store import ModelStore
+from clickloop.settings import ArtifactSettings, Settings
+
+M = TypeVar("M", bound=Message)
+
+topics_app = typer.Typer(help="Create and list the topics of the contract.", no_args_is_help=True)
+models_app = typer.Typer(help="List, show and verify model versions.", no_args_is_help=True)
+letters_app = typer.Typer(help="List, show and replay messages that could not be used.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document a line instead of a table.")]
+StoreUrl = Annotated[str | None, typer.Option(help="fsspec URL of the model store.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(topics_app, name="topics")
+    app.add_typer(models_app, name="models")
+    app.add_typer(letters_app, name="dead-letters")
+    app.command("retrain")(retrain)
+    app.command("rollback")(rollback)
+    app.command("promote")(promote)
+
+
+def _settings(**flags: Any) -> Settings:
+    return cli.checked(lambda: Settings.load(**flags))
+
+
+def _show(title: str, columns: list[str], rows: Iterable[list[str]]) -> None:
+    """A table on a terminal; tab-separated lines, which other programs can cut, elsewhere."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            typer.echo("\t".join(row))
+        return
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+async def _read(settings: Settings, topic: topics.Topic, kind: type[M]) -> list[tuple[int, M]]:
+    """Every readable message of a topic with its offset. What can't be read is named on standard error."""
+    found: list[tuple[int, M]] = []
+    async with Follower(settings.bootstrap_servers, [topic], prefix=settings.topic_prefix) as follower:
+        while not await follower.caught_up():
+            for _, record in await follower.batch():
+                if record.value is None:
+                    continue
+                try:
+                    found.append((record.offset, codec.decode(record.value, kind)))
+                except MessageError as error:
+                    typer.echo(f"{record.topic} offset {record.offset}: {error}", err=True)
+    return found
+
+
+@topics_app.command("create")
+def topics_create(
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    partitions: Annotated[
+        int | None, typer.Option(help="Partitions of queries, clicks, ratings, examples.")
+    ] = None,
+    replication_factor: Annotated[int | None, typer.Option(help="Replicas of each topic.")] = None,
+) -> None:
+    """Create the topics that don't exist yet."""
+    settings = _settings(
+        bootstrap_servers=bootstrap_servers,
+        topic_prefix=topic_prefix,
+        partitions=partitions,
+        replication_factor=replication_factor,
+    )
+    created = cli.finish(
+        create_topics(
+            settings.bootstrap_servers,
+            prefix=settings.topic_prefix,
+            partitions=settings.partitions,
+            replication_factor=settings.replication_factor,
+        )
+    )
+    for name in created:
+        typer.echo(f"created {name}")
+    if not created:
+        typer.echo("all topics exist")
+
+
+@topics_app.command("list")
+def topics_list(bootstrap_servers: cli.BootstrapServers = None, topic_prefix: cli.TopicPrefix = None) -> None:
+    """Show each topic of the contract, its key, its cleanup, and whether the cluster has it."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    known = set(cli.finish(list_topics(settings.bootstrap_servers)))
+    names = [(t, t.name(settings.topic_prefix)) for t in topics.TOPICS]
+    rows = [[n, t.key_name, t.cleanup, "yes" if n in known else "missing"] for t, n in names]
+    _show("Topics", ["topic", "key", "cleanup", "exists"], rows)
+
+
+@models_app.command("list")
+def models_list(
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+    as_json: Json = False,
+) -> None:
+    """Show the versions that were published, oldest first."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    found = cli.finish(_read(settings, topics.MODEL_VERSIONS, ModelVersionPublished))
+    newest = {event.version: event for _, event in found if event.index == settings.index}
+    events = sorted(newest.values(), key=lambda event: event.published_at)
+    if as_json:
+        for event in events:
+            typer.echo(codec.encode(event))
+        return
+    columns = ["version", "kind", "parent", "space", "published", "gate", "MRR@10"]
+    _show("Model versions", columns, (_model_row(event) for event in events))
+
+
+def _model_row(event: ModelVersionPublished) -> list[str]:
+    gate = event.gate
+    mrr = gate.metrics.get("mrr_at_10") if gate else None
+    return [
+        event.version,
+        event.kind,
+        event.parent or "-",
+        event.space,
+        f"{event.published_at:%Y-%m-%d %H:%M:%S}",
+        gate.verdict if gate else "-",
+        f"{mrr.change:+.1%} [{mrr.low:+.1%}, {mrr.high:+.1%}]" if mrr else "-",
+    ]
+
+
+@models_app.command("show")
+def models_show(version: str, store_url: StoreUrl = None) -> None:
+    """Print the manifest of a version: what it is made of and where it comes from."""
+    settings = cli.checked(lambda: ArtifactSettings.load(store_url=store_url))
+    store = ModelStore(settings.store_url, public_key=settings.public_key)
+    typer.echo(codec.pretty(cli.checked(lambda: store.manifest(version))))
+
+
+@models_app.command("verify")
+def models_verify(version: str, store_url: StoreUrl = None) -> None:
+    """Fetch a version and check every digest, and the signature where a public key is set."""
+    settings = cli.checked(lambda: ArtifactSettings.load(store_url=store_url))
+    store = ModelStore(settings.store_url, public_key=settings.public_key)
+    try:
+        folder, manifest = store.fetch(version)
+    except ArtifactError as error:
+        typer.echo(f"refused: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{version}: {len(manifest.files)} files match their digests ({folder})")
+
+
+@letters_app.command("list")
+def letters_list(
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    as_json: Json = False,
+) -> None:
+    """Show what could not be used, by whom and why."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    found = cli.finish(_read(settings, topics.DEAD_LETTERS, MessageQuarantined))
+    if as_json:
+        for _, event in found:
+            typer.echo(codec.encode(event))
+        return
+    rows = ([str(o), f"{e.topic}/{e.partition}/{e.offset}", e.service, e.error, e.reason] for o, e in found)
+    _show("Dead letters", ["letter", "original", "service", "error", "reason"], rows)
+
+
+async def _letter(settings: Settings, offset: int) -> MessageQuarantined:
+    for found, event in await _read(settings, topics.DEAD_LETTERS, MessageQuarantined):
+        if found == offset:
+            return event
+    raise ClickloopError(f"there is no dead letter {offset}; 'clickloop dead-letters list' shows them")
+
+
+@letters_app.command("show")
+def letters_show(
+    letter: Annotated[int, typer.Argument(help="Number from 'dead-letters list'.")],
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+) -> None:
+    """Print the original bytes as they came."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    sys.stdout.buffer.write(cli.finish(_letter(settings, letter)).value)
+
+
+@letters_app.command("replay")
+def letters_replay(
+    letter: Annotated[int, typer.Argument(help="Number from 'dead-letters list'.")],
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+) -> None:
+    """Send the original bytes to their topic again, under their original key."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+
+    async def work() -> MessageQuarantined:
+        event = await _letter(settings, letter)
+        async with Producer(settings.bootstrap_servers, prefix=settings.topic_prefix, source="cli") as producer:
+            await producer.send_raw(event.topic, event.value, key=event.key)
+        return event
+
+    event = cli.finish(work())
+    typer.echo(f"sent again to {event.topic}")
+
+
+async def _wish(settings: Settings, topic: topics.Topic, command: Command) -> None:
+    async with Producer(settings.bootstrap_servers, prefix=settings.topic_prefix, source="cli") as producer:
+        await producer.send_and_wait(topic, command)
+
+
+def retrain(
+    kind: Annotated[list[str] | None, typer.Option(help="Rung: adapter, query_encoder, full. Repeatable.")] = None,
+    parent: Annotated[str, typer.Option(help="Version to start from; empty is the live one.")] = "",
+    budget_seconds: Annotated[float, typer.Option(help="Longest training time.")] = 3600.0,
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Train now, on every example that the log holds."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    kinds = _kinds(kind or ["adapter", "query_encoder"])
+
+    async def work() -> Retrain:
+        name = topics.TRAINING_EXAMPLES.name(settings.topic_prefix)
+        ranges = [
+            OffsetRange(topic=name, partition=partition, start=first, end=end)
+            for partition, (first, end) in sorted((await end_offsets(settings.bootstrap_servers, name)).items())
+            if end > first
+        ]
+        if not ranges:
+            raise ClickloopError(f"{name} holds no examples yet")
+        command = Retrain(
+            command_id=codec.new_id(),
+            index=settings.index,
+            issued_at=codec.now(),
+            kinds=kinds,
+            ranges=ranges,
+            parent=parent,
+            budget_seconds=budget_seconds,
+            reason=Reason(policies=["manual"], text="asked for by an operator"),
+        )
+        await _wish(settings, topics.RETRAIN_COMMANDS, command)
+        return command
+
+    command = cli.finish(work())
+    total = sum(r.end - r.start for r in command.ranges)
+    typer.echo(f"retrain {command.command_id}: {', '.join(command.kinds)} on {total} messages")
+
+
+def _kinds(names: list[str]) -> list[VersionKind]:
+    known: dict[str, VersionKind] = {"adapter": "adapter", "query_encoder": "query_encoder", "full": "full"}
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is no rung; choose from {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why, for the record.")],
+    version: Annotated[str, typer.Option(help="Version to go back to; empty is the live one's parent.")] = "",
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Give all traffic back to an earlier version."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    command = Rollback(
+        command_id=codec.new_id(), index=settings.index, issued_at=codec.now(), reason=reason, version=version
+    )
+    cli.finish(_wish(settings, topics.COMMANDS, command))
+    typer.echo(f"rollback {command.command_id} sent")
+
+
+def promote(
+    version: str,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")],
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Give all traffic to a version now."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    command = Promote(
+        command_id=codec.new_id(), index=settings.index, issued_at=codec.now(), reason=reason, version=version
+    )
+    cli.finish(_wish(settings, topics.COMMANDS, command))
+    typer.echo(f"promote {command.command_id} sent")

@@ -1,0 +1,118 @@
+"""The command line. Services add their commands by the entry-point group ``clickloop.commands``.
+
+So this module knows no service, and ``clickloop --help`` loads neither torch nor faust.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from importlib.metadata import entry_points
+from typing import Annotated, Any, TypeVar
+
+import typer
+from typer.exceptions import TyperException
+
+from clickloop import __version__
+from clickloop.errors import ClickloopError, SettingsError
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="clickloop",
+    help="Keeps the embedding model behind a semantic search learning from its users.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+BootstrapServers = Annotated[
+    str | None, typer.Option(help="Kafka's host:port list.", show_default="localhost:9092")
+]
+TopicPrefix = Annotated[str | None, typer.Option(help="First part of topic names.", show_default="clickloop")]
+Index = Annotated[str | None, typer.Option(help="Name of the index.", show_default="default")]
+
+
+def checked(work: Callable[[], T]) -> T:
+    """Do ``work``; a user's mistake ends the process with one line and 2, a failure with one line and 1."""
+    try:
+        return work()
+    except SettingsError as error:
+        typer.echo(f"clickloop: {error}", err=True)
+        raise typer.Exit(2) from None
+    except ClickloopError as error:
+        typer.echo(f"clickloop: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine under ``checked``."""
+    return checked(lambda: asyncio.run(work))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clickloop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+def _add_commands() -> None:
+    from clickloop import admin
+
+    admin.add_to(app)
+    for point in sorted(entry_points(group="clickloop.commands"), key=lambda p: p.name):
+        try:
+            command = point.load()
+        except ModuleNotFoundError as error:
+            command = _unavailable(point.name, error.name or str(error))
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=point.name)
+        else:
+            app.command(point.name)(command)
+
+
+def _unavailable(name: str, module: str) -> Any:
+    def command() -> None:
+        typer.echo(
+            f"clickloop {name}: the module {module!r} is not installed; pip install 'clickloop[{name}]'",
+            err=True,
+        )
+        raise typer.Exit(2)
+
+    command.__doc__ = f"(not installed: pip install 'clickloop[{name}]')"
+    return command
+
+
+def main() -> None:
+    """The console script. A user's mistake is one line on standard error and exit code 2."""
+    _add_commands()
+    sys.exit(run(app))
+
+
+def run(program: typer.Typer) -> int:
+    """Run a command line and return its exit code; usage errors are one line, without the frame around them."""
+    # aiokafka logs on its own what our errors say once.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    try:
+        code = program(standalone_mode=False)
+    except TyperException as error:
+        message = error.format_message()
+        typer.echo(message if "\n" in message else f"clickloop: {message}", err=True)
+        return error.exit_code
+    except typer.Abort:
+        return 130
+    return code if isinstance(code, int) else 0

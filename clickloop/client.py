@@ -1,0 +1,233 @@
+"""What an app uses: send feedback, hear of new models. Needs the base install only."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+from clickloop import codec, topics
+from clickloop.errors import InvalidMessageError, MessageError
+from clickloop.events import (
+    DocumentChanged,
+    Message,
+    ModelVersionPublished,
+    QueryServed,
+    Result,
+    ResultClicked,
+    ResultRated,
+)
+from clickloop.kafka import Follower, Producer
+from clickloop.logs import logger
+
+
+def split_key(user_or_session: str, *, salt: str = "") -> str:
+    """A pseudonym for a user or a session: 32 hex digits that don't lead back to the name.
+
+    Give your own secret ``salt``, else anyone with a list of your users can compute them.
+    """
+    return hashlib.blake2b(user_or_session.encode(), digest_size=16, key=salt.encode()[:64]).hexdigest()
+
+
+class FeedbackProducer:
+    """Sends what users do to Kafka, validated before it leaves the app.
+
+    Use it as an async context manager, one per process::
+
+        async with FeedbackProducer("localhost:9092", index="products") as feedback:
+            await feedback.click(query_id, doc_id="sku-17", position=3)
+            await feedback.rate(query_id, doc_id="sku-17", rating=5)
+
+    Each call returns once the message is in the send buffer; leaving the block, or ``flush()``, waits for the
+    broker's acknowledgement. Invalid values raise InvalidMessageError at once; a broker that can't be
+    reached raises BrokerError.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        *,
+        index: str = "default",
+        prefix: str = "clickloop",
+        source: str = "app",
+    ) -> None:
+        self._index = index
+        self._producer = Producer(bootstrap_servers, prefix=prefix, source=source)
+
+    async def __aenter__(self) -> FeedbackProducer:
+        await self._producer.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._producer.stop()
+
+    async def flush(self) -> None:
+        await self._producer.flush()
+
+    async def click(
+        self,
+        query_id: str,
+        doc_id: str,
+        *,
+        position: int | None = None,
+        dwell_seconds: float | None = None,
+        split_key: str = "",
+        clicked_at: datetime | None = None,
+        event_id: str | None = None,
+    ) -> str:
+        """A user opened a result. ``position`` counts from 1. Returns the event's id.
+
+        Send the same ``event_id`` again, and it is still counted once.
+        """
+        event = ResultClicked(
+            event_id=event_id or codec.new_id(),
+            index=self._index,
+            query_id=query_id,
+            doc_id=doc_id,
+            clicked_at=clicked_at or codec.now(),
+            position=position,
+            dwell_seconds=dwell_seconds,
+            split_key=split_key,
+        )
+        await self._send(topics.CLICKS, event)
+        return event.event_id
+
+    async def rate(
+        self,
+        query_id: str,
+        doc_id: str,
+        rating: float,
+        *,
+        split_key: str = "",
+        rated_at: datetime | None = None,
+        event_id: str | None = None,
+    ) -> str:
+        """A user rated a result from 1 (useless) to 5 (just right). Returns the event's id."""
+        event = ResultRated(
+            event_id=event_id or codec.new_id(),
+            index=self._index,
+            query_id=query_id,
+            doc_id=doc_id,
+            rating=rating,
+            rated_at=rated_at or codec.now(),
+            split_key=split_key,
+        )
+        await self._send(topics.RATINGS, event)
+        return event.event_id
+
+    async def query(
+        self,
+        query: str,
+        doc_ids: list[str],
+        *,
+        query_id: str | None = None,
+        split_key: str = "",
+        version: str = "",
+        served_at: datetime | None = None,
+    ) -> str:
+        """Your own search served ``doc_ids``, best first. (A Clickloop node reports this by itself.)
+
+        Returns the query's id, which its clicks and ratings must carry.
+        """
+        event = QueryServed(
+            event_id=codec.new_id(),
+            index=self._index,
+            query_id=query_id or codec.new_id(),
+            query=query,
+            served_at=served_at or codec.now(),
+            results=[Result(doc_id=d, position=i) for i, d in enumerate(doc_ids, start=1)],
+            split_key=split_key,
+            version=version,
+        )
+        await self._send(topics.QUERIES, event)
+        return event.query_id
+
+    async def document(
+        self,
+        doc_id: str,
+        text: str = "",
+        *,
+        title: str = "",
+        attributes: dict[str, str | int | float | bool] | None = None,
+        deleted: bool = False,
+    ) -> None:
+        """A document is new or changed, or, with ``deleted=True``, gone."""
+        event = DocumentChanged(
+            event_id=codec.new_id(),
+            index=self._index,
+            doc_id=doc_id,
+            changed_at=codec.now(),
+            text=text,
+            title=title,
+            attributes=attributes or {},
+            deleted=deleted,
+        )
+        await self._send(topics.DOCUMENTS, event)
+
+    async def _send(self, topic: topics.Topic, event: Message) -> None:
+        # Constructing a Struct doesn't validate; reading it back does, by the rules that every consumer applies.
+        codec.decode(codec.encode(event), type(event))
+        await self._producer.send(topic, event)
+
+
+class ModelSubscriber:
+    """Yields model versions as they are published: the model-ready topic for your own code.
+
+    ::
+
+        async with ModelSubscriber("localhost:9092", index="products") as models:
+            async for model in models:
+                print(model.version, model.artifact_uri, model.gate)
+
+    With ``from_beginning`` (the default) it starts with the versions that exist. Each version comes once.
+    Versions whose gate did not pass are left out unless ``all_verdicts`` is set; the base model, which went
+    through no gate, comes. Messages that can't be read are logged and skipped.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        *,
+        index: str = "default",
+        prefix: str = "clickloop",
+        from_beginning: bool = True,
+        all_verdicts: bool = False,
+    ) -> None:
+        self._follower = Follower(
+            bootstrap_servers, [topics.MODEL_VERSIONS], prefix=prefix, from_beginning=from_beginning
+        )
+        self._index = index
+        self._all_verdicts = all_verdicts
+        self._seen: set[str] = set()
+
+    async def __aenter__(self) -> ModelSubscriber:
+        await self._follower.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._follower.stop()
+
+    async def __aiter__(self) -> AsyncIterator[ModelVersionPublished]:
+        while True:
+            for _, record in await self._follower.batch(timeout_seconds=1.0):
+                if record.value is None:
+                    continue
+                try:
+                    event = codec.decode(record.value, ModelVersionPublished)
+                except MessageError as error:
+                    logger().warning("model version skipped", offset=record.offset, reason=str(error))
+                    continue
+                if event.index != self._index or event.version in self._seen:
+                    continue
+                self._seen.add(event.version)
+                if self._all_verdicts or event.gate is None or event.gate.verdict == "pass":
+                    yield event
+
+    async def wait_for(self, version: str, *, timeout_seconds: float) -> ModelVersionPublished:
+        """The named version, once it is published. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_seconds):
+            async for event in self:
+                if event.version == version:
+                    return event
+        raise InvalidMessageError(f"no version {version}")

@@ -1,0 +1,43 @@
+"""The one error tree. A message says what was wrong, with which value, and what to do."""
+
+from __future__ import annotations
+
+
+class ClickloopError(Exception):
+    """Root of every error that Clickloop raises on purpose."""
+
+
+class SettingsError(ClickloopError):
+    """A setting or a command-line argument can't be used. The CLI exits with 2."""
+
+
+class MessageError(ClickloopError):
+    """A message can't be used. Its consumer sends the original bytes to ``dead-letters``."""
+
+
+class UnreadableMessageError(MessageError):
+    """Bytes that are no JSON, or JSON that isn't of the topic's type."""
+
+
+class InvalidMessageError(MessageError):
+    """A readable message that breaks a rule of its topic (an empty id, a position below 1 ...)."""
+
+
+class BrokerError(ClickloopError):
+    """The Kafka cluster can't be reached, or refuses what was asked."""
+
+
+class ArtifactError(ClickloopError):
+    """A model artifact is missing, torn, altered or signed by a stranger. It is never loaded."""
+
+
+class StackError(ClickloopError):
+    """A process of the embedded stack did not start, or stopped."""
+
+
+class TrainingError(ClickloopError):
+    """A training run can't be done as its command asks."""
+
+
+class NodeError(ClickloopError):
+    """A search node can't start or go on: its port or its folder is taken, or its index is unusable."""

@@ -1,0 +1,60 @@
+"""Ranking metrics and their paired comparison. Needs numpy and scipy; imported by services only.
+
+All metrics are of known-item search: one relevant document a query, found at ``rank`` (1 is the top).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clickloop.events import Estimate
+
+Floats = NDArray[np.float64]
+Ranks = NDArray[np.int64]
+
+RESAMPLES = 2000
+NOT_FOUND = np.iinfo(np.int64).max
+
+
+def reciprocal_rank(ranks: Ranks, k: int = 10) -> Floats:
+    """(n,) 1/rank where rank <= k, else 0: the mean is MRR@k."""
+    return np.where(ranks <= k, 1.0 / np.maximum(ranks, 1), 0.0)
+
+
+def recall(ranks: Ranks, k: int) -> Floats:
+    """(n,) 1 where rank <= k, else 0: the mean is recall@k (success@k) for one relevant document a query."""
+    return (ranks <= k).astype(np.float64)
+
+
+def per_query_metrics(ranks: Ranks) -> dict[str, Floats]:
+    """The three figures that every report shows, per query."""
+    return {
+        "mrr_at_10": reciprocal_rank(ranks, 10),
+        "recall_at_1": recall(ranks, 1),
+        "recall_at_5": recall(ranks, 5),
+    }
+
+
+def compare(before: Floats, after: Floats, *, weights: Floats | None = None, seed: int = 0) -> Estimate:
+    """Weighted means of one metric for the same queries, with a 95 % interval of the relative change.
+
+    Paired bootstrap over queries (Efron and Tibshirani 1993, percentile interval): both systems are
+    resampled together. Where ``before`` is zero throughout, the change is 0 with an infinite-free interval [0, 0].
+    """
+    if before.shape != after.shape or before.ndim != 1:
+        raise ValueError(f"paired samples of one shape are needed, got {before.shape} and {after.shape}")
+    w = np.ones_like(before) if weights is None else weights
+    if before.size == 0 or w.sum() <= 0:
+        return Estimate(before=0.0, after=0.0, change=0.0, low=0.0, high=0.0)
+    b, a = float(np.average(before, weights=w)), float(np.average(after, weights=w))
+    if b <= 0.0:
+        return Estimate(before=b, after=a, change=0.0, low=0.0, high=0.0)
+    rng = np.random.default_rng(seed)
+    changes = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        pick = rng.integers(0, before.size, before.size)
+        base = float(np.dot(before[pick], w[pick]))
+        changes[i] = float(np.dot(after[pick], w[pick])) / base - 1.0 if base > 0.0 else 0.0
+    low, high = np.percentile(changes, [2.5, 97.5])
+    return Estimate(before=b, after=a, change=a / b - 1.0, low=float(low), high=float(high))

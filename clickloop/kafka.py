@@ -1,0 +1,376 @@
+"""The edge to Kafka: topics, producers and consumers, with aiokafka behind them.
+
+Nothing else in ``clickloop``, ``search`` and ``trainer`` imports aiokafka. (``streams`` reads through Faust.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import stamina
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError
+
+from clickloop import codec, topics
+from clickloop.errors import BrokerError, MessageError
+from clickloop.events import Message, MessageQuarantined, OffsetRange
+from clickloop.logs import logger
+
+M = TypeVar("M", bound=Message)
+
+_LONGEST_KEY = 10_000
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as it lies in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+
+
+def _unreachable(bootstrap_servers: str, error: BaseException) -> BrokerError:
+    return BrokerError(f"no Kafka broker answers at {bootstrap_servers}: {error}")
+
+
+async def create_topics(
+    bootstrap_servers: str, *, prefix: str, partitions: int, replication_factor: int = 1
+) -> list[str]:
+    """Create the contract's topics that don't exist yet, and return their names.
+
+    Raises BrokerError where the broker can't be reached or refuses.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, client_id="clickloop-admin")
+    created = []
+    try:
+        await admin.start()
+        known = set(await admin.list_topics())
+        for topic in topics.TOPICS:
+            name = topic.name(prefix)
+            if name in known:
+                continue
+            new = NewTopic(
+                name,
+                partitions if topic.partitioned else 1,
+                replication_factor,
+                topic_configs=topic.config(),
+            )
+            try:
+                await admin.create_topics([new])
+            except TopicAlreadyExistsError:
+                continue
+            created.append(name)
+    except KafkaConnectionError as error:
+        raise _unreachable(bootstrap_servers, error) from None
+    except KafkaError as error:
+        raise BrokerError(f"creating topics at {bootstrap_servers} failed: {error}") from error
+    finally:
+        await admin.close()
+    return created
+
+
+async def list_topics(bootstrap_servers: str) -> list[str]:
+    """Names of the topics that the cluster has, sorted. Raises BrokerError where it can't be reached."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, client_id="clickloop-admin")
+    try:
+        await admin.start()
+        return sorted(await admin.list_topics())
+    except (KafkaConnectionError, OSError) as error:
+        raise _unreachable(bootstrap_servers, error) from None
+    except KafkaError as error:
+        raise BrokerError(f"listing topics at {bootstrap_servers} failed: {error!r}") from error
+    finally:
+        await admin.close()
+
+
+class Producer:
+    """Sends messages to their topics. Idempotent where the broker supports it.
+
+    ``source`` goes into the CloudEvents header and names the sender.
+    """
+
+    def __init__(self, bootstrap_servers: str, *, prefix: str = "clickloop", source: str = "clickloop") -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._prefix = prefix
+        self._source = source
+        self._producer: AIOKafkaProducer | None = None
+
+    async def start(self) -> None:
+        for idempotent in (True, False):
+            producer = AIOKafkaProducer(
+                bootstrap_servers=self._bootstrap_servers,
+                client_id=self._source.replace("/", "-"),
+                acks="all",
+                enable_idempotence=idempotent,
+                compression_type="lz4",
+                linger_ms=5,
+                max_request_size=2 * codec.MAX_MESSAGE_BYTES,
+            )
+            try:
+                async with asyncio.timeout(5 if idempotent else 15):
+                    await producer.start()
+            except (KafkaConnectionError, TimeoutError, KafkaError) as error:
+                await producer.stop()
+                if isinstance(error, KafkaConnectionError):
+                    raise _unreachable(self._bootstrap_servers, error) from None
+                if not idempotent:
+                    raise BrokerError(f"no producer at {self._bootstrap_servers}: {error!r}") from error
+                continue
+            self._producer = producer
+            return
+
+    async def stop(self) -> None:
+        """Send what is buffered, then close."""
+        if self._producer is not None:
+            await self._producer.stop()
+            self._producer = None
+
+    async def __aenter__(self) -> Producer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def send(
+        self, topic: topics.Topic, message: Message, *, partition: int | None = None
+    ) -> asyncio.Future[Any]:
+        """Hand over to the send buffer; the future resolves when the broker has acknowledged.
+
+        It resolves to the record's metadata (``partition``, ``offset``). Without ``partition`` the key decides.
+        """
+        if self._producer is None:
+            raise BrokerError("this producer is not started: use 'async with' or await start()")
+        future: asyncio.Future[Any] = await self._producer.send(
+            topic.name(self._prefix),
+            value=codec.encode(message),
+            key=topic.key(message).encode(),
+            partition=partition,
+            headers=codec.headers(message, source=self._source),
+        )
+        return future
+
+    async def send_and_wait(self, topic: topics.Topic, message: Message, *, partition: int | None = None) -> None:
+        """Return once every in-sync replica has the message. Raises BrokerError."""
+        try:
+            await (await self.send(topic, message, partition=partition))
+        except KafkaError as error:
+            raise BrokerError(f"{topic.suffix}: not acknowledged: {error!r}") from error
+
+    async def send_raw(self, topic_name: str, value: bytes, *, key: bytes | None) -> None:
+        """Send bytes as they are, for replays, and wait for the acknowledgement. Raises BrokerError."""
+        if self._producer is None:
+            raise BrokerError("this producer is not started: use 'async with' or await start()")
+        try:
+            await self._producer.send_and_wait(topic_name, value=value, key=key)
+        except KafkaError as error:
+            raise BrokerError(f"{topic_name}: not acknowledged: {error!r}") from error
+
+    async def flush(self) -> None:
+        if self._producer is not None:
+            await self._producer.flush()
+
+    async def quarantine(self, record: Record, error: MessageError, *, service: str, index: str) -> None:
+        """Send a message that can't be used to ``dead-letters``, whole, with the reason."""
+        letter = MessageQuarantined(
+            event_id=f"{record.topic}/{record.partition}/{record.offset}",
+            index=index,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            # Base64 makes it a third longer, and the letter must fit into a message itself.
+            key=None if record.key is None else record.key[:_LONGEST_KEY],
+            value=(record.value or b"")[: codec.MAX_MESSAGE_BYTES // 2],
+            quarantined_at=codec.now(),
+            service=service,
+            error=type(error).__name__,
+            reason=str(error)[:1000],
+        )
+        await self.send_and_wait(topics.DEAD_LETTERS, letter)
+        logger().warning("message quarantined", topic=record.topic, offset=record.offset, reason=str(error)[:200])
+
+
+class Follower:
+    """Reads every partition of some topics without a group, each from its beginning, end or offset.
+
+    For what every process must see in full: documents, model versions, splits, node status. Nothing is
+    committed: a restart reads the (compacted) log again, which is the state.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        wanted: Iterable[topics.Topic],
+        *,
+        prefix: str = "clickloop",
+        from_beginning: bool = True,
+    ) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._names = {topic.name(prefix): topic for topic in wanted}
+        self._from_beginning = from_beginning
+        self._consumer: AIOKafkaConsumer | None = None
+        self._ends: dict[TopicPartition, int] = {}
+
+    async def start(self) -> None:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap_servers,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=4 * codec.MAX_MESSAGE_BYTES,
+        )
+        try:
+            await consumer.start()
+            partitions = [p for name in self._names for p in await _partitions(consumer, name)]
+        except KafkaConnectionError as error:
+            await consumer.stop()
+            raise _unreachable(self._bootstrap_servers, error) from None
+        except BaseException:
+            await consumer.stop()
+            raise
+        consumer.assign(partitions)
+        self._ends = dict(await consumer.end_offsets(partitions))
+        seek = consumer.seek_to_beginning if self._from_beginning else consumer.seek_to_end
+        await seek(*partitions)
+        self._consumer = consumer
+
+    async def stop(self) -> None:
+        if self._consumer is not None:
+            await self._consumer.stop()
+            self._consumer = None
+
+    async def __aenter__(self) -> Follower:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def batch(
+        self, *, timeout_seconds: float = 0.5, max_records: int = 500
+    ) -> list[tuple[topics.Topic, Record]]:
+        """The next records, at most ``max_records``; empty after ``timeout_seconds`` without any."""
+        if self._consumer is None:
+            raise BrokerError("this follower is not started: use 'async with' or await start()")
+        got = await self._consumer.getmany(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
+        return [
+            (self._names[r.topic], Record(r.topic, r.partition, r.offset, r.key, r.value))
+            for records in got.values()
+            for r in records
+        ]
+
+    async def caught_up(self) -> bool:
+        """Everything that lay in the log at the start has been handed out."""
+        if self._consumer is None:
+            return False
+        for partition, end in self._ends.items():
+            if end and await self._consumer.position(partition) < end:
+                return False
+        return True
+
+
+async def _partitions(consumer: AIOKafkaConsumer, name: str) -> list[TopicPartition]:
+    """The topic's partitions, waiting a little for metadata of a topic that has just been made."""
+    async for attempt in stamina.retry_context(on=BrokerError, timeout=15, wait_initial=0.1, wait_max=1.0):
+        with attempt:
+            # A manual assignment asks for no metadata of its own; this call does.
+            await consumer._client.force_metadata_update()
+            found = consumer.partitions_for_topic(name)
+            if not found:
+                consumer._client.add_topic(name)
+                raise BrokerError(f"topic {name} does not exist: run 'clickloop topics create'")
+            return [TopicPartition(name, number) for number in sorted(found)]
+    raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def group_consumer(
+    bootstrap_servers: str,
+    topic: topics.Topic,
+    *,
+    prefix: str,
+    group: str,
+    session_timeout_seconds: float = 10.0,
+) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer-group member that commits by hand, for work that must be done once: retrain commands."""
+    consumer = AIOKafkaConsumer(
+        topic.name(prefix),
+        bootstrap_servers=bootstrap_servers,
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        session_timeout_ms=int(session_timeout_seconds * 1000),
+        heartbeat_interval_ms=int(session_timeout_seconds * 1000 / 3),
+        max_poll_interval_ms=24 * 60 * 60 * 1000,
+    )
+    try:
+        await consumer.start()
+    except KafkaConnectionError as error:
+        await consumer.stop()
+        raise _unreachable(bootstrap_servers, error) from None
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def end_offsets(bootstrap_servers: str, topic_name: str) -> dict[int, tuple[int, int]]:
+    """First offset and end offset of each partition. Raises BrokerError."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        partitions = await _partitions(consumer, topic_name)
+        first = await consumer.beginning_offsets(partitions)
+        end = await consumer.end_offsets(partitions)
+    except KafkaConnectionError as error:
+        raise _unreachable(bootstrap_servers, error) from None
+    finally:
+        await consumer.stop()
+    return {p.partition: (first[p], end[p]) for p in partitions}
+
+
+async def read_range(bootstrap_servers: str, wanted: OffsetRange, *, on_record: Callable[[Record], None]) -> None:
+    """Hand every record with an offset in ``[start, end)`` to ``on_record``, in order.
+
+    Raises BrokerError when the broker no longer holds the whole range, or doesn't answer.
+    """
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap_servers,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        max_partition_fetch_bytes=4 * codec.MAX_MESSAGE_BYTES,
+    )
+    try:
+        await consumer.start()
+        partition = TopicPartition(wanted.topic, wanted.partition)
+        await _partitions(consumer, wanted.topic)
+        consumer.assign([partition])
+        first = (await consumer.beginning_offsets([partition]))[partition]
+        last = (await consumer.end_offsets([partition]))[partition]
+        if wanted.start < first or wanted.end > last:
+            raise BrokerError(
+                f"{wanted.topic}/{wanted.partition} holds offsets {first} to {last}, "
+                f"not {wanted.start} to {wanted.end}: its retention is shorter than the buffer"
+            )
+        consumer.seek(partition, wanted.start)
+        position = wanted.start
+        while position < wanted.end:
+            got = await consumer.getmany(partition, timeout_ms=10_000, max_records=2000)
+            records = got.get(partition, [])
+            position = max([position, await consumer.position(partition)])
+            for r in records:
+                if r.offset < wanted.end:
+                    on_record(Record(r.topic, r.partition, r.offset, r.key, r.value))
+            if not records and position < wanted.end:
+                raise BrokerError(f"{wanted.topic}/{wanted.partition}: no record at {position} within 10 s")
+    except KafkaConnectionError as error:
+        raise _unreachable(bootstrap_servers, error) from None
+    finally:
+        await consumer.stop()

@@ -1,0 +1,157 @@
+"""The same promises on every broker: topics, producers, followers, offset ranges, the app's client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from clickloop import FeedbackProducer, ModelSubscriber, codec, topics
+from clickloop.errors import BrokerError, InvalidMessageError, UnreadableMessageError
+from clickloop.events import (
+    GateResult,
+    MessageQuarantined,
+    ModelVersionPublished,
+    OffsetRange,
+    ResultClicked,
+    ResultRated,
+)
+from clickloop.kafka import Follower, Producer, Record, create_topics, list_topics, read_range
+from tests.conftest import Broker
+
+
+@pytest.fixture
+async def producer(any_broker: Broker) -> AsyncIterator[Producer]:
+    async with Producer(any_broker.bootstrap_servers, prefix=any_broker.prefix, source="test") as p:
+        yield p
+
+
+async def read_all(broker: Broker, topic: topics.Topic) -> list[Record]:
+    found = []
+    async with Follower(broker.bootstrap_servers, [topic], prefix=broker.prefix) as follower:
+        while not await follower.caught_up():
+            found += [record for _, record in await follower.batch()]
+    return found
+
+
+def version(name: str, verdict: str | None = "pass", index: str = "default") -> ModelVersionPublished:
+    gate = GateResult(verdict=verdict, queries=10) if verdict else None  # type: ignore[arg-type]
+    return ModelVersionPublished(
+        event_id=f"{index}/{name}",
+        index=index,
+        version=name,
+        kind="adapter",
+        space="base-1",
+        artifact_uri=f"memory://x/{name}",
+        digest="0" * 64,
+        published_at=codec.now(),
+        gate=gate,
+    )
+
+
+async def test_every_topic_of_the_contract_is_created_and_a_second_time_none(any_broker: Broker) -> None:
+    names = await list_topics(any_broker.bootstrap_servers)
+    assert {t.name(any_broker.prefix) for t in topics.TOPICS} <= set(names)
+    again = await create_topics(any_broker.bootstrap_servers, prefix=any_broker.prefix, partitions=4)
+    assert again == []
+
+
+async def test_feedback_of_an_app_arrives_with_its_key_and_in_its_partition(any_broker: Broker) -> None:
+    async with FeedbackProducer(any_broker.bootstrap_servers, prefix=any_broker.prefix, index="shop") as feedback:
+        clicked = await feedback.click("q-1", "d-7", position=3, split_key="k")
+        await feedback.rate("q-1", "d-7", 4)
+        await feedback.query("red shoes", ["d-1", "d-7"], query_id="q-1")
+    clicks = await read_all(any_broker, topics.CLICKS)
+    ratings = await read_all(any_broker, topics.RATINGS)
+    queries = await read_all(any_broker, topics.QUERIES)
+    assert [codec.decode(r.value, ResultClicked).event_id for r in clicks] == [clicked]
+    assert codec.decode(ratings[0].value, ResultRated).rating == 4
+    assert {r.key for r in clicks + ratings + queries} == {b"q-1"}
+    assert len({r.partition for r in clicks + ratings + queries}) == 1, "the join must be local to a partition"
+
+
+async def test_invalid_feedback_is_refused_in_the_app_and_never_sent(any_broker: Broker) -> None:
+    async with FeedbackProducer(any_broker.bootstrap_servers, prefix=any_broker.prefix) as feedback:
+        with pytest.raises(InvalidMessageError, match="position"):
+            await feedback.click("q-1", "d-7", position=0)
+        with pytest.raises(InvalidMessageError, match="rating"):
+            await feedback.rate("q-1", "d-7", 6)
+        with pytest.raises(InvalidMessageError, match="query_id"):
+            await feedback.click("", "d-7")
+    assert await read_all(any_broker, topics.CLICKS) == []
+    assert await read_all(any_broker, topics.RATINGS) == []
+
+
+async def test_subscriber_sees_each_passed_version_of_its_index_once(
+    any_broker: Broker, producer: Producer
+) -> None:
+    for event in (
+        version("base-1", None),
+        version("adapter-1"),
+        version("adapter-1"),
+        version("adapter-2", "fail"),
+        version("other", index="elsewhere"),
+        version("adapter-3"),
+    ):
+        await producer.send_and_wait(topics.MODEL_VERSIONS, event)
+    seen = []
+    async with ModelSubscriber(any_broker.bootstrap_servers, prefix=any_broker.prefix) as models:
+        async with asyncio.timeout(20):
+            async for event in models:
+                seen.append(event.version)
+                if event.version == "adapter-3":
+                    break
+    assert seen == ["base-1", "adapter-1", "adapter-3"]
+
+
+async def test_subscriber_skips_bytes_that_it_cannot_read(any_broker: Broker, producer: Producer) -> None:
+    name = topics.MODEL_VERSIONS.name(any_broker.prefix)
+    raw = AIOKafkaProducer(bootstrap_servers=any_broker.bootstrap_servers)
+    await raw.start()
+    try:
+        await raw.send_and_wait(name, b"\xff\x00 not json", key=b"poison")
+    finally:
+        await raw.stop()
+    await producer.send_and_wait(topics.MODEL_VERSIONS, version("adapter-9"))
+    async with ModelSubscriber(any_broker.bootstrap_servers, prefix=any_broker.prefix) as models:
+        assert (await models.wait_for("adapter-9", timeout_seconds=20)).version == "adapter-9"
+
+
+async def test_exactly_the_offsets_of_a_range_are_read(any_broker: Broker, producer: Producer) -> None:
+    for number in range(20):
+        event = ResultClicked(
+            event_id=str(number), index="default", query_id="same", doc_id="d", clicked_at=codec.now()
+        )
+        await producer.send_and_wait(topics.CLICKS, event)
+    records = await read_all(any_broker, topics.CLICKS)
+    partition = records[0].partition
+    wanted = OffsetRange(topic=records[0].topic, partition=partition, start=5, end=12)
+    got: list[Record] = []
+    await read_range(any_broker.bootstrap_servers, wanted, on_record=got.append)
+    assert [r.offset for r in got] == list(range(5, 12))
+    beyond = OffsetRange(topic=records[0].topic, partition=partition, start=5, end=99)
+    with pytest.raises(BrokerError, match="not 5 to 99"):
+        await read_range(any_broker.bootstrap_servers, beyond, on_record=got.append)
+
+
+async def test_quarantine_keeps_the_bytes_the_place_and_the_reason(any_broker: Broker, producer: Producer) -> None:
+    record = Record(topic="x.clicks.v1", partition=2, offset=17, key=b"k", value=b"\xff\x00poison")
+    await producer.quarantine(
+        record, UnreadableMessageError("no readable JSON"), service="streams", index="default"
+    )
+    (letter,) = await read_all(any_broker, topics.DEAD_LETTERS)
+    event = codec.decode(letter.value, MessageQuarantined)
+    assert (event.topic, event.partition, event.offset) == ("x.clicks.v1", 2, 17)
+    assert (event.value, event.key) == (b"\xff\x00poison", b"k")
+    assert event.error == "UnreadableMessageError"
+
+
+async def test_a_broker_that_is_not_there_is_one_clear_error() -> None:
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1"):
+        await Producer("127.0.0.1:1").start()
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1"):
+        await list_topics("127.0.0.1:1")
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1"):
+        await Follower("127.0.0.1:1", [topics.CLICKS]).start()
