@@ -199,7 +199,7 @@ class ModelSubscriber:
         )
         self._index = index
         self._all_verdicts = all_verdicts
-        self._seen: set[str] = set()
+        self._seen: dict[str, ModelVersionPublished] = {}
 
     async def __aenter__(self) -> ModelSubscriber:
         await self._follower.start()
@@ -220,12 +220,18 @@ class ModelSubscriber:
                     continue
                 if event.index != self._index or event.version in self._seen:
                     continue
-                self._seen.add(event.version)
-                if self._all_verdicts or event.gate is None or event.gate.verdict == "pass":
+                self._seen[event.version] = event
+                if self._wanted(event):
                     yield event
+
+    def _wanted(self, event: ModelVersionPublished) -> bool:
+        return self._all_verdicts or event.gate is None or event.gate.verdict == "pass"
 
     async def wait_for(self, version: str, *, timeout_seconds: float) -> ModelVersionPublished:
         """The named version, once it is published. Raises TimeoutError."""
+        known = self._seen.get(version)
+        if known is not None and self._wanted(known):
+            return known
         async with asyncio.timeout(timeout_seconds):
             async for event in self:
                 if event.version == version:

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import stamina
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError
+from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from clickloop import codec, topics
 from clickloop.errors import BrokerError, MessageError
@@ -22,6 +24,9 @@ from clickloop.events import Message, MessageQuarantined, OffsetRange
 from clickloop.logs import logger
 
 M = TypeVar("M", bound=Message)
+
+START_SECONDS = 15.0
+"""A broker that has not answered a starting client by then is not there."""
 
 _LONGEST_KEY = 10_000
 
@@ -91,6 +96,26 @@ async def list_topics(bootstrap_servers: str) -> list[str]:
         await admin.close()
 
 
+async def _has_idempotence(bootstrap_servers: str) -> bool:
+    """Ask the broker for a producer id, as an idempotent producer would.
+
+    What a broker says of its versions is no answer: some list the request and fail it.
+    """
+    client = AIOKafkaClient(bootstrap_servers=bootstrap_servers, client_id="clickloop-probe")
+    request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=60_000)
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            await client.bootstrap()
+            response = await client.send(client.get_random_node(), request)
+    except (KafkaConnectionError, TimeoutError, OSError) as error:
+        raise _unreachable(bootstrap_servers, error) from None
+    except KafkaError:
+        return False
+    finally:
+        await client.close()
+    return int(response.error_code) == 0
+
+
 class Producer:
     """Sends messages to their topics. Idempotent where the broker supports it.
 
@@ -102,30 +127,28 @@ class Producer:
         self._prefix = prefix
         self._source = source
         self._producer: AIOKafkaProducer | None = None
+        self.idempotent = False
+        """The broker drops what a retry sends twice. Known once the producer is started."""
 
     async def start(self) -> None:
-        for idempotent in (True, False):
-            producer = AIOKafkaProducer(
-                bootstrap_servers=self._bootstrap_servers,
-                client_id=self._source.replace("/", "-"),
-                acks="all",
-                enable_idempotence=idempotent,
-                compression_type="lz4",
-                linger_ms=5,
-                max_request_size=2 * codec.MAX_MESSAGE_BYTES,
-            )
-            try:
-                async with asyncio.timeout(5 if idempotent else 15):
-                    await producer.start()
-            except (KafkaConnectionError, TimeoutError, KafkaError) as error:
-                await producer.stop()
-                if isinstance(error, KafkaConnectionError):
-                    raise _unreachable(self._bootstrap_servers, error) from None
-                if not idempotent:
-                    raise BrokerError(f"no producer at {self._bootstrap_servers}: {error!r}") from error
-                continue
-            self._producer = producer
-            return
+        """Raises BrokerError where no broker answers."""
+        self.idempotent = await _has_idempotence(self._bootstrap_servers)
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._bootstrap_servers,
+            client_id=self._source.replace("/", "-"),
+            acks="all",
+            enable_idempotence=self.idempotent,
+            compression_type="lz4",
+            linger_ms=5,
+            max_request_size=2 * codec.MAX_MESSAGE_BYTES,
+        )
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await producer.start()
+        except (KafkaError, TimeoutError) as error:
+            await producer.stop()
+            raise _unreachable(self._bootstrap_servers, error) from None
+        self._producer = producer
 
     async def stop(self) -> None:
         """Send what is buffered, then close."""

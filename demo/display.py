@@ -71,7 +71,7 @@ class PlainDisplay:
         if time.monotonic() - self._repeated < PLAIN_SECONDS:
             return
         self._repeated = time.monotonic()
-        lines = [f"{row.name} {_amount(row)}" for row in self._rows() if row.done or row.detail]
+        lines = [f"{row.name} {_amount(row)}" for row in self._rows() if row.done or row.total]
         if lines and lines != self._last:
             self.say("progress", ", ".join(lines))
             self._last = lines
@@ -114,7 +114,7 @@ class LiveDisplay:
 
 def _amount(row: Row) -> str:
     count = f"{row.done:,.0f}" + (f" of {row.total:,.0f}" if row.total else "")
-    return f"{count} {row.detail}".rstrip()
+    return f"{count} ({row.detail})" if row.detail else count
 
 
 def make_display(stream: TextIO, rows: Rows) -> Display:

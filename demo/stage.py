@@ -153,9 +153,16 @@ async def _start_stack(options: Options, processes: ProcessGroup) -> Place:
 
 
 def _streams_settings(options: Options) -> dict[str, str]:
+    """Production's rules at a demo's pace: one retrain, when the users have taught enough, and a quick rollout."""
     return {
         "CLICKLOOP_THRESHOLD": str(options.examples),
+        "CLICKLOOP_DRIFT_MIN_EXAMPLES": str(options.examples),
+        "CLICKLOOP_DRIFT_WINDOW_QUERIES": "250",
+        "CLICKLOOP_COOL_DOWN_SECONDS": "3600",
+        "CLICKLOOP_REPORT_SECONDS": "1",
         "CLICKLOOP_KINDS": ",".join(options.kinds),
+        "CLICKLOOP_ROLLOUT_STEPS": "20,100",
+        "CLICKLOOP_ROLLOUT_MIN_QUERIES": "40",
     }
 
 

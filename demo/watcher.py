@@ -71,7 +71,9 @@ class Watcher:
         """Until cancelled."""
         async with self._follower:
             while True:
-                for topic, record in await self._follower.batch(timeout_seconds=0.2, max_records=2000):
+                batch = await self._follower.batch(timeout_seconds=0.2, max_records=2000)
+                # Topics have no order among them; the loop's own is what a reader expects.
+                for topic, record in sorted(batch, key=lambda pair: WATCHED.index(pair[0])):
                     try:
                         message = codec.decode(record.value, *topic.types)
                     except MessageError:

@@ -155,3 +155,10 @@ async def test_a_broker_that_is_not_there_is_one_clear_error() -> None:
         await list_topics("127.0.0.1:1")
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1"):
         await Follower("127.0.0.1:1", [topics.CLICKS]).start()
+
+
+async def test_producers_are_idempotent_where_the_broker_gives_producer_ids(
+    any_broker: Broker, producer: Producer
+) -> None:
+    """The embedded broker lists the request and fails it; Apache Kafka answers it."""
+    assert producer.idempotent == (any_broker.kind == "kafka")
