@@ -15,7 +15,7 @@ import stamina
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError
+from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from clickloop import codec, topics
@@ -113,7 +113,9 @@ async def _has_idempotence(bootstrap_servers: str) -> bool:
         return False
     finally:
         await client.close()
-    return int(response.error_code) == 0
+    # A broker that has just started answers "not yet" where it will answer.
+    error = for_code(response.error_code)
+    return error is NoError or bool(error.retriable)
 
 
 class Producer:
