@@ -114,8 +114,8 @@ async def _has_idempotence(bootstrap_servers: str) -> bool:
     finally:
         await client.close()
     # A broker that has just started answers "not yet" where it will answer.
-    error = for_code(response.error_code)
-    return error is NoError or bool(error.retriable)
+    answer = for_code(response.error_code)
+    return answer is NoError or bool(answer.retriable)
 
 
 class Producer:

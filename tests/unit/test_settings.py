@@ -1,0 +1,117 @@
+"""Settings: flags over environment over file over defaults, and one line for a mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+from clickloop.errors import SettingsError
+from clickloop.settings import ArtifactSettings, Settings
+
+
+class ProbeSettings(ArtifactSettings):
+    table: ClassVar[str] = "probe"
+
+    port: int = Field(8080, ge=1, le=65_535, description="port to listen on")
+    kinds: list[str] = Field(["a"], description="a list, as JSON in the environment")
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("CONFIG", "PORT", "INDEX", "BOOTSTRAP_SERVERS", "KINDS", "REDIS_URL"):
+        monkeypatch.delenv(f"CLICKLOOP_{name}", raising=False)
+
+
+def test_defaults_hold_without_anything() -> None:
+    settings = ProbeSettings.load()
+    assert (settings.port, settings.index, settings.bootstrap_servers) == (8080, "default", "localhost:9092")
+
+
+def test_flag_beats_environment_beats_own_table_beats_top_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clickloop.toml").write_text(
+        'index = "top"\nredis_url = "redis://top"\n[probe]\nindex = "own"\nport = 1\n'
+    )
+    assert ProbeSettings.load().index == "own"
+    assert ProbeSettings.load().redis_url == "redis://top"
+    assert Settings.load().index == "top"
+    monkeypatch.setenv("CLICKLOOP_INDEX", "env")
+    assert ProbeSettings.load().index == "env"
+    assert ProbeSettings.load(index="flag", port=None).index == "flag"
+    assert ProbeSettings.load(port=None).port == 1
+
+
+def test_other_services_tables_and_their_shared_values_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "clickloop.toml").write_text("window_seconds = 5\n[streams]\nanything = 1\n[probe]\nport = 2\n")
+    assert ProbeSettings.load().port == 2
+
+
+def test_named_file_is_read_and_an_empty_name_means_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clickloop.toml").write_text("[probe]\nport = 3\n")
+    (tmp_path / "other.toml").write_text("[probe]\nport = 4\n")
+    monkeypatch.setenv("CLICKLOOP_CONFIG", str(tmp_path / "other.toml"))
+    assert ProbeSettings.load().port == 4
+    monkeypatch.setenv("CLICKLOOP_CONFIG", "")
+    assert ProbeSettings.load().port == 8080
+
+
+def one_line(call_with: dict[str, object]) -> str:
+    with pytest.raises(SettingsError) as caught:
+        ProbeSettings.load(**call_with)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named", "value"),
+    [
+        ({"port": 0}, "port", "0"),
+        ({"port": "http"}, "port", "http"),
+        ({"index": "My Index"}, "index", "My Index"),
+        ({"index": "a\n"}, "index", "a"),
+        ({"log_level": "LOUD"}, "log_level", "LOUD"),
+        ({"no_such": 1}, "no_such", "1"),
+    ],
+)
+def test_bad_value_is_named_with_its_setting_in_one_line(flags: dict[str, object], named: str, value: str) -> None:
+    message = one_line(flags)
+    assert f"setting {named}:" in message
+    assert value in message
+
+
+def test_bad_value_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLICKLOOP_PORT", "99999")
+    assert "setting port:" in one_line({})
+    monkeypatch.delenv("CLICKLOOP_PORT")
+    monkeypatch.setenv("CLICKLOOP_KINDS", "a,b")
+    assert "kinds" in one_line({})
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"port =", "no valid TOML"),
+        (b"\xff\xfe", "no valid TOML"),
+        (b"[probe]\nprot = 1\n", "'prot'"),
+        (b"probe = 3\n", "not a table"),
+        (b"[probe]\nport = 'x'\n", "setting port:"),
+    ],
+)
+def test_bad_file_is_named_in_one_line(content: bytes, part: str, tmp_path: Path) -> None:
+    (tmp_path / "clickloop.toml").write_bytes(content)
+    assert part in one_line({})
+
+
+def test_file_that_is_named_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLICKLOOP_CONFIG", str(tmp_path / "missing.toml"))
+    assert "missing.toml" in one_line({})
+
+
+def test_settings_do_not_change_once_loaded() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        ProbeSettings.load().port = 1  # type: ignore[misc]
