@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from clickloop import cli, codec, topics
-from clickloop.commands import Command, Promote, Reason, Retrain, Rollback
+from clickloop.commands import Command, ForgetUser, Pause, Promote, Reason, Retrain, Rollback
 from clickloop.errors import ArtifactError, ClickloopError, MessageError
 from clickloop.events import Message, MessageQuarantined, ModelVersionPublished, OffsetRange, VersionKind
 from clickloop.kafka import Follower, Producer, create_topics, end_offsets, list_topics
-from clickloop.model_store import ModelStore
+from clickloop.model_store import ModelStore, base_model_folder
 from clickloop.settings import ArtifactSettings, Settings
 
 M = TypeVar("M", bound=Message)
@@ -35,6 +35,9 @@ def add_to(app: typer.Typer) -> None:
     app.command("retrain")(retrain)
     app.command("rollback")(rollback)
     app.command("promote")(promote)
+    app.command("pause")(pause)
+    app.command("resume")(resume)
+    app.command("forget-user")(forget_user)
 
 
 def _settings(**flags: Any) -> Settings:
@@ -163,6 +166,24 @@ def models_verify(version: str, store_url: StoreUrl = None) -> None:
     typer.echo(f"{version}: {len(manifest.files)} files match their digests ({folder})")
 
 
+@models_app.command("publish-base")
+def models_publish_base(
+    base_model: Annotated[str | None, typer.Option(help="sentence-transformers name or folder.")] = None,
+    store_url: StoreUrl = None,
+    private_key: Annotated[
+        str, typer.Option(help="Ed25519 private key, base64, to sign with.", envvar="CLICKLOOP_PRIVATE_KEY")
+    ] = "",
+) -> None:
+    """Publish the base model into an empty store, before the services start. Signed, if a key is given."""
+    settings = cli.checked(lambda: ArtifactSettings.load(store_url=store_url, base_model=base_model))
+
+    def work() -> str:
+        store = ModelStore(settings.store_url, private_key=private_key)
+        return store.ensure_base(base_model_folder(settings.base_model), name=settings.base_model).uri
+
+    typer.echo(cli.checked(work))
+
+
 @letters_app.command("list")
 def letters_list(
     bootstrap_servers: cli.BootstrapServers = None,
@@ -217,9 +238,15 @@ def letters_replay(
     typer.echo(f"sent again to {event.topic}")
 
 
-async def _wish(settings: Settings, topic: topics.Topic, command: Command) -> None:
-    async with Producer(settings.bootstrap_servers, prefix=settings.topic_prefix, source="cli") as producer:
-        await producer.send_and_wait(topic, command)
+def _wish(settings: Settings, topic: topics.Topic, command: Command) -> None:
+    """Send a command and wait until the broker has it."""
+
+    async def send() -> None:
+        async with Producer(settings.bootstrap_servers, prefix=settings.topic_prefix, source="cli") as producer:
+            await producer.send_and_wait(topic, command)
+
+    cli.finish(send())
+    typer.echo(f"{type(command).__name__} {command.command_id} sent")
 
 
 def retrain(
@@ -234,31 +261,32 @@ def retrain(
     settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
     kinds = _kinds(kind or ["adapter", "query_encoder"])
 
-    async def work() -> Retrain:
-        name = topics.TRAINING_EXAMPLES.name(settings.topic_prefix)
-        ranges = [
-            OffsetRange(topic=name, partition=partition, start=first, end=end)
-            for partition, (first, end) in sorted((await end_offsets(settings.bootstrap_servers, name)).items())
-            if end > first
-        ]
-        if not ranges:
-            raise ClickloopError(f"{name} holds no examples yet")
-        command = Retrain(
-            command_id=codec.new_id(),
-            index=settings.index,
-            issued_at=codec.now(),
-            kinds=kinds,
-            ranges=ranges,
-            parent=parent,
-            budget_seconds=budget_seconds,
-            reason=Reason(policies=["manual"], text="asked for by an operator"),
-        )
-        await _wish(settings, topics.RETRAIN_COMMANDS, command)
-        return command
-
-    command = cli.finish(work())
+    command = Retrain(
+        command_id=codec.new_id(),
+        index=settings.index,
+        issued_at=codec.now(),
+        kinds=kinds,
+        ranges=cli.finish(_all_examples(settings)),
+        parent=parent,
+        budget_seconds=budget_seconds,
+        reason=Reason(policies=["manual"], text="asked for by an operator"),
+    )
+    _wish(settings, topics.RETRAIN_COMMANDS, command)
     total = sum(r.end - r.start for r in command.ranges)
-    typer.echo(f"retrain {command.command_id}: {', '.join(command.kinds)} on {total} messages")
+    typer.echo(f"{', '.join(command.kinds)} on {total} messages")
+
+
+async def _all_examples(settings: Settings) -> list[OffsetRange]:
+    name = topics.TRAINING_EXAMPLES.name(settings.topic_prefix)
+    offsets = await end_offsets(settings.bootstrap_servers, name)
+    ranges = [
+        OffsetRange(topic=name, partition=partition, start=first, end=end)
+        for partition, (first, end) in sorted(offsets.items())
+        if end > first
+    ]
+    if not ranges:
+        raise ClickloopError(f"{name} holds no examples yet")
+    return ranges
 
 
 def _kinds(names: list[str]) -> list[VersionKind]:
@@ -278,11 +306,7 @@ def rollback(
 ) -> None:
     """Give all traffic back to an earlier version."""
     settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
-    command = Rollback(
-        command_id=codec.new_id(), index=settings.index, issued_at=codec.now(), reason=reason, version=version
-    )
-    cli.finish(_wish(settings, topics.COMMANDS, command))
-    typer.echo(f"rollback {command.command_id} sent")
+    _wish(settings, topics.COMMANDS, Rollback(**_head(settings), reason=reason, version=version))
 
 
 def promote(
@@ -294,8 +318,42 @@ def promote(
 ) -> None:
     """Give all traffic to a version now."""
     settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
-    command = Promote(
-        command_id=codec.new_id(), index=settings.index, issued_at=codec.now(), reason=reason, version=version
-    )
-    cli.finish(_wish(settings, topics.COMMANDS, command))
-    typer.echo(f"promote {command.command_id} sent")
+    _wish(settings, topics.COMMANDS, Promote(**_head(settings), version=version, reason=reason))
+
+
+def pause(
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Stop automatic retraining and rollout of the index."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    _wish(settings, topics.COMMANDS, Pause(**_head(settings), paused=True, reason=reason))
+
+
+def resume(
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Let automatic retraining and rollout go on."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    _wish(settings, topics.COMMANDS, Pause(**_head(settings), paused=False, reason=reason))
+
+
+def forget_user(
+    split_key: Annotated[str, typer.Argument(help="The user's or session's split key, as the app sends it.")],
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Form no more examples from what this user does."""
+    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    _wish(settings, topics.COMMANDS, ForgetUser(**_head(settings), split_key=split_key))
+
+
+def _head(settings: Settings) -> dict[str, Any]:
+    """What every command begins with."""
+    return {"command_id": codec.new_id(), "index": settings.index, "issued_at": codec.now()}

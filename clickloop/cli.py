@@ -6,7 +6,6 @@ So this module knows no service, and ``clickloop --help`` loads neither torch no
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections.abc import Callable, Coroutine
 from importlib.metadata import entry_points
@@ -17,6 +16,7 @@ from typer.exceptions import TyperException
 
 from clickloop import __version__
 from clickloop.errors import ClickloopError, SettingsError
+from clickloop.logs import configure_logs
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ def main() -> None:
 def run(program: typer.Typer) -> int:
     """Run a command line and return its exit code; usage errors are one line, without the frame around them."""
     # aiokafka logs on its own what our errors say once.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    configure_logs("cli", level="ERROR", kafka_level="CRITICAL")
     try:
         code = program(standalone_mode=False)
     except TyperException as error:

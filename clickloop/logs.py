@@ -10,8 +10,10 @@ import orjson
 import structlog
 
 
-def configure_logs(service: str, *, level: str = "INFO", fmt: str = "console") -> None:
-    """Call once at a process's start. Third-party loggers go through at WARNING and above."""
+def configure_logs(
+    service: str, *, level: str = "INFO", fmt: str = "console", kafka_level: str = "WARNING"
+) -> None:
+    """Call at a process's start. Other libraries' loggers go through at WARNING, aiokafka's at ``kafka_level``."""
     renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     if fmt == "json":
         renderer = structlog.processors.JSONRenderer(
@@ -30,6 +32,7 @@ def configure_logs(service: str, *, level: str = "INFO", fmt: str = "console") -
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
+    logging.getLogger("aiokafka").setLevel(kafka_level)
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
