@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -24,6 +24,9 @@ Headers = list[tuple[str, bytes]]
 
 MAX_MESSAGE_BYTES = 1_000_000
 """Kafka's own default limit; what is larger is refused before it is parsed."""
+
+FIRST_YEAR, LAST_YEAR = 1970, 8999
+"""Times outside of it are refused: conversions to other zones and to seconds would fail on them."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -57,6 +60,29 @@ def pretty(value: msgspec.Struct) -> str:
 
 
 @cache
+def _time_fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the fields that hold a time, and of those that hold a structure with times in it."""
+    hints = get_type_hints(kind)
+    times = tuple(name for name, hint in hints.items() if hint is datetime or datetime in get_args(hint))
+    parts = tuple(
+        name
+        for name, hint in hints.items()
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct) and any(_time_fields(hint))
+    )
+    return times, parts
+
+
+def _check_times(value: msgspec.Struct) -> None:
+    times, parts = _time_fields(type(value))
+    for name in times:
+        moment = getattr(value, name)
+        if moment is not None and not FIRST_YEAR <= moment.year <= LAST_YEAR:
+            raise InvalidMessageError(f"{name} is in the year {moment.year}, not in {FIRST_YEAR} to {LAST_YEAR}")
+    for name in parts:
+        _check_times(getattr(value, name))
+
+
+@cache
 def _decoder(types: tuple[type[Message], ...]) -> msgspec.json.Decoder[Any]:
     wanted: Any = types[0]
     for other in types[1:]:
@@ -81,6 +107,7 @@ def decode(value: bytes | None, *types: type[M]) -> M:
         raise InvalidMessageError(f"not a valid {_names(types)}: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableMessageError(f"no readable JSON: {error}") from None
+    _check_times(message)
     return message
 
 

@@ -25,6 +25,8 @@ from clickloop.logs import logger
 
 M = TypeVar("M", bound=Message)
 
+FETCH_WAIT_MS = 100
+"""A broker answers as soon as there is data, but the embedded one looks only at fractions of this."""
 START_SECONDS = 15.0
 """A broker that has not answered a starting client by then is not there."""
 
@@ -249,6 +251,7 @@ class Follower:
             bootstrap_servers=self._bootstrap_servers,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
             max_partition_fetch_bytes=4 * codec.MAX_MESSAGE_BYTES,
         )
         try:
@@ -331,6 +334,7 @@ async def group_consumer(
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
+        fetch_max_wait_ms=FETCH_WAIT_MS,
         session_timeout_ms=int(session_timeout_seconds * 1000),
         heartbeat_interval_ms=int(session_timeout_seconds * 1000 / 3),
         max_poll_interval_ms=24 * 60 * 60 * 1000,

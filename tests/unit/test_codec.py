@@ -151,3 +151,12 @@ def test_new_ids_are_uuids_of_version_7_and_differ() -> None:
     assert identity.version == 7
     assert identity.variant == "specified in RFC 4122"
     assert before <= identity.int >> 80 <= time.time_ns() // 1_000_000
+
+
+@pytest.mark.parametrize(
+    "moment", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00", "1969-12-31T23:59:59Z"]
+)
+def test_times_that_arithmetic_would_fail_on_are_refused(moment: str) -> None:
+    value = f'{{"event_id":"e","index":"i","query_id":"q","doc_id":"d","clicked_at":"{moment}"}}'.encode()
+    with pytest.raises(InvalidMessageError, match="clicked_at is in the year"):
+        codec.decode(value, ResultClicked)

@@ -1,0 +1,67 @@
+"""``clickloop streams``: the worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from clickloop.cli import BootstrapServers, Index, TopicPrefix
+from clickloop.errors import SettingsError
+from clickloop.service import USAGE, run_service
+
+
+def command(
+    bootstrap_servers: BootstrapServers = None,
+    topic_prefix: TopicPrefix = None,
+    index: Index = None,
+    threshold: Annotated[
+        int | None, typer.Option(help="New examples that are enough for a retrain.", show_default="100")
+    ] = None,
+    kinds: Annotated[
+        str | None,
+        typer.Option(help="Rungs to train, in order, comma-separated.", show_default="adapter,query_encoder"),
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics for Prometheus.", show_default="none")
+    ] = None,
+) -> None:
+    """Join queries with clicks and ratings, measure drift, trigger retraining, roll versions out."""
+    from streams.settings import StreamsSettings
+
+    try:
+        settings = StreamsSettings.load(
+            bootstrap_servers=bootstrap_servers,
+            topic_prefix=topic_prefix,
+            index=index,
+            threshold=threshold,
+            kinds=kinds,
+            metrics_port=metrics_port,
+        )
+    except SettingsError as error:
+        typer.echo(f"clickloop streams: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+
+    from streams.app import build_app
+
+    async def main(stop: asyncio.Event) -> None:
+        if settings.metrics_port:
+            _serve_metrics(settings.metrics_port)
+        await build_app(settings).run(stop)
+
+    sys.exit(run_service("streams", settings, main))
+
+
+def _serve_metrics(port: int) -> None:
+    from prometheus_client import start_http_server
+
+    try:
+        start_http_server(port)
+    except OSError as error:
+        raise SettingsError(f"metrics_port {port}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    typer.run(command)

@@ -1,0 +1,438 @@
+"""The whole topology: which topic feeds which rule feeds which topic.
+
+    queries, clicks, ratings ──▶ Partition (join, trust, examples) ──▶ training-examples
+                                     └── every few seconds ──────────▶ drift-reports
+    drift-reports, training-runs, retrain-commands, commands ──▶ Trigger ──▶ retrain-commands
+    model-versions, node-status, traffic-splits, drift-reports, commands ──▶ Rollout ──▶ traffic-splits
+    what can't be used, of any of them ──▶ dead-letters
+
+An agent decodes, calls the rule, and sends what comes out. The log is the state: see ``streams/batches.py`` for
+what is committed when. Partition n of the feedback is one worker's; whoever has partition 0 is also trigger and
+rollout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import faust
+from faust.types import TP
+
+from clickloop import codec, topics
+from clickloop.commands import ForgetUser, Retrain
+from clickloop.errors import BrokerError, ClickloopError, InvalidMessageError, MessageError
+from clickloop.events import ExampleFormed, Message, OffsetRange, QueryServed, SplitChanged
+from clickloop.kafka import Follower, Producer, Record, create_topics
+from clickloop.logs import logger
+from streams import metrics
+from streams.batches import Batch, BatchTransport, Handled, KafkaError
+from streams.control import CONTROL, Control
+from streams.dead_letters import DeadLetterLimit
+from streams.partition import INPUTS, Effects, Partition
+from streams.settings import StreamsSettings
+from streams.trigger import NotNow
+
+T = TypeVar("T")
+
+FEEDBACK = (topics.QUERIES, topics.CLICKS, topics.RATINGS)
+CONTROL_PARTITION = 0
+TICK_SECONDS = 0.25
+START_SECONDS = 60.0
+STOP_SECONDS = 8.0
+QUEUED_BATCHES = 16
+"""Batches that may wait for an agent; then fetching pauses."""
+
+
+def build_app(settings: StreamsSettings) -> StreamsApp:
+    """The Faust app with its agents and timer. Call it inside the event loop that is to run it."""
+    app = faust.App(
+        f"{settings.topic_prefix}-streams-{settings.index}",
+        broker=[f"aiokafka://{server.strip()}" for server in settings.bootstrap_servers.split(",")],
+        store="memory://",
+        web_enabled=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        table_standby_replicas=0,
+        consumer_auto_offset_reset="earliest",
+        stream_wait_empty=False,
+        stream_buffer_maxsize=QUEUED_BATCHES,
+        broker_session_timeout=settings.session_timeout_seconds,
+        broker_heartbeat_interval=settings.session_timeout_seconds / 3,
+        broker_commit_interval=1.0,
+        broker_max_poll_interval=24 * 3600.0,
+    )
+    app.transport = BatchTransport(app.conf.broker_consumer, app)
+    streams = StreamsApp(app, settings)
+
+    def batches_of(wanted: Sequence[topics.Topic]) -> Any:
+        names = [topic.name(settings.topic_prefix) for topic in wanted]
+        return app.topic(*names, key_serializer="raw", value_serializer="raw")
+
+    @app.agent(batches_of(FEEDBACK), name="feedback")  # type: ignore[untyped-decorator]
+    async def feedback(batches: AsyncIterator[Batch]) -> None:
+        async for batch in batches:
+            async with streams.loud("feedback"):
+                await streams.on_feedback(batch)
+
+    @app.agent(batches_of(CONTROL), name="control")  # type: ignore[untyped-decorator]
+    async def control(batches: AsyncIterator[Batch]) -> None:
+        async for batch in batches:
+            async with streams.loud("control"):
+                await streams.on_control(batch)
+
+    @app.timer(TICK_SECONDS)  # type: ignore[untyped-decorator]
+    async def tick() -> None:
+        async with streams.loud("tick"):
+            await streams.tick()
+
+    return streams
+
+
+class StreamsApp:
+    """One worker: the rules' state for the partitions that it owns, and what they send."""
+
+    def __init__(self, app: faust.App, settings: StreamsSettings) -> None:
+        where, prefix = settings.bootstrap_servers, settings.topic_prefix
+        self._app = app
+        self._settings = settings
+        self._topics = {topic.name(prefix): topic for topic in (*FEEDBACK, *CONTROL)}
+        self._producer = Producer(where, prefix=prefix, source=f"clickloop/streams/{settings.index}")
+        self._handled = Handled(where, group=f"{app.conf.id}-handled")
+        self._follower = Follower(where, [topics.COMMANDS], prefix=prefix)
+        self._limit = DeadLetterLimit(settings.dead_letters_per_minute)
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lock = asyncio.Lock()
+        self._generation = -1
+        self._partitions: dict[int, Partition] = {}
+        self._feeds: dict[int, tuple[metrics.CounterFeed, metrics.CounterFeed]] = {}
+        self._next_report: dict[int, float] = {}
+        self._control: Control | None = None
+        self._forgotten: set[str] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set. Raises ClickloopError where it can't go on."""
+        settings = self._settings
+        await create_topics(
+            settings.bootstrap_servers,
+            prefix=settings.topic_prefix,
+            partitions=settings.partitions,
+            replication_factor=settings.replication_factor,
+        )
+        async with self._producer, self._follower, self._handled, contextlib.AsyncExitStack() as stack:
+            while not await self._follower.caught_up():
+                await self._read_forgotten()
+            following = asyncio.create_task(self._follow_forgotten())
+            stack.callback(following.cancel)
+            stack.push_async_callback(self._stop_app)
+            await self._start_app()
+            logger().info("streams ready", index=settings.index)
+            await self._wait(stop)
+
+    async def _start_app(self) -> None:
+        self._app.finalize()
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._app.start()
+        except TimeoutError:
+            raise BrokerError(f"no start within {START_SECONDS:.0f} s: does the broker answer?") from None
+
+    async def _stop_app(self) -> None:
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._app.stop()
+        except TimeoutError:
+            # Nothing is lost: what was not committed is read again.
+            logger().warning("faust did not stop in time", seconds=STOP_SECONDS)
+
+    async def _wait(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            if self._failure.done():
+                self._failure.result()
+            if self._app.crash_reason is not None:
+                raise ClickloopError(f"the worker crashed: {self._app.crash_reason!r}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 0.2)
+
+    @contextlib.asynccontextmanager
+    async def loud(self, name: str) -> AsyncIterator[None]:
+        """An error ends the worker. Faust would acknowledge what an agent failed on, and go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the worker's outermost edge: told, and the process ends
+            logger().exception("rule failed", agent=name)
+            self._fail(ClickloopError(f"the streams worker failed in {name!r}: {error!r}"))
+            await asyncio.get_running_loop().create_future()
+
+    def _fail(self, error: ClickloopError) -> None:
+        if not self._failure.done():
+            self._failure.set_exception(error)
+
+    # Feedback: queries, clicks, ratings → training-examples.
+
+    async def on_feedback(self, batch: Batch) -> None:
+        async with self._lock:
+            if not await self._enter(batch.generation):
+                return
+            partition = self._partitions.get(batch.partition)
+            if partition is None:
+                return
+            topic, now = self._topics[batch.topic], time.time()
+            examples: list[ExampleFormed] = []
+            log_time = 0.0
+            for record, appended in batch:
+                log_time = min(appended, now)
+                effects = await self._apply(partition, topic, record, log_time, now)
+                examples.extend(effects.examples)
+            await self._send_examples(partition, examples)
+            partition.applied(topic.suffix, batch.records[0].offset, batch.next_offset, log_time=log_time)
+            metrics.EVENTS.labels(topic.suffix).inc(len(batch.records))
+
+    async def _apply(
+        self, partition: Partition, topic: topics.Topic, record: Record, log_time: float, now: float
+    ) -> Effects:
+        live = partition.is_live(topic.suffix, record.offset)
+        try:
+            event: Any = codec.decode(record.value, *topic.types)
+        except MessageError as error:
+            await self._quarantine(record, error, live=live)
+            return Effects()
+        if event.index != self._settings.index:
+            return Effects()
+        if isinstance(event, QueryServed):
+            effects = partition.query(event, offset=record.offset, log_time=log_time, now=now)
+        else:
+            effects = partition.feedback(event, offset=record.offset, log_time=log_time, now=now, source=record)
+        for source, reason in effects.impossible:
+            await self._quarantine(source, InvalidMessageError(reason), live=True)
+        return effects
+
+    async def _send_examples(self, partition: Partition, examples: Sequence[ExampleFormed]) -> None:
+        if not examples:
+            return
+
+        async def send() -> list[Any]:
+            topic, number = topics.TRAINING_EXAMPLES, partition.number
+            acks = [await self._producer.send(topic, example, partition=number) for example in examples]
+            return await asyncio.gather(*acks)
+
+        offsets = [ack.offset for ack in await self._until_sent("examples", send)]
+        partition.sent(
+            OffsetRange(
+                topic=topics.TRAINING_EXAMPLES.name(self._settings.topic_prefix),
+                partition=partition.number,
+                start=min(offsets),
+                end=max(offsets) + 1,
+            )
+        )
+        for example in examples:
+            metrics.EXAMPLES.labels(example.label).inc()
+
+    # Control: everything else → retrain-commands, traffic-splits.
+
+    async def on_control(self, batch: Batch) -> None:
+        async with self._lock:
+            if not await self._enter(batch.generation) or self._control is None:
+                return
+            control, topic = self._control, self._topics[batch.topic]
+            for record, appended in batch:
+                live = control.is_live(topic, record.offset)
+                if record.value is None and "compact" in topic.cleanup:
+                    continue
+                try:
+                    message = codec.decode(record.value, *topic.types)
+                except MessageError as error:
+                    await self._quarantine(record, error, live=live)
+                    continue
+                if message.index == self._settings.index:  # type: ignore[attr-defined]
+                    control.hear(message, offset=record.offset, appended=appended, live=live)
+            control.next_offsets[topic] = batch.next_offset
+            metrics.EVENTS.labels(topic.suffix).inc(len(batch.records))
+
+    # Time: reports, decisions, what is committed.
+
+    async def tick(self) -> None:
+        for number in list(self._partitions) or [CONTROL_PARTITION]:
+            async with self._lock:
+                if not await self._enter(self._consumer.ready_generation):
+                    return
+                if number in self._partitions:
+                    await self._tick_partition(self._partitions[number], time.time())
+        async with self._lock:
+            if self._control is not None and await self._enter(self._consumer.ready_generation):
+                await self._tick_control(self._control, time.time())
+
+    async def _tick_partition(self, partition: Partition, now: float) -> None:
+        number = partition.number
+        caught_up = {suffix for suffix in INPUTS if self._caught_up(partition, suffix)}
+        partition.close(caught_up, now)
+        if now >= self._next_report.get(number, 0.0):
+            self._next_report[number] = now + self._settings.report_seconds
+            await self._report(partition, now)
+        for suffix, offset in partition.low_water().items():
+            self._app.transport.low_water[self._tp(suffix, number)] = offset
+        joined, distrusted = self._feeds[number]
+        joined.tell(partition.join.counts)
+        distrusted.tell(partition.trust.counts)
+        metrics.OPEN_IMPRESSIONS.labels(str(number)).set(partition.join.open_impressions)
+        metrics.WAITING.labels(str(number)).set(partition.join.waiting)
+
+    async def _report(self, partition: Partition, now: float) -> None:
+        report = partition.report(now)
+        if report is None:
+            return
+        await self._send(topics.DRIFT_REPORTS, report.event)
+        await self._commit_handled(
+            {self._tp(suffix, partition.number): offset for suffix, offset in report.handled.items()}
+        )
+        metrics.observe_report(report.event)
+
+    async def _tick_control(self, control: Control, now: float) -> None:
+        partitions = {topic: self._tp(topic.suffix, CONTROL_PARTITION) for topic in CONTROL}
+        starts = {topic: self._consumer.starts[tp] for topic, tp in partitions.items()}
+        ends = {topic: self._consumer.ends[tp] for topic, tp in partitions.items()}
+        if not control.caught_up(starts, ends):
+            return
+        for split in control.follow_wishes(now):
+            await self._change_split(control, split)
+        next_split = control.rollout.decide(now)
+        if next_split is not None:
+            await self._change_split(control, next_split)
+        wish = control.trigger.decide(now)
+        if isinstance(wish, Retrain):
+            await self._send(topics.RETRAIN_COMMANDS, wish)
+            control.trigger.retrain(wish)
+            logger().info("retrain", command=wish.command_id, reason=wish.reason.text)
+            for policy in wish.reason.policies:
+                metrics.COMMANDS.labels(policy).inc()
+        elif isinstance(wish, NotNow):
+            control.say_once(wish.reason)
+        metrics.NEW_EXAMPLES.set(control.trigger.new_examples)
+        for topic, offset in control.low_water().items():
+            self._app.transport.low_water[self._tp(topic.suffix, CONTROL_PARTITION)] = offset
+        handled = control.newly_handled()
+        if handled:
+            await self._commit_handled(
+                {self._tp(t.suffix, CONTROL_PARTITION): offset for t, offset in handled.items()}
+            )
+
+    async def _change_split(self, control: Control, split: SplitChanged) -> None:
+        await self._send(topics.TRAFFIC_SPLITS, split)
+        control.rollout.split(split)
+        metrics.SPLITS.inc()
+        logger().info("split", split=split.split_id, reason=split.reason)
+
+    # What a generation of the consumer group owns.
+
+    async def _enter(self, generation: int) -> bool:
+        """Make ``generation`` the current one. False for a past one: its batches are read again by their owner."""
+        if generation < self._generation or generation < 0:
+            return False
+        if generation == self._generation:
+            return True
+        if self._consumer.ready_generation != generation:
+            return False
+        owned = set(self._consumer.starts)
+        numbers = sorted(
+            {tp.partition for tp in owned if tp.topic == FEEDBACK[0].name(self._settings.topic_prefix)}
+        )
+        handled = await self._handled.read(owned)
+        self._generation = generation
+        self._app.transport.low_water.clear()
+        self._next_report.clear()
+        now = time.time()
+        self._partitions = {
+            number: Partition(
+                number,
+                self._settings,
+                handled={suffix: handled[self._tp(suffix, number)] for suffix in INPUTS},
+                forgotten=self._forgotten,
+                now=now,
+            )
+            for number in numbers
+        }
+        self._feeds = {
+            number: (metrics.CounterFeed(metrics.FEEDBACK), metrics.CounterFeed(metrics.DISTRUSTED))
+            for number in numbers
+        }
+        control = {topic: self._tp(topic.suffix, CONTROL_PARTITION) for topic in CONTROL}
+        self._control = (
+            Control(self._settings, handled={topic: handled[tp] for topic, tp in control.items()})
+            if all(tp in owned for tp in control.values())
+            else None
+        )
+        logger().info(
+            "partitions assigned", partitions=numbers, generation=generation, control=bool(self._control)
+        )
+        return True
+
+    def _caught_up(self, partition: Partition, suffix: str) -> bool:
+        """Nothing of this input is left to read, as far as the last fetch knows."""
+        tp = self._tp(suffix, partition.number)
+        read = partition.next_offset(suffix)
+        position = self._consumer.starts.get(tp, 0) if read is None else read
+        end = self._consumer.highwater(tp)
+        return end is not None and position >= end
+
+    def _tp(self, suffix: str, partition: int) -> TP:
+        return TP(f"{self._settings.topic_prefix}.{suffix}.v1", partition)
+
+    @property
+    def _consumer(self) -> Any:
+        return self._app.consumer
+
+    # Sending. A broker that is away is waited for: nothing is committed meanwhile.
+
+    async def _send(self, topic: topics.Topic, message: Message) -> None:
+        await self._until_sent(topic.suffix, lambda: self._producer.send_and_wait(topic, message))
+
+    async def _commit_handled(self, offsets: dict[TP, int]) -> None:
+        try:
+            await self._handled.commit(offsets)
+        except KafkaError as error:
+            logger().warning("progress not committed", reason=repr(error))
+
+    async def _quarantine(self, record: Record, error: MessageError, *, live: bool) -> None:
+        if not live:
+            return
+        if self._limit.exceeded_by_one_more(time.time()):
+            self._fail(
+                ClickloopError(
+                    f"more than {self._settings.dead_letters_per_minute} unusable messages a minute, the last "
+                    f"one at {record.topic}/{record.partition}/{record.offset}: {error}; "
+                    "setting dead_letters_per_minute allows more"
+                )
+            )
+            # The process is about to end; until then nothing more may be drained, nor acknowledged.
+            await asyncio.get_running_loop().create_future()
+        await self._until_sent(
+            "dead letter",
+            lambda: self._producer.quarantine(record, error, service="streams", index=self._settings.index),
+        )
+        metrics.QUARANTINED.labels(self._topics[record.topic].suffix, type(error).__name__).inc()
+
+    async def _until_sent(self, what: str, send: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await send()
+            except (KafkaError, BrokerError) as error:
+                logger().warning("not sent, trying again", what=what, reason=repr(error))
+                await asyncio.sleep(1.0)
+
+    # Users who asked to be forgotten: every worker must know all of them.
+
+    async def _follow_forgotten(self) -> None:
+        while True:
+            await self._read_forgotten()
+
+    async def _read_forgotten(self) -> None:
+        for _, record in await self._follower.batch(timeout_seconds=1.0):
+            with contextlib.suppress(MessageError):  # the control agent quarantines it
+                command = codec.decode(record.value, *topics.COMMANDS.types)
+                if isinstance(command, ForgetUser) and command.index == self._settings.index:
+                    self._forgotten.add(command.split_key)
+                    for partition in self._partitions.values():
+                        partition.join.forget(command.split_key)

@@ -1,0 +1,50 @@
+"""What Prometheus sees of the stream rules. Names begin with ``clickloop_``."""
+
+from __future__ import annotations
+
+from collections import Counter as Counts
+from collections.abc import Mapping
+
+from prometheus_client import Counter, Gauge
+
+from clickloop.events import DriftMeasured
+
+EVENTS = Counter("clickloop_streams_events", "Messages read and decoded", ["topic"])
+EXAMPLES = Counter("clickloop_examples", "Examples sent, revisions included", ["label"])
+FEEDBACK = Counter(
+    "clickloop_feedback", "Clicks and ratings by what became of them (joined, late, duplicate ...)", ["fate"]
+)
+DISTRUSTED = Counter("clickloop_distrusted", "Feedback that a trust rule took weight from", ["rule"])
+QUARANTINED = Counter("clickloop_quarantined", "Messages sent to dead-letters", ["topic", "error"])
+OPEN_IMPRESSIONS = Gauge("clickloop_open_impressions", "Impressions within their window", ["partition"])
+WAITING = Gauge("clickloop_waiting_feedback", "Feedback that waits for its query", ["partition"])
+DRIFT = Gauge("clickloop_drift", "A detector's latest figure", ["detector", "partition"])
+DRIFT_P_VALUE = Gauge("clickloop_drift_p_value", "A detector's latest p-value", ["detector", "partition"])
+DRIFT_EXCEEDED = Counter("clickloop_drift_exceeded", "Windows that a detector found different", ["detector"])
+REPORTS = Counter("clickloop_drift_reports", "Drift reports sent")
+NEW_EXAMPLES = Gauge("clickloop_new_examples", "Examples that no retrain command covers yet")
+COMMANDS = Counter("clickloop_retrain_commands", "Retrain commands sent", ["policy"])
+SPLITS = Counter("clickloop_splits", "Splits sent")
+
+
+def observe_report(report: DriftMeasured) -> None:
+    REPORTS.inc()
+    partition = str(report.partition)
+    for m in report.measurements:
+        DRIFT.labels(m.detector, partition).set(m.value)
+        if m.p_value is not None:
+            DRIFT_P_VALUE.labels(m.detector, partition).set(m.p_value)
+        DRIFT_EXCEEDED.labels(m.detector).inc(int(m.exceeded))
+
+
+class CounterFeed:
+    """Brings a rule's own counts, which only grow, over to a Prometheus counter."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._told: Counts[str] = Counts()
+
+    def tell(self, counts: Mapping[str, int]) -> None:
+        for name, count in counts.items():
+            self._counter.labels(name).inc(count - self._told[name])
+            self._told[name] = count

@@ -1,0 +1,293 @@
+"""All rules of one partition in the order in which they act: join, trust, examples, counts, drift.
+
+A partition's state is built from the log alone. After a restart it is built again from the oldest open impression
+on; records whose effects are in the log already (their offset lies below ``handled``) change the state
+silently, and have no further effect.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from clickloop import topics
+from clickloop.events import (
+    DriftMeasured,
+    ExampleFormed,
+    OffsetRange,
+    QueryServed,
+    ResultClicked,
+    ResultRated,
+)
+from streams.buffer import Counts, merge_ranges
+from streams.drift import Detector, DriftWatch, Sample
+from streams.examples import Feedback, NoPositionBias, PositionBias, changed_examples
+from streams.join import Arrival, Impression, Join, Joined
+from streams.settings import StreamsSettings
+from streams.trust import Trust
+
+INPUTS = (topics.QUERIES.suffix, topics.CLICKS.suffix, topics.RATINGS.suffix)
+
+
+GRACE_SECONDS = 5.0
+"""A fetch may be that late: a topic counts as read up to so long ago where nothing is left to read in it."""
+BLOCK_SECONDS = 1.0
+
+
+class _Input:
+    """How far one input has been read, and which offsets came when, to a second or a batch."""
+
+    def __init__(self) -> None:
+        self.next_offset: int | None = None
+        self.log_time = 0.0
+        self._blocks: deque[tuple[int, float, float]] = deque()
+        """First offset, first and last append time."""
+
+    def applied(self, first_offset: int, next_offset: int, log_time: float) -> None:
+        self.next_offset = next_offset
+        self.log_time = max(self.log_time, log_time)
+        if self._blocks and self.log_time - self._blocks[-1][1] < BLOCK_SECONDS:
+            offset, since, _ = self._blocks.pop()
+            self._blocks.append((offset, since, self.log_time))
+        else:
+            self._blocks.append((first_offset, self.log_time, self.log_time))
+
+    def first_offset_since(self, log_time: float) -> int:
+        """An offset at or below the first one that was appended at ``log_time`` or later."""
+        while self._blocks and self._blocks[0][2] < log_time:
+            self._blocks.popleft()
+        return self._blocks[0][0] if self._blocks else self.next_offset or 0
+
+
+@dataclass(slots=True)
+class Effects:
+    """What one record brings about."""
+
+    examples: list[ExampleFormed] = field(default_factory=list)
+    impossible: list[tuple[Any, str]] = field(default_factory=list)
+    """The sources of feedback that can't have happened, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A drift report, and how far the inputs' effects are in the log once it is."""
+
+    event: DriftMeasured
+    handled: dict[str, int]
+
+
+class Partition:
+    """The state of partition ``number`` of queries, clicks and ratings.
+
+    ``handled`` maps each input's suffix to the offset below which its records have had their effects.
+    ``forgotten`` is the live set of split keys whose users asked to be forgotten. ``now`` is seconds since the
+    epoch.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        settings: StreamsSettings,
+        *,
+        handled: Mapping[str, int],
+        forgotten: Set[str],
+        now: float,
+        detectors: tuple[Detector, ...] | None = None,
+    ) -> None:
+        self.number = number
+        self._settings = settings
+        self._forgotten = forgotten
+        self.join = Join(window=settings.window_seconds, max_open=settings.max_open_impressions)
+        self.trust = Trust(
+            min_click_seconds=settings.min_click_seconds, clicks_per_minute=settings.clicks_per_minute
+        )
+        self._bias = (
+            PositionBias(settings.propensity_clip)
+            if settings.position_bias == "inverse_rank"
+            else NoPositionBias()
+        )
+        self._watch = DriftWatch(detectors=detectors, seed=number)
+        self._handled = {suffix: handled.get(suffix, 0) for suffix in INPUTS}
+        self._inputs = {suffix: _Input() for suffix in INPUTS}
+        self._watermark = 0.0
+        self._counts = Counts()
+        self._ranges: list[OffsetRange] = []
+        self._sample = Sample()
+        self._sample_since = now
+        self._window_start = now
+
+    def is_live(self, suffix: str, offset: int) -> bool:
+        """The record's effects are not in the log yet."""
+        return offset >= self._handled[suffix]
+
+    def applied(self, suffix: str, first_offset: int, next_offset: int, *, log_time: float) -> None:
+        """Offsets ``[first, next)`` have been put to the rules; the last append time was ``log_time``."""
+        self._inputs[suffix].applied(first_offset, next_offset, log_time)
+
+    def next_offset(self, suffix: str) -> int | None:
+        """Offset after the last one that was put to the rules; None before the first."""
+        return self._inputs[suffix].next_offset
+
+    def low_water(self) -> dict[str, int]:
+        """For each input that has been read, the offset from which a restart must read it again."""
+        marks = {}
+        for suffix, source in self._inputs.items():
+            if source.next_offset is None:
+                continue
+            needed = source.next_offset
+            if suffix == topics.QUERIES.suffix:
+                oldest = self.join.oldest_open_offset
+                needed = needed if oldest is None else oldest
+            else:
+                needed = source.first_offset_since(self.join.feedback_horizon(self._watermark))
+            # What is counted in no report yet must be counted after a restart.
+            marks[suffix] = min(needed, self._handled[suffix])
+        return marks
+
+    def query(self, event: QueryServed, *, offset: int, log_time: float, now: float) -> Effects:
+        """An answer was served. ``log_time`` is when the broker appended the record."""
+        effects = Effects()
+        if event.split_key in self._forgotten and event.split_key:
+            return effects
+        live = self.is_live(topics.QUERIES.suffix, offset)
+        impression = Impression.of(event, offset=offset, log_time=log_time, live=live)
+        early = self.join.query(impression)
+        if early is None:
+            return effects
+        self._sample.query(event.query, event.sketch, event.version)
+        if live:
+            self._counts.query(event.arm, event.version)
+        for joined in early:
+            self._settle(joined, effects, now)
+        return effects
+
+    def feedback(
+        self,
+        event: ResultClicked | ResultRated,
+        *,
+        offset: int,
+        log_time: float,
+        now: float,
+        source: Any = None,
+    ) -> Effects:
+        """Someone clicked or rated a result. ``source`` is handed back if that can't have happened."""
+        effects = Effects()
+        if event.split_key in self._forgotten and event.split_key:
+            return effects
+        suffix = topics.CLICKS.suffix if isinstance(event, ResultClicked) else topics.RATINGS.suffix
+        arrival = Arrival(event, log_time, self.is_live(suffix, offset), source)
+        self._settle(self.join.feedback(arrival), effects, now)
+        return effects
+
+    def close(self, caught_up: Set[str], now: float) -> None:
+        """Close what is over. ``caught_up`` names the inputs of which nothing is left to read at ``now``."""
+        read_up_to = [
+            now - GRACE_SECONDS if suffix in caught_up else source.log_time
+            for suffix, source in self._inputs.items()
+        ]
+        self._watermark = max(self._watermark, min(read_up_to))
+        for impression in self.join.close(self._watermark):
+            clicked = impression.feedback is not None and impression.feedback.best_position is not None
+            self._counts.abandoned += not clicked
+
+    def sent(self, example: OffsetRange) -> None:
+        """An example lies in the log there."""
+        self._ranges = merge_ranges([*self._ranges, example])
+
+    def report(self, now: float) -> Report | None:
+        """The figures since the last report; None where nothing happened."""
+        if self._counts.empty and not self._ranges:
+            return None
+        counts, settings = self._counts, self._settings
+        start = "-".join(str(self._handled[suffix]) for suffix in INPUTS)
+        event = DriftMeasured(
+            # Told again after a crash, with more or less in it, it has the same id, and replaces what was told.
+            event_id=f"{settings.index}/{self.number}/{start}",
+            index=settings.index,
+            partition=self.number,
+            window_start=datetime.fromtimestamp(self._window_start, UTC),
+            window_end=datetime.fromtimestamp(now, UTC),
+            queries=counts.queries,
+            clicks=counts.clicks,
+            ratings=counts.ratings,
+            rating_sum=counts.rating_sum,
+            reciprocal_rank_sum=counts.reciprocal_rank_sum,
+            abandoned=counts.abandoned,
+            examples=counts.examples,
+            ranges=list(self._ranges),
+            arms=counts.by_arm(),
+            measurements=self._watch.measure(self._take_sample(now)) if self._due(now) else [],
+        )
+        self._counts = Counts()
+        self._ranges = []
+        self._window_start = now
+        for suffix, source in self._inputs.items():
+            self._handled[suffix] = max(self._handled[suffix], source.next_offset or 0)
+        return Report(event, dict(self._handled))
+
+    def _due(self, now: float) -> bool:
+        full = self._sample.queries >= self._settings.drift_window_queries
+        return full or now - self._sample_since >= self._settings.drift_window_seconds
+
+    def _take_sample(self, now: float) -> Sample:
+        sample, self._sample, self._sample_since = self._sample, Sample(), now
+        return sample
+
+    def _settle(self, joined: Joined, effects: Effects, now: float) -> None:
+        arrival, impression = joined.arrival, joined.impression
+        event = arrival.event
+        if joined.fate == "not_shown" and arrival.live:
+            effects.impossible.append((arrival.source, f"{event.doc_id!r} was not shown for this query"))
+        feedback = impression.feedback if impression is not None else None
+        if joined.fate != "joined" or impression is None or feedback is None:
+            return
+        feedback.live = feedback.live or arrival.live
+        if isinstance(event, ResultClicked):
+            self._click(impression, feedback, event, arrival)
+        else:
+            self._rate(impression, feedback, event, arrival)
+        examples = changed_examples(
+            impression,
+            event.doc_id,
+            index=self._settings.index,
+            bias=self._bias,
+            believed=self.trust.believed(feedback, len(impression.results)),
+            now=datetime.fromtimestamp(now, UTC),
+        )
+        for example in examples:
+            self._count(feedback, example, live=arrival.live or impression.live)
+        if feedback.live or impression.live:
+            effects.examples.extend(examples)
+
+    def _click(self, impression: Impression, feedback: Feedback, event: ResultClicked, arrival: Arrival) -> None:
+        trust = self.trust.click(
+            impression.split_key or event.split_key, at=arrival.at, served_at=impression.served_at
+        )
+        feedback.click(event.doc_id, at=arrival.at, dwell=event.dwell_seconds, trust=trust)
+        if trust == 0.0:
+            return
+        position = impression.positions[impression.results.index(event.doc_id)]
+        before = feedback.best_position
+        best = position if before is None else min(before, position)
+        feedback.best_position = best
+        old, new = (1.0 / before if before else 0.0), 1.0 / best
+        self._sample.reciprocal_rank_sum += new - old
+        self._sample.reciprocal_rank_squares += new * new - old * old
+        if arrival.live:
+            self._counts.click(impression.arm, impression.version, best_before=before, best_now=best)
+
+    def _rate(self, impression: Impression, feedback: Feedback, event: ResultRated, arrival: Arrival) -> None:
+        trust = self.trust.rating(impression.split_key or event.split_key, at=arrival.at)
+        feedback.rate(event.doc_id, event.event_id, at=arrival.at, rating=event.rating, trust=trust)
+        if arrival.live and trust > 0.0:
+            self._counts.rating(event.rating)
+
+    def _count(self, feedback: Feedback, example: ExampleFormed, *, live: bool) -> None:
+        """Count an example once, when it first weighs anything."""
+        result = feedback.results[example.doc_id]
+        if example.weight > 0.0 and not result.counted:
+            result.counted = True
+            self._counts.examples += live

@@ -1,0 +1,91 @@
+"""Settings of ``clickloop streams``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
+
+from clickloop.events import VersionKind
+from clickloop.settings import Settings
+
+Percent = Annotated[float, Field(gt=0.0, le=100.0)]
+
+
+class StreamsSettings(Settings):
+    """What an operator would change about the stream rules. Times are seconds."""
+
+    table: ClassVar[str] = "streams"
+
+    window_seconds: float = Field(
+        600.0, gt=0, le=7 * 86_400, description="how long after its query feedback still counts"
+    )
+    max_open_impressions: int = Field(
+        250_000, ge=1, description="open impressions kept for each partition; beyond it the oldest go, counted"
+    )
+
+    position_bias: Literal["inverse_rank", "off"] = Field(
+        "inverse_rank", description="correct weights for how far down a result was shown, or don't"
+    )
+    propensity_clip: float = Field(
+        10.0, ge=1, description="no click weighs more than this many times a click on the first result"
+    )
+    min_click_seconds: float = Field(
+        0.2, ge=0, description="a click sooner after its answer is not a person's; 0 switches the rule off"
+    )
+    clicks_per_minute: int = Field(
+        60, ge=1, description="clicks of one split key that count, for each partition and minute"
+    )
+
+    report_seconds: float = Field(2.0, gt=0, description="time between a partition's drift reports")
+    drift_window_queries: int = Field(
+        500, ge=50, description="queries of a partition in one measured window; enough are needed to see drift"
+    )
+    drift_window_seconds: float = Field(
+        300.0, gt=0, description="a window this old is measured with fewer queries (at least 50)"
+    )
+
+    policies: Annotated[list[Literal["threshold", "drift"]], NoDecode] = Field(
+        ["threshold", "drift"], description="what may trigger a retrain, comma-separated"
+    )
+    threshold: int = Field(100, ge=1, description="new examples that are enough for a retrain")
+    drift_min_examples: int = Field(50, ge=1, description="new examples without which drift triggers no retrain")
+    cool_down_seconds: float = Field(30.0, ge=0, description="least time from the end of one retrain to the next")
+    kinds: Annotated[list[VersionKind], NoDecode] = Field(
+        ["adapter", "query_encoder"], min_length=1, description="rungs to train, in order, comma-separated"
+    )
+    budget_seconds: float = Field(3600.0, gt=0, description="longest time that one command may train")
+
+    rollout_steps: Annotated[list[Percent], NoDecode] = Field(
+        [10.0, 50.0, 100.0], min_length=1, description="shares of a new version in percent, comma-separated"
+    )
+    rollout_min_queries: int = Field(
+        50, ge=0, description="queries that the new version answers before its next share"
+    )
+    rollout_max_wait_seconds: float = Field(
+        60.0, gt=0, description="the next share comes after this time even with fewer queries"
+    )
+
+    dead_letters_per_minute: int = Field(
+        600, ge=1, description="more unusable messages than this stop the worker, loudly"
+    )
+    session_timeout_seconds: float = Field(
+        6.0, ge=1, le=300, description="a worker that is silent for so long loses its partitions"
+    )
+    metrics_port: int = Field(0, ge=0, le=65_535, description="port of /metrics for Prometheus; 0 is none")
+
+    @field_validator("policies", "kinds", "rollout_steps", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """From the environment and from flags lists come as comma-separated text."""
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("rollout_steps")
+    @classmethod
+    def _grow_to_all(cls, value: list[float]) -> list[float]:
+        if sorted(set(value)) != value or value[-1] != 100.0:
+            raise ValueError("the shares must grow and end with 100")
+        return value

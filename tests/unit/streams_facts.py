@@ -1,0 +1,167 @@
+"""Short ways to write the facts that the stream rules take, with a hand-wound clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from clickloop.events import (
+    Arm,
+    ArmCounts,
+    DriftMeasured,
+    GateResult,
+    Measurement,
+    ModelVersionPublished,
+    NodeReported,
+    OffsetRange,
+    QueryServed,
+    Result,
+    ResultClicked,
+    ResultRated,
+    SplitChanged,
+    TrainingProgressed,
+)
+from streams.partition import Partition
+from streams.settings import StreamsSettings
+
+NOON = 1_700_000_000.0
+
+
+def at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(NOON + seconds, UTC)
+
+
+def query(
+    query_id: str = "q1",
+    docs: Sequence[str] = ("a", "b", "c", "d"),
+    *,
+    served: float = 0.0,
+    key: str = "user",
+    version: str = "base-1",
+    text: str = "how to sort",
+    sketch: bytes = b"",
+) -> QueryServed:
+    return QueryServed(
+        event_id=f"served-{query_id}",
+        index="default",
+        query_id=query_id,
+        query=text,
+        served_at=at(served),
+        results=[Result(doc_id=d, position=p) for p, d in enumerate(docs, start=1)],
+        split_key=key,
+        version=version,
+        space="base-1",
+        arm="live",
+        sketch=sketch,
+    )
+
+
+def click(
+    doc: str, query_id: str = "q1", *, when: float = 2.0, event: str = "", dwell: float | None = None
+) -> ResultClicked:
+    return ResultClicked(
+        event_id=event or f"click-{query_id}-{doc}-{when}-{dwell}",
+        index="default",
+        query_id=query_id,
+        doc_id=doc,
+        clicked_at=at(when),
+        dwell_seconds=dwell,
+    )
+
+
+def rating(doc: str, stars: float, query_id: str = "q1", *, when: float = 3.0, event: str = "") -> ResultRated:
+    return ResultRated(
+        event_id=event or f"rating-{query_id}-{doc}-{when}",
+        index="default",
+        query_id=query_id,
+        doc_id=doc,
+        rating=stars,
+        rated_at=at(when),
+    )
+
+
+def range_(partition: int, start: int, end: int) -> OffsetRange:
+    return OffsetRange(topic="clickloop.training-examples.v1", partition=partition, start=start, end=end)
+
+
+def report(
+    number: int,
+    *,
+    examples: int = 0,
+    partition: int = 0,
+    ranges: Sequence[OffsetRange] = (),
+    drift: Sequence[str] | None = None,
+    when: float = 0.0,
+    arms: Sequence[ArmCounts] = (),
+) -> DriftMeasured:
+    names = ("query_distance", "new_terms")
+    return DriftMeasured(
+        event_id=f"default/{partition}/{number}",
+        index="default",
+        partition=partition,
+        window_start=at(when - 1),
+        window_end=at(when),
+        queries=10,
+        examples=examples,
+        ranges=list(ranges),
+        arms=list(arms),
+        measurements=[]
+        if drift is None
+        else [Measurement(detector=n, value=1.0, exceeded=n in drift) for n in names],
+    )
+
+
+def progress(command_id: str, kind: str, stage: str, *, when: float) -> TrainingProgressed:
+    return TrainingProgressed(
+        event_id=f"{command_id}-{kind}-{stage}-{when}",
+        index="default",
+        run_id=f"run-{command_id}",
+        command_id=command_id,
+        kind=kind,  # type: ignore[arg-type]
+        stage=stage,  # type: ignore[arg-type]
+        at=at(when),
+    )
+
+
+def version(
+    name: str, *, verdict: str | None = "pass", parent: str | None = None, when: float = 0.0
+) -> ModelVersionPublished:
+    return ModelVersionPublished(
+        event_id=f"default/{name}",
+        index="default",
+        version=name,
+        kind="full" if verdict is None else "adapter",
+        space="base-1",
+        artifact_uri=f"file:///{name}",
+        digest="0" * 64,
+        published_at=at(when),
+        parent=parent,
+        gate=None if verdict is None else GateResult(verdict=verdict, queries=100),  # type: ignore[arg-type]
+    )
+
+
+def node(name: str, *versions: str, state: str = "serving", about: str = "") -> NodeReported:
+    return NodeReported(
+        event_id=f"{name}-{state}",
+        index="default",
+        node_id=name,
+        reported_at=at(0),
+        state=state,  # type: ignore[arg-type]
+        versions=list(versions),
+        version=about,
+    )
+
+
+def arms(split: SplitChanged) -> list[tuple[str, str, int]]:
+    return [(a.name, a.version, a.buckets) for a in split.arms]
+
+
+def arm(name: str, version: str, buckets: int) -> Arm:
+    return Arm(name=name, version=version, buckets=buckets)
+
+
+def partition(**changes: object) -> Partition:
+    handled = changes.pop("handled", {})
+    forgotten = changes.pop("forgotten", set())
+    settings = StreamsSettings(**changes)  # type: ignore[arg-type]
+    return Partition(0, settings, handled=handled, forgotten=forgotten, now=NOON)  # type: ignore[arg-type]

@@ -1,0 +1,309 @@
+"""What becomes of clicks and ratings on their way to examples."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clickloop.events import ExampleFormed, QueryServed, ResultClicked, ResultRated
+from streams.examples import example_id
+from streams.partition import Partition
+from tests.unit.streams_facts import NOON, click, partition, query, rating
+
+
+class Log:
+    """Three topics of one partition, with offsets and append times, and a partition that reads them."""
+
+    def __init__(self, part: Partition) -> None:
+        self.part = part
+        self.offsets = {"queries": 0, "clicks": 0, "ratings": 0}
+        self.impossible: list[Any] = []
+
+    def put(
+        self, event: QueryServed | ResultClicked | ResultRated, *, appended: float = 1.0
+    ) -> list[ExampleFormed]:
+        suffix = {QueryServed: "queries", ResultClicked: "clicks", ResultRated: "ratings"}[type(event)]
+        offset = self.offsets[suffix]
+        self.offsets[suffix] += 1
+        when = {"log_time": NOON + appended, "now": NOON + appended, "offset": offset}
+        if isinstance(event, QueryServed):
+            effects = self.part.query(event, **when)  # type: ignore[arg-type]
+        else:
+            effects = self.part.feedback(event, source=event, **when)  # type: ignore[arg-type]
+        self.part.applied(suffix, offset, offset + 1, log_time=NOON + appended)
+        self.impossible.extend(effects.impossible)
+        return effects.examples
+
+    def pass_time(self, seconds: float) -> None:
+        """Everything is read, and it is ``seconds`` after noon."""
+        self.part.close({"queries", "clicks", "ratings"}, NOON + seconds)
+
+
+def log(**changes: object) -> Log:
+    return Log(partition(**changes))
+
+
+def test_the_first_click_makes_an_example_at_once() -> None:
+    feed = log()
+    feed.put(query(docs=("a", "b", "c")))
+    (example,) = feed.put(click("b"))
+    assert example.example_id == example_id("q1", "b")
+    assert (example.revision, example.label, example.clicks, example.position) == (1, "positive", 1, 2)
+    assert example.negatives == ["a"]
+    assert (example.version, example.space, example.arm) == ("base-1", "base-1", "live")
+
+
+def test_a_click_that_comes_before_its_query_waits_for_it() -> None:
+    feed = log()
+    assert feed.put(click("b")) == []
+    assert feed.part.join.waiting == 1
+    (example,) = feed.put(query())
+    assert example.doc_id == "b"
+    assert feed.part.join.waiting == 0
+
+
+def test_the_same_event_twice_changes_nothing() -> None:
+    feed = log()
+    feed.put(query())
+    assert len(feed.put(click("b"))) == 1
+    assert feed.put(click("b")) == []
+    assert feed.part.join.counts["duplicate"] == 1
+
+
+def test_a_second_click_on_a_result_within_a_minute_is_no_second_click() -> None:
+    feed = log()
+    feed.put(query())
+    feed.put(click("b", when=2, event="one"))
+    assert feed.put(click("b", when=30, event="two")) == []
+    (example,) = feed.put(click("b", when=70, event="three"))
+    assert (example.clicks, example.revision) == (2, 2)
+
+
+def test_the_same_query_twice_opens_one_impression() -> None:
+    feed = log()
+    feed.put(query())
+    feed.put(click("b"))
+    feed.put(query())
+    assert feed.part.join.counts["duplicate_query"] == 1
+    assert feed.put(click("b")) == []
+
+
+def test_a_longer_dwell_revises_the_example() -> None:
+    feed = log()
+    feed.put(query())
+    feed.put(click("b"))
+    (example,) = feed.put(click("b", when=40, dwell=38.0))
+    assert (example.revision, example.dwell_seconds) == (2, 38.0)
+
+
+def test_a_click_above_takes_its_document_from_the_negatives_below() -> None:
+    feed = log()
+    feed.put(query(docs=("a", "b", "c")))
+    (first,) = feed.put(click("c"))
+    assert first.negatives == ["a", "b"]
+    above, below = feed.put(click("a"))
+    assert (above.doc_id, above.negatives) == ("a", [])
+    assert (below.doc_id, below.revision, below.negatives) == ("c", 2, ["b"])
+
+
+def test_a_low_rating_turns_a_click_into_a_negative_and_a_high_one_makes_a_positive() -> None:
+    feed = log()
+    feed.put(query())
+    feed.put(click("b"))
+    (withdrawn,) = feed.put(rating("b", 1))
+    assert (withdrawn.label, withdrawn.revision, withdrawn.weight, withdrawn.negatives) == ("negative", 2, 1.0, [])
+    (liked,) = feed.put(rating("c", 5))
+    assert (liked.label, liked.weight) == ("positive", 1.0)
+    assert liked.negatives == ["a", "b"], "what was rated low is a negative for what is below it"
+
+
+def test_a_click_after_the_window_is_counted_as_late_and_makes_nothing() -> None:
+    feed = log(window_seconds=60)
+    feed.put(query())
+    assert feed.put(click("b", when=61)) == []
+    assert feed.part.join.counts["late"] == 1
+
+
+def test_a_click_on_a_closed_impression_is_counted_as_late() -> None:
+    feed = log(window_seconds=60)
+    feed.put(query())
+    feed.pass_time(100)
+    assert feed.part.join.open_impressions == 0
+    assert feed.put(click("b", when=10), appended=100) == []
+    assert feed.part.join.counts["late"] == 1
+
+
+def test_feedback_whose_query_never_comes_is_dropped_and_counted() -> None:
+    feed = log(window_seconds=60)
+    feed.put(click("b"))
+    feed.pass_time(100)
+    assert feed.part.join.waiting == 0
+    assert feed.part.join.counts["unmatched"] == 1
+
+
+def test_an_unread_topic_keeps_windows_open_however_late_it_is() -> None:
+    feed = log(window_seconds=60)
+    feed.put(query())
+    feed.part.close({"queries"}, NOON + 10_000)
+    assert feed.part.join.open_impressions == 1
+    assert len(feed.put(click("b"))) == 1
+
+
+def test_at_the_bound_the_oldest_impressions_go_and_are_counted() -> None:
+    feed = log(max_open_impressions=10)
+    for n in range(15):
+        feed.put(query(f"q{n}"))
+    assert feed.part.join.open_impressions == 10
+    assert feed.part.join.counts["evicted"] == 5
+    assert feed.put(click("b", "q3")) == []
+    assert len(feed.put(click("b", "q12"))) == 1
+
+
+def test_waiting_feedback_is_bounded() -> None:
+    feed = log(max_open_impressions=100)
+    for n in range(60):
+        feed.put(click("b", f"q{n}"))
+    assert feed.part.join.waiting == 25
+    assert feed.part.join.counts["unmatched"] == 35
+
+
+def test_a_click_on_what_was_not_shown_is_impossible() -> None:
+    feed = log()
+    feed.put(query(docs=("a", "b")))
+    event = click("z")
+    assert feed.put(event) == []
+    ((source, reason),) = feed.impossible
+    assert source is event
+    assert "'z'" in reason
+
+
+def test_a_forgotten_user_forms_no_examples() -> None:
+    forgotten = {"user"}
+    feed = log(forgotten=forgotten)
+    feed.put(query(key="user"))
+    feed.put(query("q2", key="other"))
+    assert feed.put(click("b")) == []
+    assert len(feed.put(click("b", "q2"))) == 1
+    feed.part.join.forget("other")
+    assert feed.put(click("a", "q2")) == []
+
+
+def test_what_is_still_needed_is_never_committed() -> None:
+    feed = log(window_seconds=60)
+    for n in range(5):
+        feed.put(query(f"q{n}"), appended=n * 20)
+        feed.put(click("b", f"q{n}", when=n * 20 + 1), appended=n * 20 + 1)
+    assert feed.part.low_water() == {"queries": 0, "clicks": 0}, "nothing is in a report yet"
+    feed.pass_time(109)
+    assert feed.part.report(NOON + 109) is not None
+    marks = feed.part.low_water()
+    assert marks["queries"] == 3, "0, 1 and 2 are closed: 109 - 5 - 60 >= 40"
+    assert marks["clicks"] <= 3
+
+
+def last_revisions(examples: list[ExampleFormed]) -> dict[str, tuple[Any, ...]]:
+    last: dict[str, ExampleFormed] = {}
+    for e in examples:
+        if e.example_id not in last or e.revision > last[e.example_id].revision:
+            last[e.example_id] = e
+    return {
+        i: (e.revision, e.label, e.clicks, e.rating, e.dwell_seconds, tuple(e.negatives), e.weight)
+        for i, e in last.items()
+    }
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.builds(click, st.sampled_from("abcd"), when=st.sampled_from([2.0, 30.0, 70.0, 200.0])),
+        st.builds(
+            click,
+            st.sampled_from("abcd"),
+            when=st.sampled_from([5.0, 90.0]),
+            dwell=st.sampled_from([1.0, 50.0]),
+        ),
+        st.builds(
+            rating, st.sampled_from("abcd"), st.sampled_from([1.0, 3.0, 5.0]), when=st.sampled_from([3.0, 9.0])
+        ),
+    ),
+    min_size=1,
+    max_size=9,
+    unique_by=lambda e: e.event_id,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(events=EVENTS, seed=st.integers(0, 1000), repeat=st.integers(0, 3))
+def test_the_last_revisions_do_not_depend_on_the_order_nor_on_duplicates(
+    events: list[Any], seed: int, repeat: int
+) -> None:
+    straight, shuffled = log(), log()
+    first = [e for event in [query(), *events] for e in straight.put(event)]
+    other = [query(), *events, *events[:repeat]]
+    random.Random(seed).shuffle(other)
+    second = [e for event in other for e in shuffled.put(event)]
+    assert last_revisions(first) == last_revisions(second)
+
+
+def test_a_restart_at_any_point_ends_at_the_same_examples_and_counts_each_once() -> None:
+    events: list[Any] = []
+    for n in range(6):
+        q = f"q{n}"
+        events += [
+            query(q, served=n),
+            click("b", q, when=n + 2),
+            rating("b", 5, q, when=n + 3),
+            click("a", q, when=n + 4),
+        ]
+    whole = log()
+    told = [e for event in events for e in whole.put(event)]
+    counted = whole.part.report(NOON + 1)
+    assert counted is not None
+    for reported, crash in itertools.combinations(range(0, len(events), 3), 2):
+        before = log()
+        sent = [e for event in events[:reported] for e in before.put(event)]
+        first = before.part.report(NOON + 1)
+        handled = first.handled if first else {}
+        sent += [e for event in events[reported:crash] for e in before.put(event)]
+        after = log(handled=handled)
+        sent += [e for event in events for e in after.put(event)]
+        second = after.part.report(NOON + 2)
+        assert last_revisions(sent) == last_revisions(told)
+        reports = [r.event for r in (first, second) if r]
+        assert sum(r.examples for r in reports) == counted.event.examples == 12
+        assert sum(r.queries for r in reports) == 6
+        assert abs(sum(r.reciprocal_rank_sum for r in reports) - 6.0) < 1e-9
+
+
+def test_a_window_told_again_after_a_crash_has_the_id_that_it_had() -> None:
+    one, again = log(), log()
+    for feed, events in ((one, [query(), click("b")]), (again, [query()])):
+        for event in events:
+            feed.put(event)
+    first, second = one.part.report(NOON + 1), again.part.report(NOON + 9)
+    assert first is not None
+    assert second is not None
+    assert first.event.event_id == second.event.event_id
+
+
+def test_a_partition_where_nothing_happened_reports_nothing() -> None:
+    feed = log()
+    assert feed.part.report(NOON) is None
+    feed.put(query())
+    assert feed.part.report(NOON) is not None
+    assert feed.part.report(NOON) is None
+
+
+def test_a_report_tells_queries_and_clicks_by_arm_and_version() -> None:
+    feed = log()
+    feed.put(query("q1"))
+    feed.put(query("q2", version="adapter-2"))
+    feed.put(click("b", "q1"))
+    feed.put(click("a", "q1"))
+    done = feed.part.report(NOON + 2)
+    assert done is not None
+    counts = {(a.version): (a.queries, a.clicked_queries, a.reciprocal_rank_sum) for a in done.event.arms}
+    assert counts == {"base-1": (1, 1, 1.0), "adapter-2": (1, 0, 0.0)}

@@ -1,0 +1,225 @@
+"""From a version that is ready to a version that is live, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from clickloop.commands import Promote, Rollback
+from clickloop.events import ArmCounts, SplitChanged
+from streams.rollout import Refused, Rollout
+from tests.unit.streams_facts import NOON, arm, arms, at, node, report, version
+
+
+def rollout(**changes: Any) -> Rollout:
+    options: dict[str, Any] = {"steps": [10.0, 50.0, 100.0], "min_queries": 20, "max_wait": 30.0}
+    return Rollout("default", **(options | changes))
+
+
+def step(rule: Rollout, now: float) -> SplitChanged:
+    """Decide, and let the split come back from the log."""
+    split = rule.decide(NOON + now)
+    assert split is not None
+    rule.split(split)
+    return split
+
+
+def served(rule: Rollout, name: str, queries: int, *, number: int, when: float) -> None:
+    rule.answers(report(number, when=when, arms=[ArmCounts(arm="candidate", version=name, queries=queries)]))
+
+
+def with_live_base() -> Rollout:
+    rule = rollout()
+    rule.version(version("base-1", verdict=None))
+    rule.node(node("n1", "base-1"), at=NOON)
+    rule.node(node("n2", "base-1"), at=NOON)
+    step(rule, 1)
+    return rule
+
+
+def promote(name: str) -> Promote:
+    return Promote(command_id="c", index="default", issued_at=at(50), version=name, reason="looks good")
+
+
+def rollback(name: str = "") -> Rollback:
+    return Rollback(command_id="c", index="default", issued_at=at(50), version=name, reason="looks bad")
+
+
+def test_the_first_base_version_gets_all_traffic_once() -> None:
+    rule = rollout()
+    assert rule.decide(NOON) is None
+    rule.version(version("base-1", verdict=None))
+    split = step(rule, 1)
+    assert arms(split) == [("live", "base-1", 10_000)]
+    assert split.sequence == 1
+    rule.version(version("base-1", verdict=None, when=5))
+    assert rule.decide(NOON + 10) is None
+
+
+def test_a_version_waits_until_every_node_that_was_seen_lately_has_it() -> None:
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent="base-1", when=2))
+    rule.node(node("n1", "base-1", "adapter-2"), at=NOON + 3)
+    assert rule.decide(NOON + 4) is None, "n2 does not have it"
+    assert rule.decide(NOON + 32) is not None, "n2 has been silent for 30 s"
+    rule.node(node("n2", "base-1", "adapter-2"), at=NOON + 5)
+    split = step(rule, 6)
+    assert arms(split) == [("live", "base-1", 9_000), ("candidate", "adapter-2", 1_000)]
+    assert split.sequence == 2
+
+
+def test_without_any_node_nothing_is_rolled_out() -> None:
+    rule = rollout()
+    rule.version(version("base-1", verdict=None))
+    step(rule, 1)
+    rule.version(version("adapter-2", when=2))
+    assert rule.decide(NOON + 3) is None
+
+
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
+def test_a_version_whose_gate_did_not_pass_gets_no_traffic(verdict: str) -> None:
+    rule = with_live_base()
+    rule.version(version("adapter-2", verdict=verdict, when=2))
+    rule.node(node("n1", "base-1", "adapter-2"), at=NOON + 3)
+    rule.node(node("n2", "base-1", "adapter-2"), at=NOON + 3)
+    assert rule.decide(NOON + 4) is None
+    assert isinstance(rule.promote(promote("adapter-2"), now=NOON + 5), Refused)
+
+
+def rolling() -> Rollout:
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent="base-1", when=2))
+    for name in ("n1", "n2"):
+        rule.node(node(name, "base-1", "adapter-2"), at=NOON + 3)
+    step(rule, 4)
+    return rule
+
+
+def test_shares_grow_with_the_candidates_queries_and_end_with_one_live_arm() -> None:
+    rule = rolling()
+    assert rule.decide(NOON + 5) is None
+    served(rule, "adapter-2", 19, number=1, when=5)
+    served(rule, "adapter-2", 19, number=1, when=5)
+    assert rule.decide(NOON + 6) is None, "a report told twice counts once"
+    served(rule, "adapter-2", 1, number=2, when=6)
+    half = step(rule, 7)
+    assert arms(half) == [("live", "base-1", 5_000), ("candidate", "adapter-2", 5_000)]
+    served(rule, "adapter-2", 19, number=3, when=8)
+    assert rule.decide(NOON + 8) is None, "each step counts from zero"
+    served(rule, "adapter-2", 19, number=4, when=9)
+    whole = step(rule, 10)
+    assert arms(whole) == [("live", "adapter-2", 10_000)]
+    assert rule.live == "adapter-2"
+    assert rule.decide(NOON + 100) is None
+    assert [half.sequence, whole.sequence] == [3, 4]
+
+
+def test_a_step_ends_after_the_longest_wait_even_without_queries() -> None:
+    rule = rolling()
+    assert rule.decide(NOON + 33) is None
+    assert arms(step(rule, 35))[1][2] == 5_000
+
+
+def test_the_salt_stays_within_a_rollout_and_is_new_for_the_next() -> None:
+    rule = rolling()
+    first = rule._salt()
+    second = step(rule, 40)
+    assert second.salt == first
+    step(rule, 80)
+    rule.version(version("adapter-3", parent="adapter-2", when=81))
+    for name in ("n1", "n2"):
+        rule.node(node(name, "adapter-2", "adapter-3"), at=NOON + 82)
+    assert step(rule, 83).salt != first
+
+
+def test_a_newer_version_takes_over_the_share_of_the_one_that_rolls() -> None:
+    rule = rolling()
+    step(rule, 40)
+    rule.version(version("query_encoder-3", parent="adapter-2", when=41))
+    assert rule.decide(NOON + 41.5) is None, "it is not loaded yet"
+    for name in ("n1", "n2"):
+        rule.node(node(name, "base-1", "adapter-2", "query_encoder-3"), at=NOON + 42)
+    split = step(rule, 43)
+    assert arms(split) == [("live", "base-1", 5_000), ("candidate", "query_encoder-3", 5_000)]
+    assert "supersedes" in split.reason
+    assert arms(step(rule, 80)) == [("live", "query_encoder-3", 10_000)]
+    assert rule.decide(NOON + 81) is None, "its ancestor is not new"
+
+
+def test_a_version_that_a_node_rejects_loses_its_share() -> None:
+    rule = rolling()
+    rule.node(node("n1", "base-1", state="rejected", about="adapter-2"), at=NOON + 6)
+    split = step(rule, 7)
+    assert arms(split) == [("live", "base-1", 10_000)]
+    assert rule.decide(NOON + 8) is None
+
+
+def test_an_operator_rolls_back_to_the_parent_and_it_stays_so() -> None:
+    rule = rolling()
+    step(rule, 40)
+    step(rule, 80)
+    assert rule.live == "adapter-2"
+    rule.chosen(NOON + 85)
+    split = rule.rollback(rollback(), now=NOON + 85)
+    assert isinstance(split, SplitChanged)
+    rule.split(split)
+    assert arms(split) == [("live", "base-1", 10_000)]
+    for name in ("n1", "n2"):
+        rule.node(node(name, "base-1", "adapter-2"), at=NOON + 86)
+    assert rule.decide(NOON + 87) is None
+
+
+def test_a_rollback_during_a_rollout_takes_the_candidate_away() -> None:
+    rule = rolling()
+    rule.chosen(NOON + 5)
+    split = rule.rollback(rollback(), now=NOON + 5)
+    assert isinstance(split, SplitChanged)
+    assert arms(split) == [("live", "base-1", 10_000)]
+
+
+def test_an_operator_promotes_at_once() -> None:
+    rule = rolling()
+    split = rule.promote(promote("adapter-2"), now=NOON + 5)
+    assert isinstance(split, SplitChanged)
+    assert arms(split) == [("live", "adapter-2", 10_000)]
+
+
+def test_commands_that_make_no_sense_are_refused_with_a_reason() -> None:
+    rule = with_live_base()
+    for refusal in (
+        rule.promote(promote("nothing"), now=NOON),
+        rule.promote(promote("base-1"), now=NOON),
+        rule.rollback(rollback("nothing"), now=NOON),
+        rule.rollback(rollback(), now=NOON),
+        rollout().rollback(rollback(), now=NOON),
+    ):
+        assert isinstance(refusal, Refused)
+        assert refusal.reason
+
+
+def test_a_paused_rollout_stays_where_it_is() -> None:
+    rule = rolling()
+    rule.paused = True
+    assert rule.decide(NOON + 500) is None
+    rule.paused = False
+    assert rule.decide(NOON + 500) is not None
+
+
+def test_a_restart_goes_on_from_the_last_split_and_the_sequence_never_falls() -> None:
+    again = rollout()
+    for name, verdict in (("base-1", None), ("adapter-2", "pass")):
+        again.version(version(name, verdict=verdict, parent="base-1" if verdict else None, when=2))
+    assert again.sequence == 0
+    old = SplitChanged(
+        event_id="e", index="default", split_id="s", salt="salt", changed_at=at(10), sequence=7,
+        arms=[arm("live", "base-1", 5_000), arm("candidate", "adapter-2", 5_000)],
+    )  # fmt: skip
+    again.split(old)
+    again.split(SplitChanged(
+        event_id="e0", index="default", split_id="s0", salt="x", changed_at=at(1), sequence=6,
+        arms=[arm("live", "base-1", 10_000)],
+    ))  # fmt: skip
+    assert (again.live, again.candidate, again.sequence) == ("base-1", "adapter-2", 7)
+    split = step(again, 50)
+    assert (split.sequence, split.salt, arms(split)) == (8, "salt", [("live", "adapter-2", 10_000)])
