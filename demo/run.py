@@ -103,9 +103,7 @@ async def train_and_swap(stage: Stage, options: Options) -> None:
     rate = SEARCHES_PER_SECOND_WHILE_TRAINING
     strolling = asyncio.create_task(stage.population.stroll(second, until=done.is_set, per_second=rate))
     try:
-        await stage.until(
-            lambda: command.command_id in loop.finished_runs, seconds=seconds, what="the training run to end"
-        )
+        await stage.until(lambda: loop.is_over(command), seconds=seconds, what="the training run to end")
         passed = [event.version for event in _trained(stage) if event.gate and event.gate.verdict == "pass"]
         if passed:
             newest = passed[-1]
@@ -147,6 +145,7 @@ def sum_up(report: Report, stage: Stage, options: Options) -> None:
     report.retrain_commands = len(loop.commands)
     report.swaps = len(loop.swaps)
     trained = {rung.kind for rung in report.rungs}
+    report.problems += [f"the training run failed: {reason}" for reason in loop.failures.values()]
     for kind in options.kinds:
         if kind not in trained:
             report.problems.append(f"no {kind} version was trained")

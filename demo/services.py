@@ -49,6 +49,8 @@ class Place:
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+            # Five programs share the cores here: a thread that waits for another must not spin on one.
+            "OMP_WAIT_POLICY": "PASSIVE",
             # A clickloop.toml of the user's must not change what the demo shows.
             "CLICKLOOP_CONFIG": "",
         }

@@ -76,7 +76,7 @@ class Story:
             case "training":
                 return "trainer", f"{progress.kind}: training"
             case "done":
-                return "trainer", f"the run is done{': ' + progress.message if progress.message else ''}"
+                return "trainer", f"{progress.kind}: {progress.verdict or 'done'}: {progress.message}".rstrip(": ")
         return "trainer", f"{progress.kind}: {progress.stage}"
 
     @staticmethod

@@ -17,6 +17,7 @@ from clickloop.events import (
     NodeReported,
     SplitChanged,
     TrainingProgressed,
+    VersionKind,
 )
 from clickloop.kafka import Follower
 
@@ -41,14 +42,22 @@ class Loop:
     drifted: int = 0
     commands: list[Retrain] = field(default_factory=list)
     progress: TrainingProgressed | None = None
-    finished_runs: dict[str, TrainingProgressed] = field(default_factory=dict)
-    """The last report of each command's run that ended, by command id."""
+    ended: dict[str, set[VersionKind]] = field(default_factory=dict)
+    """Rungs that ended, by command id."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Why a run failed, by command id."""
     versions: dict[str, ModelVersionPublished] = field(default_factory=dict)
     split: SplitChanged | None = None
     nodes: dict[str, NodeReported] = field(default_factory=dict)
     swaps: set[tuple[str, str]] = field(default_factory=set)
     """(node, version) of every swap to a trained version."""
     quarantined: dict[str, int] = field(default_factory=dict)
+
+    def is_over(self, command: Retrain) -> bool:
+        """Each of the command's rungs has ended, or its run has failed."""
+        return command.command_id in self.failures or self.ended.get(command.command_id, set()) >= set(
+            command.kinds
+        )
 
     def live(self) -> str:
         """The version that has all traffic, or ``""``."""
@@ -96,8 +105,10 @@ class Watcher:
                 loop.commands.append(message)
             case TrainingProgressed():
                 loop.progress = message
-                if message.stage in {"done", "failed"}:
-                    loop.finished_runs[message.command_id] = message
+                if message.stage == "done":
+                    loop.ended.setdefault(message.command_id, set()).add(message.kind)
+                elif message.stage == "failed":
+                    loop.failures[message.command_id] = message.message
             case ModelVersionPublished():
                 if message.version in loop.versions:
                     return

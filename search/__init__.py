@@ -1,0 +1,1 @@
+"""The search node: serves queries over HTTP, hot-swaps model versions, and publishes what it served."""

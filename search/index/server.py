@@ -1,0 +1,216 @@
+"""The index on a Qdrant server. All nodes of an index share one collection and write the same points to it.
+
+Adding a space to a live collection needs a server that knows ``create_vector_name`` (Qdrant 1.18 and newer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+import httpx
+from qdrant_client import AsyncQdrantClient, models
+from qdrant_client.http.exceptions import ApiException
+
+from search.index import (
+    BM25,
+    DOCUMENT_FIELDS,
+    HIT_FIELDS,
+    PREFETCH,
+    RRF_K,
+    STORED_FIELDS,
+    Document,
+    FilterValue,
+    Hit,
+    IndexUnavailableError,
+    Question,
+    Range,
+    Stored,
+    Vector,
+    attribute_path,
+    hit,
+    payload,
+    point_id,
+    stored,
+    vector_name,
+)
+from search.index.bm25 import document_terms, query_terms
+
+T = TypeVar("T")
+
+SCROLL = 1000
+BATCH = 256
+"""Points in one request: about 1 MB at 384 dimensions."""
+
+
+class ServerIndex:
+    """Implements ``Index`` in the collection ``name``."""
+
+    def __init__(self, client: AsyncQdrantClient, name: str) -> None:
+        self._client = client
+        self._name = name
+
+    @classmethod
+    def at(cls, url: str, name: str) -> ServerIndex:
+        return cls(AsyncQdrantClient(url=url, timeout=10, check_compatibility=False), name)
+
+    async def open(self) -> None:
+        if await self._ask(self._client.collection_exists(self._name)):
+            return
+        sparse = {BM25: models.SparseVectorParams(modifier=models.Modifier.IDF)}
+        try:
+            await self._ask(
+                self._client.create_collection(self._name, vectors_config={}, sparse_vectors_config=sparse)
+            )
+        except IndexUnavailableError:
+            # Another node may have made it in the meantime.
+            if not await self._ask(self._client.collection_exists(self._name)):
+                raise
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def stored(self) -> list[Stored]:
+        return [stored(fields) async for fields in self._scroll(None, STORED_FIELDS)]
+
+    async def covered(self, space: str) -> set[str]:
+        has_vector = models.Filter(must=[models.HasVectorCondition(has_vector=vector_name(space))])
+        return {fields["doc_id"] async for fields in self._scroll(has_vector, ["doc_id"])}
+
+    async def add_space(self, space: str, dim: int) -> None:
+        if await self._has_space(space):
+            return
+        config = models.DenseVectorNameConfig(
+            dense=models.DenseVectorConfig(size=dim, distance=models.Distance.DOT)
+        )
+        try:
+            await self._ask(self._client.create_vector_name(self._name, vector_name(space), config))
+        except IndexUnavailableError:
+            # Another node may have added it in the meantime.
+            if not await self._has_space(space):
+                raise
+
+    async def upsert(self, documents: Sequence[Document], vectors: Mapping[str, Mapping[bytes, Vector]]) -> None:
+        for start in range(0, len(documents), BATCH):
+            points = [self._point(d, vectors) for d in documents[start : start + BATCH]]
+            await self._ask(self._client.upsert(self._name, points, wait=True))
+
+    async def set_vectors(self, space: str, vectors: Mapping[str, Vector]) -> None:
+        points = [
+            models.PointVectors(id=point_id(doc_id), vector={vector_name(space): vector.tolist()})
+            for doc_id, vector in vectors.items()
+        ]
+        for start in range(0, len(points), BATCH):
+            await self._ask(self._client.update_vectors(self._name, points[start : start + BATCH], wait=True))
+
+    async def delete(self, doc_ids: Collection[str]) -> None:
+        if doc_ids:
+            ids = models.PointIdsList(points=[point_id(d) for d in doc_ids])
+            await self._ask(self._client.delete(self._name, ids, wait=True))
+
+    async def documents(self, doc_ids: Collection[str]) -> list[Document]:
+        ids = [point_id(d) for d in doc_ids]
+        records = await self._ask(
+            self._client.retrieve(self._name, ids, with_payload=DOCUMENT_FIELDS, with_vectors=False)
+        )
+        return [Document(**(r.payload or {})) for r in records]
+
+    async def search(self, question: Question) -> list[Hit]:
+        condition = _filter(question.filters)
+        terms = query_terms(question.text) if question.mode == "hybrid" else ([], [])
+        if not terms[0]:
+            answer = self._client.query_points(
+                self._name,
+                query=question.vector.tolist(),
+                using=vector_name(question.space),
+                query_filter=condition,
+                limit=question.k,
+                with_payload=HIT_FIELDS,
+            )
+        else:
+            candidates = max(PREFETCH, question.k)
+            answer = self._client.query_points(
+                self._name,
+                query=models.RrfQuery(rrf=models.Rrf(k=RRF_K)),
+                prefetch=[
+                    models.Prefetch(
+                        query=question.vector.tolist(),
+                        using=vector_name(question.space),
+                        limit=candidates,
+                        filter=condition,
+                    ),
+                    models.Prefetch(
+                        query=models.SparseVector(indices=terms[0], values=terms[1]),
+                        using=BM25,
+                        limit=candidates,
+                        filter=condition,
+                    ),
+                ],
+                limit=question.k,
+                with_payload=HIT_FIELDS,
+            )
+        response = await self._ask(answer)
+        return [hit(p.payload or {}, p.score) for p in response.points]
+
+    async def count(self) -> int:
+        return int((await self._ask(self._client.count(self._name, exact=True))).count)
+
+    async def optimize(self) -> None:
+        """The server does it by itself."""
+
+    @staticmethod
+    def _point(document: Document, vectors: Mapping[str, Mapping[bytes, Vector]]) -> models.PointStruct:
+        indices, values = document_terms(document.content)
+        named: dict[str, Any] = {BM25: models.SparseVector(indices=indices, values=values)}
+        for space, by_digest in vectors.items():
+            if document.digest in by_digest:
+                named[vector_name(space)] = by_digest[document.digest].tolist()
+        return models.PointStruct(id=point_id(document.doc_id), vector=named, payload=payload(document))
+
+    async def _has_space(self, space: str) -> bool:
+        info = await self._ask(self._client.get_collection(self._name))
+        known = info.config.params.vectors
+        return isinstance(known, dict) and vector_name(space) in known
+
+    async def _scroll(self, condition: models.Filter | None, fields: list[str]) -> AsyncIterator[dict[str, Any]]:
+        offset: Any = None
+        while True:
+            records, offset = await self._ask(
+                self._client.scroll(
+                    self._name,
+                    scroll_filter=condition,
+                    limit=SCROLL,
+                    offset=offset,
+                    with_payload=fields,
+                    with_vectors=False,
+                )
+            )
+            for record in records:
+                yield record.payload or {}
+            if offset is None:
+                return
+
+    async def _ask(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except (ApiException, httpx.HTTPError) as error:
+            raise IndexUnavailableError(f"Qdrant, collection {self._name}: {error}") from error
+
+
+def _filter(filters: Mapping[str, FilterValue]) -> models.Filter | None:
+    if not filters:
+        return None
+    return models.Filter(must=[_condition(attribute_path(n), v) for n, v in filters.items()])
+
+
+def _condition(path: str, value: FilterValue) -> models.FieldCondition:
+    if isinstance(value, Range):
+        bounds = models.Range(gte=value.gte, gt=value.gt, lte=value.lte, lt=value.lt)
+        return models.FieldCondition(key=path, range=bounds)
+    if isinstance(value, list):
+        # One type throughout: the request's check saw to it.
+        either: Any = value
+        return models.FieldCondition(key=path, match=models.MatchAny(any=either))
+    if isinstance(value, float):
+        return models.FieldCondition(key=path, range=models.Range(gte=value, lte=value))
+    return models.FieldCondition(key=path, match=models.MatchValue(value=value))

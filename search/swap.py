@@ -1,0 +1,267 @@
+"""Which versions are loaded and which split is live, and the exchange of both while queries run.
+
+What a query needs lies in one immutable ``Serving``. A swap makes a new one and exchanges the reference; a query
+in flight finishes on the one that it took. A version is let in only when its artifact is verified, it is warm,
+and its space covers every document; what is broken is left out, and the reason reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from clickloop.errors import ArtifactError
+from clickloop.events import Arm, ModelVersionPublished, SplitChanged
+from clickloop.logs import logger
+from search import split as rules
+from search.encoder import LoadedVersion
+from search.metrics import Metrics
+
+Load = Callable[[ModelVersionPublished], LoadedVersion]
+"""Fetch, verify, load. Blocking; runs on a thread."""
+Fill = Callable[[LoadedVersion], Awaitable[None]]
+"""Bring the documents' vectors of a version's own space up to date."""
+
+ATTEMPTS = 3
+"""Tries for a version whose store doesn't answer. What is broken is tried once."""
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What queries are answered with. The split's arms name loaded versions only."""
+
+    versions: Mapping[str, LoadedVersion]
+    split_id: str
+    salt: str
+    arms: tuple[Arm, ...]
+
+    def choose(self, split_key: str) -> tuple[Arm, LoadedVersion]:
+        arm = rules.choose(self.arms, rules.bucket(self.salt, split_key))
+        return arm, self.versions[arm.version]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a version: warm after ``seconds``, or ``rejected`` for a reason."""
+
+    version: str
+    seconds: float
+    rejected: str = ""
+
+
+Report = Callable[[Outcome], None]
+
+
+class Swap:
+    """Takes announcements and splits, loads what they need one by one, and exchanges ``serving``.
+
+    Until ``caught_up`` is called, announcements are only noted: of a long history, a starting node loads what
+    the split names and the newest version, not all of it.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        fill: Fill,
+        report: Report,
+        metrics: Metrics,
+        *,
+        base: LoadedVersion,
+        max_versions: int = 8,
+    ) -> None:
+        self._load = load
+        self._fill = fill
+        self._report = report
+        self._metrics = metrics
+        self._base = base
+        self._max_versions = max_versions
+        self._announced: dict[str, tuple[ModelVersionPublished, float]] = {}
+        self._wanted: dict[str, None] = {}
+        self._newest = ""
+        self._rejected: dict[str, str] = {}
+        self._filling: dict[str, asyncio.Task[None]] = {}
+        self._dims = {base.space: base.encoder.dim}
+        self._split: SplitChanged | None = None
+        self._caught_up = False
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load-version")
+        arms = (Arm(name=rules.LIVE, version=base.version, buckets=rules.BUCKETS),)
+        self.serving = Serving({base.version: base}, rules.INITIAL, "", arms)
+        metrics.versions.set(1)
+        self.live = asyncio.Event()
+        """Set once the split that lay in the log at the start is live, or is known not to be possible."""
+
+    @property
+    def base(self) -> LoadedVersion:
+        return self._base
+
+    def knows(self, version: str) -> bool:
+        """Whether the version is loaded or was announced."""
+        return version in self._announced or version in self.serving.versions
+
+    def was_announced(self, version: str) -> bool:
+        return version in self._announced
+
+    def rejection(self, version: str) -> str:
+        """Why the version isn't loaded; empty where there is no reason."""
+        return self._rejected.get(version, "")
+
+    def announce(self, event: ModelVersionPublished) -> None:
+        """A version was published. One that was rejected is tried again."""
+        self._announced[event.version] = (event, time.monotonic())
+        self._rejected.pop(event.version, None)
+        if event.gate is None or event.gate.verdict == "pass":
+            self._newest = event.version
+            if self._caught_up and event.version not in self.serving.versions:
+                self._wanted[event.version] = None
+                self._wake.set()
+
+    def change_split(self, event: SplitChanged) -> None:
+        """A new split. It goes live when all its versions are warm; one older than the present is ignored.
+
+        Raises InvalidMessageError for arms that don't share out the buckets.
+        """
+        rules.check(event)
+        if self._split is not None and event.sequence < self._split.sequence:
+            return
+        self._split = event
+        for arm in event.arms:
+            self._rejected.pop(arm.version, None)
+        self._wake.set()
+
+    def caught_up(self) -> None:
+        """All announcements that lay in the log at the start have been made."""
+        self._caught_up = True
+        if self._newest and self._newest not in self.serving.versions:
+            self._wanted[self._newest] = None
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Load and exchange until cancelled."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                if not self._caught_up:
+                    continue
+                while (event := next(self._to_load(), None)) is not None:
+                    await self._bring(event)
+                    self._apply_split()
+                self._apply_split()
+        finally:
+            for task in self._filling.values():
+                task.cancel()
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _to_load(self) -> Iterator[ModelVersionPublished]:
+        """What can be loaded now, the split's versions first; before a version comes the one of its space."""
+        arms = self._split.arms if self._split is not None else []
+        for version in [*(arm.version for arm in arms), *self._wanted]:
+            if version not in self._announced or self._is_done(version):
+                continue
+            event, _ = self._announced[version]
+            if event.kind != "full" and event.space not in self._dims:
+                if event.space not in self._announced or event.space in self._rejected:
+                    self._reject(version, f"its space {event.space} is not to be had on this node")
+                elif event.space not in self._filling:
+                    yield self._announced[event.space][0]
+                continue
+            yield event
+
+    def _is_done(self, version: str) -> bool:
+        return version in self.serving.versions or version in self._rejected or version in self._filling
+
+    async def _bring(self, event: ModelVersionPublished) -> None:
+        version = event.version
+        try:
+            loaded = await self._load_with_retries(event)
+            known_dim = self._dims.get(loaded.space, loaded.encoder.dim)
+            if loaded.encoder.dim != known_dim:
+                raise ArtifactError(
+                    f"{version}: vectors of {loaded.encoder.dim} dimensions in a space of {known_dim}"
+                )
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the old version goes on
+            self._reject(version, f"{error}" if isinstance(error, ArtifactError) else f"{error!r}")
+            return
+        if loaded.space in self._dims:
+            self._admit(loaded)
+        else:
+            self._filling[version] = asyncio.create_task(self._fill_and_admit(loaded))
+
+    async def _load_with_retries(self, event: ModelVersionPublished) -> LoadedVersion:
+        loop = asyncio.get_running_loop()
+
+        def load_and_warm_up() -> LoadedVersion:
+            loaded = self._load(event)
+            loaded.warm_up()
+            return loaded
+
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await loop.run_in_executor(self._thread, load_and_warm_up)
+            except OSError:
+                if attempt == ATTEMPTS:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS * attempt)
+        raise AssertionError("unreachable")
+
+    async def _fill_and_admit(self, loaded: LoadedVersion) -> None:
+        try:
+            await self._fill(loaded)
+        except Exception as error:  # noqa: BLE001 - reported; the old space goes on
+            self._reject(loaded.version, f"its space could not be filled: {error!r}")
+        else:
+            self._dims[loaded.space] = loaded.encoder.dim
+            self._admit(loaded)
+        finally:
+            del self._filling[loaded.version]
+            self._wake.set()
+
+    def _admit(self, loaded: LoadedVersion) -> None:
+        versions = {**self.serving.versions, loaded.version: loaded}
+        for version in self._superfluous(versions):
+            del versions[version]
+        self.serving = replace(self.serving, versions=versions)
+        self._wanted.pop(loaded.version, None)
+        seconds = time.monotonic() - self._announced[loaded.version][1]
+        self._metrics.versions.set(len(versions))
+        self._metrics.swaps.labels("loaded").inc()
+        self._metrics.swap_seconds.set(seconds)
+        logger().info("version is warm", version=loaded.version, seconds=round(seconds, 2))
+        self._report(Outcome(loaded.version, seconds))
+
+    def _superfluous(self, versions: Mapping[str, LoadedVersion]) -> list[str]:
+        """The longest loaded ones beyond the bound that no split, present or to come, needs."""
+        needed = {self._base.version, self._newest, *(arm.version for arm in self.serving.arms)}
+        if self._split is not None:
+            needed.update(arm.version for arm in self._split.arms)
+        spare = [version for version in versions if version not in needed]
+        return spare[: max(0, len(versions) - self._max_versions)]
+
+    def _reject(self, version: str, reason: str) -> None:
+        self._rejected[version] = reason
+        self._wanted.pop(version, None)
+        seconds = time.monotonic() - self._announced[version][1]
+        self._metrics.swaps.labels("rejected").inc()
+        logger().error("version rejected", version=version, reason=reason)
+        self._report(Outcome(version, seconds, rejected=reason))
+
+    def _apply_split(self) -> None:
+        split = self._split
+        if split is not None and all(arm.version in self.serving.versions for arm in split.arms):
+            if self.serving.split_id != split.split_id:
+                self.serving = replace(
+                    self.serving, split_id=split.split_id, salt=split.salt, arms=tuple(split.arms)
+                )
+                arms = {arm.name: f"{arm.version} {arm.buckets / rules.BUCKETS:.1%}" for arm in split.arms}
+                logger().info("split is live", split_id=split.split_id, **arms)
+            self.live.set()
+        elif split is None or any(self._is_hopeless(arm.version) for arm in split.arms):
+            self.live.set()
+
+    def _is_hopeless(self, version: str) -> bool:
+        return version in self._rejected or not self.knows(version)

@@ -1,0 +1,155 @@
+"""The whole node in this process, on a real broker and with the real model: from the log to an answer, and out."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from clickloop import codec, topics
+from clickloop.client import FeedbackProducer
+from clickloop.errors import NodeError, SettingsError
+from clickloop.events import MessageQuarantined, ModelVersionPublished, NodeReported, QueryServed
+from clickloop.kafka import Follower, Producer
+from demo.processes import free_port
+from search.node import _hold, _listen, build_node
+from search.settings import SearchSettings
+from tests.conftest import Broker
+from tests.unit.search_fakes import split
+
+
+def settings(broker: Broker, folder: Path, **changes: object) -> SearchSettings:
+    given: dict[str, object] = {
+        "bootstrap_servers": broker.bootstrap_servers,
+        "topic_prefix": broker.prefix,
+        "port": free_port(),
+        "node_id": "node-1",
+        "data_dir": str(folder / "node"),
+        "store_url": str(folder / "store"),
+        "encode_threads": 1,
+    }
+    return SearchSettings.load(**(given | changes))
+
+
+async def everything(broker: Broker, *wanted: topics.Topic) -> dict[str, list[bytes]]:
+    got: dict[str, list[bytes]] = {topic.suffix: [] for topic in wanted}
+    async with Follower(broker.bootstrap_servers, wanted, prefix=broker.prefix) as follower:
+        while not await follower.caught_up():
+            for topic, record in await follower.batch(timeout_seconds=0.2):
+                got[topic.suffix].append(record.value or b"")
+    return got
+
+
+async def ready(client: httpx.AsyncClient, running: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            assert not running.done(), running.exception()
+            try:
+                if (await client.get("/readyz")).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.1)
+
+
+async def test_a_node_reads_the_log_serves_records_and_leaves_in_order(broker: Broker, tmp_path: Path) -> None:
+    poison = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+    await poison.start()
+    for topic in (topics.DOCUMENTS, topics.MODEL_VERSIONS, topics.TRAFFIC_SPLITS):
+        await poison.send_and_wait(topic.name(broker.prefix), b"\xff no json", key=b"k")
+    await poison.stop()
+    async with FeedbackProducer(broker.bootstrap_servers, prefix=broker.prefix) as app:
+        await app.document("d1", "def open_file(path): ...", title="open_file", attributes={"topic": "io"})
+        await app.document("d2", "def close_socket(s): ...", title="close_socket")
+        await app.document("d3", "old text", title="gone")
+        await app.document("d3", deleted=True)
+    async with FeedbackProducer(broker.bootstrap_servers, prefix=broker.prefix, index="other") as app:
+        await app.document("stranger", "def open_file(path): ...", title="open_file of another index")
+
+    wanted = settings(broker, tmp_path)
+    stop = asyncio.Event()
+    running = asyncio.create_task(build_node(wanted).run(stop))
+    async with httpx.AsyncClient(base_url=wanted.url, timeout=10) as client:
+        await ready(client, running)
+        state = (await client.get("/version")).json()
+        assert state["documents"] == 2
+        answer = (await client.post("/search", json={"query": "open a file", "split_key": "u1"})).json()
+        assert answer["results"][0]["doc_id"] == "d1"
+        # A wrong split is put aside; a document that changes while the node runs is found.
+        async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
+            await producer.send_and_wait(topics.TRAFFIC_SPLITS, split(1, ("live", state["base"], 17)))
+        async with FeedbackProducer(broker.bootstrap_servers, prefix=broker.prefix) as app:
+            await app.document("d4", "def frobnicate(wombat): ...", title="frobnicate")
+            await app.document("d2", deleted=True)
+        async with asyncio.timeout(10):
+            while True:
+                body = {"query": "frobnicate a wombat", "record": False, "mode": "hybrid"}
+                shown = [r["doc_id"] for r in (await client.post("/search", json=body)).json()["results"]]
+                if shown[0] == "d4" and "d2" not in shown:
+                    break
+                await asyncio.sleep(0.05)
+        stop.set()
+        async with asyncio.timeout(10):
+            await running
+
+    got = await everything(broker, topics.QUERIES, topics.NODE_STATUS, topics.MODEL_VERSIONS, topics.DEAD_LETTERS)
+    (event,) = (codec.decode(value, QueryServed) for value in got["queries"])
+    assert (event.query_id, event.version, event.split_key) == (answer["query_id"], state["base"], "u1")
+    assert len(event.sketch) == 64
+    states = [codec.decode(value, NodeReported).state for value in got["node-status"]]
+    assert states[0] == "starting"
+    assert "serving" in states
+    assert states[-1] == "stopping"
+    readable = [value for value in got["model-versions"] if value.startswith(b"{")]
+    published = [codec.decode(value, ModelVersionPublished) for value in readable]
+    assert [(p.event_id, p.kind, p.space) for p in published] == [
+        (f"base/default/{state['base']}", "full", state["base"])
+    ]
+    letters = [codec.decode(value, MessageQuarantined) for value in got["dead-letters"]]
+    assert sorted((letter.topic.split(".")[1], letter.error) for letter in letters) == [
+        ("documents", "UnreadableMessageError"),
+        ("model-versions", "UnreadableMessageError"),
+        ("traffic-splits", "InvalidMessageError"),
+        ("traffic-splits", "UnreadableMessageError"),
+    ]
+
+
+async def test_a_taken_port_is_one_clear_error_before_anything_else(broker: Broker, tmp_path: Path) -> None:
+    wanted = settings(broker, tmp_path)
+    with (
+        socket.create_server(("127.0.0.1", wanted.port)),
+        pytest.raises(NodeError, match=rf"can't listen on 127\.0\.0\.1:{wanted.port}"),
+    ):
+        await build_node(wanted).run(asyncio.Event())
+
+
+def test_a_data_folder_belongs_to_one_process(tmp_path: Path) -> None:
+    held = _hold(tmp_path / "node")
+    with held, pytest.raises(NodeError, match="belongs to a running node"), _hold(tmp_path / "node"):
+        pass
+    with _hold(tmp_path / "node"):
+        pass
+
+
+def test_a_port_can_be_taken_again_at_once() -> None:
+    port = free_port()
+    for _ in range(2):
+        with _listen("127.0.0.1", port) as listening:
+            assert listening.getsockname()[1] == port
+
+
+def test_settings_have_names_and_places_of_their_own_for_each_node() -> None:
+    one, two = SearchSettings.load(port=8081), SearchSettings.load(port=8082)
+    assert one.name != two.name
+    assert one.folder != two.folder
+    assert SearchSettings.load(host="::1", port=1).url == "http://[::1]:1"
+    assert "0.0.0.0" not in SearchSettings.load(host="0.0.0.0").url
+    assert SearchSettings.load(address="https://search.example/").url == "https://search.example"
+    with pytest.raises(SettingsError, match="mode"):
+        SearchSettings.load(mode="sparse")
+    with pytest.raises(SettingsError, match="redis_url"):
+        build_node(SearchSettings.load(redis_url="http://x"))

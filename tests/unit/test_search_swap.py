@@ -1,0 +1,287 @@
+"""Swaps: loaded before served, broken ones left out, queries in flight untouched, spaces filled first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from clickloop.errors import ArtifactError, InvalidMessageError
+from clickloop.events import GateResult, ModelVersionPublished
+from search import swap as swap_module
+from search.encoder import Encoder, LoadedVersion, Vectors
+from search.metrics import Metrics
+from search.swap import Outcome, Swap
+from tests.unit.search_fakes import DIM, CountingEncoder, announcement, eventually, loaded, split
+
+BASE = loaded("base-1")
+
+
+class World:
+    """What a swap asks of the rest of the node, and what it told it."""
+
+    def __init__(self, **swap_options: Any) -> None:
+        self.loads: list[str] = []
+        self.fills: list[str] = []
+        self.outcomes: list[Outcome] = []
+        self.broken: dict[str, Exception] = {}
+        self.encoders: dict[str, Encoder] = {}
+        self.fill_gate = asyncio.Event()
+        self.fill_gate.set()
+        self.swap = Swap(self.load, self.fill, self.outcomes.append, Metrics(), base=BASE, **swap_options)
+
+    def load(self, event: ModelVersionPublished) -> LoadedVersion:
+        self.loads.append(event.version)
+        if event.version in self.broken:
+            raise self.broken[event.version]
+        encoder = self.encoders.get(event.version, BASE.encoder)
+        return LoadedVersion(event.version, event.kind, event.space, encoder)
+
+    async def fill(self, version: LoadedVersion) -> None:
+        self.fills.append(version.version)
+        await self.fill_gate.wait()
+
+    async def idle(self) -> None:
+        await asyncio.sleep(0.05)
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        return {outcome.version: outcome.rejected for outcome in self.outcomes if outcome.rejected}
+
+    @property
+    def versions(self) -> set[str]:
+        return set(self.swap.serving.versions)
+
+
+@asynccontextmanager
+async def world(*, caught_up: bool = True, **options: Any) -> AsyncIterator[World]:
+    made = World(**options)
+    if caught_up:
+        made.swap.caught_up()
+    task = asyncio.create_task(made.swap.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def _retry_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap_module, "RETRY_SECONDS", 0.01)
+
+
+async def test_before_any_split_all_traffic_goes_to_the_base() -> None:
+    async with world() as w:
+        arm, version = w.swap.serving.choose("anyone")
+        assert (w.swap.serving.split_id, arm.name, version.version) == ("initial", "live", "base-1")
+        await asyncio.wait_for(w.swap.live.wait(), 1)
+
+
+async def test_an_announced_version_is_loaded_but_gets_no_traffic_without_a_split() -> None:
+    async with world() as w:
+        w.swap.announce(announcement("adapter-1"))
+        await eventually(lambda: "adapter-1" in w.versions)
+        assert [(o.version, o.rejected) for o in w.outcomes] == [("adapter-1", "")]
+        assert {w.swap.serving.choose(str(i))[1].version for i in range(100)} == {"base-1"}
+
+
+async def test_a_split_waits_for_its_version_and_the_old_one_serves_until_then() -> None:
+    async with world() as w:
+        w.swap.change_split(split(1, ("live", "base-1", 5000), ("candidate", "adapter-1", 5000)))
+        await w.idle()
+        assert w.swap.serving.split_id == "initial"
+        w.swap.announce(announcement("adapter-1"))
+        await eventually(lambda: w.swap.serving.split_id == "split-1")
+        names = {w.swap.serving.choose(str(i))[0].name for i in range(100)}
+        assert names == {"live", "candidate"}
+
+
+async def test_a_query_in_flight_finishes_on_what_it_started_with() -> None:
+    async with world() as w:
+        before = w.swap.serving
+        w.swap.announce(announcement("adapter-1"))
+        w.swap.change_split(split(1, ("live", "adapter-1", 10_000)))
+        await eventually(lambda: w.swap.serving.split_id == "split-1")
+        assert before.choose("user")[1].version == "base-1"
+        assert set(before.versions) == {"base-1"}
+
+
+@pytest.mark.parametrize("error", [ArtifactError("torn"), ValueError("no such layer"), KeyError("weight")])
+async def test_a_broken_version_is_reported_and_the_old_one_goes_on(error: Exception) -> None:
+    async with world() as w:
+        w.broken["adapter-bad"] = error
+        w.swap.announce(announcement("adapter-bad"))
+        w.swap.change_split(split(1, ("live", "adapter-bad", 10_000)))
+        await eventually(lambda: "adapter-bad" in w.rejected)
+        await w.idle()
+        assert w.swap.serving.choose("user")[1].version == "base-1"
+        assert w.loads == ["adapter-bad"]
+        assert w.swap.rejection("adapter-bad")
+        w.swap.announce(announcement("adapter-2"))
+        await eventually(lambda: "adapter-2" in w.versions)
+
+
+async def test_a_version_of_nans_is_rejected_before_it_serves() -> None:
+    def nans(texts: list[str]) -> Vectors:
+        return np.full((len(texts), DIM), np.nan, dtype=np.float32)
+
+    async with world() as w:
+        w.encoders["bad"] = Encoder("bad", DIM, nans, nans)
+        w.swap.announce(announcement("bad", kind="query_encoder"))
+        await eventually(lambda: "finite" in w.rejected.get("bad", ""))
+        assert w.versions == {"base-1"}
+
+
+async def test_a_version_whose_dimensions_do_not_fit_its_space_is_rejected() -> None:
+    async with world() as w:
+        w.encoders["narrow"] = CountingEncoder().encoder("narrow", dim=8)
+        w.swap.announce(announcement("narrow", kind="query_encoder"))
+        await eventually(lambda: "8 dimensions" in w.rejected.get("narrow", ""))
+
+
+async def test_a_store_that_does_not_answer_is_asked_again() -> None:
+    async with world() as w:
+        w.broken["adapter-1"] = ConnectionError("store is away")
+        w.swap.announce(announcement("adapter-1"))
+        await eventually(lambda: len(w.loads) == 2)
+        del w.broken["adapter-1"]
+        await eventually(lambda: "adapter-1" in w.versions)
+        assert not w.rejected
+
+
+async def test_a_rejected_version_is_tried_again_when_it_is_announced_again() -> None:
+    async with world() as w:
+        w.broken["adapter-1"] = ArtifactError("not there")
+        w.swap.announce(announcement("adapter-1"))
+        await eventually(lambda: "adapter-1" in w.rejected)
+        w.broken.clear()
+        w.swap.announce(announcement("adapter-1"))
+        await eventually(lambda: "adapter-1" in w.versions)
+
+
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
+async def test_a_version_that_did_not_pass_its_gate_is_loaded_only_for_a_split(verdict: str) -> None:
+    async with world() as w:
+        gate = GateResult(verdict=verdict, queries=10)  # type: ignore[arg-type]
+        w.swap.announce(msgspec.structs.replace(announcement("adapter-1"), gate=gate))
+        await w.idle()
+        assert w.loads == []
+        w.swap.change_split(split(1, ("live", "adapter-1", 10_000)))
+        await eventually(lambda: w.swap.serving.split_id == "split-1")
+
+
+async def test_a_full_version_serves_only_after_its_space_is_filled() -> None:
+    async with world() as w:
+        w.fill_gate.clear()
+        w.encoders["full-2"] = CountingEncoder().encoder("full-2")
+        w.swap.announce(announcement("full-2", kind="full", space="full-2"))
+        w.swap.change_split(split(1, ("live", "base-1", 5000), ("candidate", "full-2", 5000)))
+        await eventually(lambda: w.fills == ["full-2"])
+        await w.idle()
+        assert w.versions == {"base-1"}
+        assert w.swap.serving.split_id == "initial"
+        # Meanwhile other versions come and go.
+        w.swap.announce(announcement("adapter-1"))
+        await eventually(lambda: "adapter-1" in w.versions)
+        w.fill_gate.set()
+        await eventually(lambda: w.swap.serving.split_id == "split-1")
+        assert w.loads.count("full-2") == 1
+
+
+async def test_a_version_in_a_new_space_waits_for_the_version_that_brings_it() -> None:
+    async with world() as w:
+        w.fill_gate.clear()
+        w.encoders["full-2"] = w.encoders["adapter-3"] = CountingEncoder().encoder("full-2")
+        w.swap.announce(announcement("full-2", kind="full", space="full-2"))
+        w.swap.announce(announcement("adapter-3", space="full-2"))
+        await w.idle()
+        assert w.loads == ["full-2"]
+        w.fill_gate.set()
+        await eventually(lambda: {"full-2", "adapter-3"} <= w.versions)
+
+
+async def test_a_version_in_a_space_that_nobody_announced_is_rejected() -> None:
+    async with world() as w:
+        w.swap.announce(announcement("adapter-3", space="full-unknown"))
+        await eventually(lambda: "full-unknown" in w.rejected.get("adapter-3", ""))
+
+
+async def test_a_space_that_can_not_be_filled_rejects_its_version() -> None:
+    async with world() as w:
+
+        async def fail(_: LoadedVersion) -> None:
+            raise RuntimeError("index is full")
+
+        w.swap._fill = fail
+        w.swap.announce(announcement("full-2", kind="full", space="full-2"))
+        await eventually(lambda: "index is full" in w.rejected.get("full-2", ""))
+        assert w.versions == {"base-1"}
+
+
+async def test_an_older_split_is_ignored_and_a_wrong_one_refused() -> None:
+    async with world() as w:
+        w.swap.announce(announcement("adapter-1"))
+        w.swap.change_split(split(5, ("live", "adapter-1", 10_000)))
+        await eventually(lambda: w.swap.serving.split_id == "split-5")
+        w.swap.change_split(split(4, ("live", "base-1", 10_000)))
+        await w.idle()
+        assert w.swap.serving.split_id == "split-5"
+        with pytest.raises(InvalidMessageError):
+            w.swap.change_split(split(6, ("live", "base-1", 10)))
+        w.swap.change_split(split(7, ("live", "base-1", 10_000)))
+        await eventually(lambda: w.swap.serving.split_id == "split-7")
+
+
+async def test_a_starting_node_loads_the_split_s_versions_and_the_newest_not_all_of_history() -> None:
+    async with world(caught_up=False) as w:
+        for i in range(30):
+            w.swap.announce(announcement(f"adapter-{i}"))
+        w.swap.change_split(split(1, ("live", "adapter-7", 10_000)))
+        await w.idle()
+        assert w.loads == []
+        assert not w.swap.live.is_set()
+        w.swap.caught_up()
+        await asyncio.wait_for(w.swap.live.wait(), 5)
+        assert w.swap.serving.split_id == "split-1"
+        await eventually(lambda: w.versions == {"base-1", "adapter-7", "adapter-29"})
+
+
+async def test_a_split_that_can_not_be_served_does_not_keep_a_starting_node_down() -> None:
+    async with world(caught_up=False) as w:
+        w.swap.change_split(split(1, ("live", "never-announced", 10_000)))
+        w.swap.caught_up()
+        await asyncio.wait_for(w.swap.live.wait(), 5)
+        assert w.swap.serving.split_id == "initial"
+
+
+async def test_loaded_versions_are_bounded_and_a_version_in_use_is_never_unloaded() -> None:
+    async with world(max_versions=3) as w:
+        w.swap.announce(announcement("adapter-0"))
+        w.swap.change_split(split(1, ("live", "adapter-0", 10_000)))
+        await eventually(lambda: w.swap.serving.split_id == "split-1")
+        for i in range(1, 8):
+            w.swap.announce(announcement(f"adapter-{i}"))
+        await eventually(lambda: "adapter-7" in w.versions)
+        assert w.versions == {"base-1", "adapter-0", "adapter-7"}
+        # An unloaded version comes back when a split names it.
+        w.swap.change_split(split(2, ("live", "adapter-3", 10_000)))
+        await eventually(lambda: w.swap.serving.split_id == "split-2")
+
+
+async def test_answers_never_mix_a_version_with_another_s_space_while_versions_change() -> None:
+    async with world() as w:
+        w.encoders["full-2"] = CountingEncoder().encoder("full-2")
+        w.swap.announce(announcement("full-2", kind="full", space="full-2"))
+        for i in range(20):
+            w.swap.announce(announcement(f"adapter-{i}"))
+            target = "full-2" if i % 2 else f"adapter-{i}"
+            w.swap.change_split(split(i + 1, ("live", "base-1", 5000), ("candidate", target, 5000)))
+            for user in range(20):
+                arm, version = w.swap.serving.choose(str(user))
+                assert version.version == arm.version
+                assert version.space == ("full-2" if version.version == "full-2" else "base-1")
+            await asyncio.sleep(0.002)
