@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -49,10 +50,13 @@ QUEUED_BATCHES = 16
 
 def build_app(settings: StreamsSettings) -> StreamsApp:
     """The Faust app with its agents and timer. Call it inside the event loop that is to run it."""
+    # Faust makes this folder though no table of ours is ever in it; it goes with the process.
+    scratch = tempfile.TemporaryDirectory(prefix="clickloop-streams-")
     app = faust.App(
         f"{settings.topic_prefix}-streams-{settings.index}",
         broker=[f"aiokafka://{server.strip()}" for server in settings.bootstrap_servers.split(",")],
         store="memory://",
+        datadir=scratch.name,
         web_enabled=False,
         topic_allow_declare=False,
         topic_disable_leader=True,
@@ -66,7 +70,7 @@ def build_app(settings: StreamsSettings) -> StreamsApp:
         broker_max_poll_interval=24 * 3600.0,
     )
     app.transport = BatchTransport(app.conf.broker_consumer, app)
-    streams = StreamsApp(app, settings)
+    streams = StreamsApp(app, settings, scratch)
 
     def batches_of(wanted: Sequence[topics.Topic]) -> Any:
         names = [topic.name(settings.topic_prefix) for topic in wanted]
@@ -95,9 +99,12 @@ def build_app(settings: StreamsSettings) -> StreamsApp:
 class StreamsApp:
     """One worker: the rules' state for the partitions that it owns, and what they send."""
 
-    def __init__(self, app: faust.App, settings: StreamsSettings) -> None:
+    def __init__(
+        self, app: faust.App, settings: StreamsSettings, scratch: tempfile.TemporaryDirectory[str]
+    ) -> None:
         where, prefix = settings.bootstrap_servers, settings.topic_prefix
         self._app = app
+        self._scratch = scratch
         self._settings = settings
         self._topics = {topic.name(prefix): topic for topic in (*FEEDBACK, *CONTROL)}
         self._producer = Producer(where, prefix=prefix, source=f"clickloop/streams/{settings.index}")
