@@ -18,7 +18,7 @@ Id = Annotated[str, Meta(min_length=1, max_length=256)]
 IndexName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}\Z")]
 Text = Annotated[str, Meta(max_length=10_000)]
 Time = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^(19[7-9][0-9]|[2-8][0-9]{3})-"})]
-"""With a zone, from 1970 to 8999 as written, so that arithmetic and time zones never leave what computers can hold."""
+"""With a zone, and from 1970 to 8999 as written, so that arithmetic stays within what computers can hold."""
 Position = Annotated[int, Meta(ge=1, le=10_000)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Weight = Annotated[float, Meta(ge=0.0, le=1.0)]

@@ -15,7 +15,7 @@ from demo.stage import Options, Say, Stage
 from demo.users import two_phases
 
 CONCURRENT_SEARCHES = 12
-SEARCHES_PER_SECOND_WHILE_TRAINING = 20.0
+SEARCHES_PER_SECOND_WHILE_TRAINING = 8.0
 QUERIES_PER_EXAMPLE = 10
 """Traffic gives up when this many queries for each wanted example have not brought the trigger to fire."""
 COMMAND_SECONDS = 60.0

@@ -161,8 +161,8 @@ def _streams_settings(options: Options) -> dict[str, str]:
         "CLICKLOOP_COOL_DOWN_SECONDS": "3600",
         "CLICKLOOP_REPORT_SECONDS": "1",
         "CLICKLOOP_KINDS": ",".join(options.kinds),
-        "CLICKLOOP_ROLLOUT_STEPS": "20,100",
-        "CLICKLOOP_ROLLOUT_MIN_QUERIES": "40",
+        "CLICKLOOP_ROLLOUT_STEPS": "50,100",
+        "CLICKLOOP_ROLLOUT_MIN_QUERIES": "20",
     }
 
 

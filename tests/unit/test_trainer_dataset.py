@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.unit.trainer_facts import documents, example, world
+from trainer.dataset import RATED, Clicks, moments, normal_text, prepare
+
+
+def rows(clicks: Clicks) -> dict[tuple[str, int], float]:
+    return {
+        (clicks.queries[q], int(d)): float(e)
+        for q, d, e in zip(clicks.query, clicks.document, clicks.evidence, strict=True)
+    }
+
+
+def test_clicks_for_one_text_in_another_spelling_are_evidence_for_one_query():
+    prepared = prepare(
+        [example("Read a file", "d0001", number=1), example("  read a FILE!", "d0001", number=2)], documents(3)
+    )
+    assert rows(prepared.clicks) == {("Read a file", 1): 2.0}
+    assert normal_text("Read a file") == normal_text("  read a FILE!")
+
+
+def test_weight_undoes_position_and_evidence_does_not_know_it():
+    clicks = prepare(
+        [example("one", "d0000", number=1, position=1), example("two", "d0001", number=2, position=4)],
+        documents(3),
+    ).clicks
+    assert clicks.evidence.tolist() == [1.0, 1.0]
+    assert clicks.weight[1] == pytest.approx(4 * clicks.weight[0])
+
+
+def test_a_good_rating_on_top_weighs_a_few_clicks_and_not_as_much_as_a_click_far_down():
+    clicks = prepare(
+        [
+            example("one", "d0000", number=1, position=1),
+            example("two", "d0001", number=2, position=1, rating=5, weight=1.0),
+        ],
+        documents(3),
+    ).clicks
+    assert clicks.weight[1] == pytest.approx(RATED * clicks.weight[0])
+
+
+def test_a_distrusted_click_is_less_evidence():
+    clicks = prepare(
+        [
+            example("one", "d0000", number=1, position=2),
+            example("two", "d0001", number=2, position=2, weight=0.05),
+        ],
+        documents(3),
+    ).clicks
+    assert clicks.evidence.tolist() == pytest.approx([1.0, 0.25])
+
+
+def test_what_was_skipped_or_rated_low_is_a_negative_unless_it_was_clicked_too():
+    clicks = prepare(
+        [
+            example("one", "d0002", number=1, position=3, negatives=("d0000", "d0001")),
+            example("one", "d0003", number=1, label="negative", rating=1, weight=1.0),
+            example("one", "d0000", number=2),
+        ],
+        documents(5),
+    ).clicks
+    assert rows(clicks) == {("one", 0): 1.0, ("one", 2): 1.0}
+    assert clicks.skipped[0] == [1, 3]
+
+
+def test_examples_of_documents_that_are_gone_are_counted():
+    prepared = prepare([example("one", "gone"), example("two", "d0000", number=1)], documents(1))
+    assert prepared.unknown_documents == 1
+    assert len(prepared.clicks) == 1
+
+
+def test_no_query_is_on_both_sides_of_a_moment_and_the_later_side_is_later():
+    clicks, _ = world(queries=200)
+    for known, later in moments(clicks, share=0.25, count=3):
+        asked = [clicks.queries.index(q) for q in known.queries]
+        after = [clicks.queries.index(q) for q in later.queries]
+        assert max(asked) < min(after)
+        assert len(known) + len(later) <= len(clicks)
+
+
+def test_moments_come_oldest_first_and_each_later_side_holds_its_share():
+    clicks, _ = world(queries=400)
+    past = moments(clicks, share=0.25, count=3)
+    sizes = [len(known) for known, _ in past]
+    assert sizes == sorted(sizes)
+    for _, later in past:
+        assert len(later) / len(clicks) == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_newest_click_is_in_the_last_hold_out():
+    clicks, _ = world(queries=100)
+    _, later = moments(clicks, share=0.25, count=2)[-1]
+    assert clicks.queries[clicks.query.max()] in later.queries
+
+
+def test_a_near_duplicate_of_a_known_query_is_not_held_out():
+    clicks, _ = world(queries=100)
+    copied = clicks.vectors.copy()
+    copied[99] = copied[0]
+    known, later = moments(replace(clicks, vectors=copied), share=0.25, count=1)[0]
+    assert "query 0" in known.queries
+    assert "query 99" not in later.queries
+
+
+def test_a_log_too_small_to_cut_gives_no_moments():
+    clicks, _ = world(queries=100)
+    assert moments(clicks.of_queries([3]), share=0.25, count=3) == []
+    assert moments(clicks.of_queries([]), share=0.25, count=3) == []
+
+
+def test_choosing_queries_keeps_their_rows_and_vectors_together():
+    clicks, _ = world(queries=50)
+    part = clicks.of_queries([7, 3])
+    assert part.queries == ["query 3", "query 7"]
+    assert np.array_equal(part.vectors, clicks.vectors[[3, 7]])
+    assert set(part.query.tolist()) <= {0, 1}

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from clickloop.events import Estimate
+from tests.unit.trainer_facts import world
+from trainer.gate import LADDER_MARGIN, Side, Thresholds, decide, judge, measure
+from trainer.model import Vectors, normalised
+
+THRESHOLDS = Thresholds(min_queries=50, max_lost_recall=0.1)
+
+
+def turned(vectors: Vectors, documents: Vectors, share: float) -> Vectors:
+    """Queries moved towards the documents that they want, or away from them."""
+    return normalised(vectors + share * documents[: len(vectors)])
+
+
+def verdict(share: float, *, queries: int = 600, seed: int = 0, wrong: float = 0.2) -> str:
+    clicks, corpus = world(queries=queries, seed=seed, wrong=wrong)
+    before = Side(clicks.vectors, corpus.vectors)
+    after = Side(turned(clicks.vectors, corpus.vectors, share), corpus.vectors)
+    return judge([measure(clicks, before, after)], thresholds=THRESHOLDS, seed=0).verdict
+
+
+def test_a_better_candidate_passes_on_noisy_position_biased_clicks():
+    assert verdict(0.5) == "pass"
+
+
+def test_a_worse_candidate_fails():
+    assert verdict(-0.3) == "fail"
+
+
+def test_the_parent_itself_does_not_pass():
+    assert verdict(0.0) == "inconclusive"
+
+
+def test_of_a_dozen_random_changes_hardly_one_passes():
+    passed = 0
+    for seed in range(12):
+        clicks, corpus = world(queries=300, seed=seed)
+        rng = np.random.default_rng(1000 + seed)
+        shaken = normalised(clicks.vectors + 0.1 * rng.normal(size=clicks.vectors.shape))
+        trial = measure(clicks, Side(clicks.vectors, corpus.vectors), Side(shaken, corpus.vectors))
+        passed += judge([trial], thresholds=THRESHOLDS, seed=0).verdict == "pass"
+    assert passed <= 1
+
+
+def test_thirty_clicks_are_too_few_to_say():
+    result = verdict(0.5, queries=40)
+    assert result == "inconclusive"
+
+
+def test_no_clicks_at_all_are_inconclusive():
+    result = judge([], thresholds=THRESHOLDS, seed=0)
+    assert (result.verdict, result.queries) == ("inconclusive", 0)
+
+
+def test_a_candidate_that_finds_what_was_never_shown_is_not_punished_for_it():
+    clicks, corpus = world()
+    # Ever so near to each query lies a new document that the parent had, for once, not in its list.
+    before = Side(clicks.vectors, np.concatenate([corpus.vectors, -clicks.vectors]))
+    after = Side(turned(clicks.vectors, corpus.vectors, 0.5), np.concatenate([corpus.vectors, clicks.vectors[:5]]))
+    after = replace(after, documents=np.concatenate([after.documents, -clicks.vectors[5:]]))
+    trial = measure(clicks, before, after)
+    assert judge([trial], thresholds=THRESHOLDS, seed=0).verdict == "pass"
+
+
+def test_a_candidate_that_buries_surely_wanted_documents_fails_however_it_orders_the_rest():
+    clicks, corpus = world()
+    sure = replace(clicks, evidence=clicks.evidence * 2)
+    # Twenty documents that were never shown crowd around every query, after training.
+    crowd = np.repeat(clicks.vectors.mean(axis=0, keepdims=True), 20, axis=0)
+    common = normalised(clicks.vectors.mean(axis=0, keepdims=True))
+    queries = normalised(turned(clicks.vectors, corpus.vectors, 0.5) + 5.0 * common)
+    before = Side(clicks.vectors, np.concatenate([corpus.vectors, -crowd]))
+    after = Side(queries, np.concatenate([corpus.vectors, np.repeat(common, 20, axis=0)]))
+    result = judge([measure(sure, before, after)], thresholds=THRESHOLDS, seed=0)
+    assert result.verdict == "fail"
+    assert "no longer found" in result.reasons[0]
+
+
+def test_reasons_name_the_figures():
+    mrr = Estimate(before=0.4, after=0.42, change=0.05, low=0.01, high=0.09)
+    found, reasons = decide(mrr, 200, 1.0, THRESHOLDS)
+    assert found == "pass"
+    assert "+5.0%" in reasons[0]
+    assert "+1.0% to +9.0%" in reasons[0]
+
+
+def test_the_verdict_is_the_same_for_the_same_seed():
+    clicks, corpus = world()
+    trial = measure(
+        clicks,
+        Side(clicks.vectors, corpus.vectors),
+        Side(turned(clicks.vectors, corpus.vectors, 0.2), corpus.vectors),
+    )
+    assert judge([trial], thresholds=THRESHOLDS, seed=3) == judge([trial], thresholds=THRESHOLDS, seed=3)
+
+
+def estimate(change: float, low: float, high: float) -> Estimate:
+    return Estimate(before=0.5, after=0.5 * (1 + change), change=change, low=low, high=high)
+
+
+def test_on_top_of_a_rung_that_has_just_passed_level_is_enough_and_behind_is_not():
+    def says(change: float, low: float, high: float, margin: float) -> str:
+        return decide(estimate(change, low, high), 900, 1.0, THRESHOLDS, margin=margin)[0]
+
+    assert says(0.005, -0.012, 0.02, LADDER_MARGIN) == "pass"
+    assert says(0.005, -0.012, 0.02, 0.0) == "inconclusive", "the first rung must beat its parent beyond chance"
+    assert says(-0.001, -0.012, 0.02, LADDER_MARGIN) == "inconclusive", "it must be at least level"
+    assert says(0.005, -0.03, 0.04, LADDER_MARGIN) == "inconclusive", "too few clicks to rule the margin out"
+    assert says(-0.03, -0.05, -0.01, LADDER_MARGIN) == "fail"

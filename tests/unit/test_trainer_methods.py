@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from clickloop.model_store import base_model_folder
+from tests.unit.trainer_facts import documents, mean_reciprocal_rank, world
+from trainer.dataset import Clicks, Corpus
+from trainer.methods import METHODS
+from trainer.methods.adapter import AdapterMethod, whitened
+from trainer.methods.base import Job, Parent, Progress, StoppedError, deadline
+from trainer.methods.targets import Negatives, Targets
+from trainer.methods.towers import Course
+from trainer.methods.upper_layers import UpperLayers
+from trainer.model import Adapter, encode, load_encoder, normalised
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SentenceTransformer:
+    return load_encoder(base_model_folder("all-MiniLM-L6-v2"), "cpu")
+
+
+def job(
+    clicks: Clicks,
+    corpus: Corpus,
+    encoder: SentenceTransformer | None = None,
+    *,
+    report: Callable[[Progress], None] = lambda _: None,
+    seconds: float = float("inf"),
+    adapter: Adapter | None = None,
+) -> Job:
+    model = encoder if encoder is not None else SentenceTransformer(modules=[torch.nn.Identity()])
+    nothing = clicks.of_queries([])
+    return Job(
+        Parent("base", model, adapter, model), clicks, corpus, nothing, 0, report, seconds_left=deadline(seconds)
+    )
+
+
+def test_every_rung_is_in_the_table_under_its_own_name():
+    assert {kind: method.kind for kind, method in METHODS.items()} == {
+        "adapter": "adapter",
+        "query_encoder": "query_encoder",
+        "full": "full",
+    }
+
+
+def test_an_adapter_learns_from_noisy_clicks_to_find_what_it_never_saw_a_click_on():
+    clicks, corpus = world(queries=1500, noise=0.8, skew=2.5)
+    known = clicks.of_queries(range(1000))
+    trained = AdapterMethod().train(job(known, corpus))
+    assert trained.adapter is not None
+    unseen = slice(1000, 1500)
+    before = _unseen_rank(clicks.vectors, corpus, unseen)
+    assert _unseen_rank(trained.adapter.apply(clicks.vectors), corpus, unseen) > before * 1.05
+
+
+def _unseen_rank(queries: np.ndarray, corpus: Corpus, unseen: slice) -> float:
+    scores = queries[unseen] @ corpus.vectors.T
+    wanted = corpus.vectors[unseen]
+    own = np.einsum("nd,nd->n", queries[unseen], wanted)
+    return float((1.0 / ((scores > own[:, None] + 1e-6).sum(axis=1) + 1)).mean())
+
+
+def test_an_adapter_from_five_clicks_changes_next_to_nothing():
+    clicks, corpus = world()
+    trained = AdapterMethod().train(job(clicks.of_queries(range(6)), corpus))
+    assert trained.adapter is not None
+    cosines = np.einsum("nd,nd->n", trained.adapter.apply(clicks.vectors), clicks.vectors)
+    assert cosines.mean() > 0.97
+
+
+def test_the_same_seed_trains_the_same_adapter():
+    clicks, corpus = world(queries=200)
+    first, second = (AdapterMethod().train(job(clicks, corpus)).adapter for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(first.weight, second.weight)
+
+
+def test_an_adapter_starts_from_its_parents_map():
+    clicks, corpus = world(queries=300)
+    parent = Adapter(
+        np.linalg.qr(np.random.default_rng(0).normal(size=(24, 24)))[0].astype(np.float32),
+        np.zeros(24, np.float32),
+    )
+    turned_back = replace(clicks, vectors=normalised(clicks.vectors @ parent.weight))
+    trained = AdapterMethod().train(job(turned_back, corpus, adapter=parent))
+    assert trained.adapter is not None
+    assert mean_reciprocal_rank(trained.adapter.apply(turned_back.vectors), corpus.vectors) >= 0.95 * (
+        mean_reciprocal_rank(clicks.vectors, corpus.vectors)
+    )
+
+
+def test_a_handful_of_queries_whitens_next_to_nothing_and_many_do():
+    clicks, _ = world(queries=2000)
+    skewed = normalised(clicks.vectors * np.linspace(3.0, 0.3, 24))
+    start = Adapter.identity(24)
+    few, many = whitened(start, skewed[:5], 0.5).weight, whitened(start, skewed, 0.5).weight
+    assert np.abs(few - np.eye(24)).max() < 0.3 * np.abs(many - np.eye(24)).max()
+
+
+def test_a_run_without_time_gives_back_a_usable_adapter():
+    clicks, corpus = world(queries=200)
+    trained = AdapterMethod().train(job(clicks, corpus, seconds=0.0))
+    assert trained.adapter is not None
+    assert np.isfinite(trained.adapter.weight).all()
+
+
+def test_a_stop_ends_training_at_once():
+    def stop(_: Progress) -> None:
+        raise StoppedError("stop")
+
+    clicks, corpus = world(queries=200)
+    with pytest.raises(StoppedError):
+        AdapterMethod().train(job(clicks, corpus, report=stop))
+
+
+def test_progress_counts_up_to_its_total_with_a_finite_loss():
+    seen: list[Progress] = []
+    clicks, corpus = world(queries=300)
+    AdapterMethod().train(job(clicks, corpus, report=seen.append))
+    assert seen[-1].step == seen[-1].steps > 0
+    assert all(p.loss is not None and np.isfinite(p.loss) for p in seen)
+
+
+def test_a_query_encoder_learns_from_clicks_and_leaves_its_parent_as_it_was(encoder: SentenceTransformer):
+    texts = [f"{color} {thing}" for color in ("red", "blue", "green", "old") for thing in ("car", "house", "boat")]
+    words = [f"vehicle or building number {i}" for i in range(len(texts))]
+    vectors = encode(encoder, words)
+    asked = encode(encoder, texts)
+    count = np.arange(len(texts))
+    clicks = Clicks(
+        queries=texts,
+        query=count,
+        document=count,
+        weight=np.ones(len(texts), np.float32),
+        evidence=np.ones(len(texts), np.float32),
+        vectors=asked,
+    )
+    corpus = Corpus(documents(len(texts)), vectors)
+    method = replace(METHODS["query_encoder"], epochs=20, learning_rate=1e-3)  # type: ignore[type-var]
+    trained = method.train(job(clicks, corpus, encoder))
+    assert trained.encoder is not None
+    after = encode(trained.encoder, texts)
+    if trained.adapter is not None:
+        after = trained.adapter.apply(after)
+    assert mean_reciprocal_rank(after, vectors) > mean_reciprocal_rank(asked, vectors)
+    assert np.array_equal(encode(encoder, texts), asked)
+
+
+def test_upper_layers_see_what_the_whole_encoder_sees(encoder: SentenceTransformer):
+    texts = ["short", "a query of some more words than that", "and another one"]
+    with UpperLayers(encoder, texts, 2) as upper:
+        got = upper.embed([2, 0, 1]).detach().numpy()
+    assert np.allclose(got, encode(encoder, [texts[2], texts[0], texts[1]]), atol=1e-5)
+    assert np.allclose(encode(encoder, texts)[[2, 0, 1]], got, atol=1e-5)
+
+
+def test_targets_share_a_querys_weight_among_its_documents():
+    clicks = Clicks(
+        queries=["a"],
+        query=np.array([0, 0]),
+        document=np.array([0, 2]),
+        weight=np.ones(2, np.float32),
+        evidence=np.array([3.0, 1.0], np.float32),
+    )
+    scores = torch.log_softmax(torch.tensor([[1.0, 0.0, -1.0]]), dim=1)
+    loss = Targets(clicks).loss(scores, np.array([0]))
+    assert float(loss) == pytest.approx(float(-(0.75 * scores[0, 0] + 0.25 * scores[0, 2])))
+
+
+def test_of_a_very_large_corpus_the_clicked_documents_are_always_among_the_negatives(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("trainer.methods.targets.WHOLE_CORPUS", 120)
+    clicks, corpus = world(queries=600)
+    negatives = Negatives(corpus.vectors, clicks.of_queries(range(20)), clicks.vectors[:20], seed=0)
+    assert negatives.column is not None
+    assert len(negatives.vectors) < 600
+    assert (negatives.column[clicks.of_queries(range(20)).document] >= 0).all()
+
+
+def test_the_learning_rate_comes_to_rest_with_the_deadline_when_time_is_short():
+    left = 100.0
+    course = Course(1000, lambda: left)
+    left = 50.0
+    assert course.done(10) == pytest.approx(0.5)
+    left = 0.0
+    assert course.over(11)
+    assert course.factor(11) == pytest.approx(0.0)
+
+
+def test_the_learning_rate_follows_the_steps_when_there_is_time():
+    course = Course(100, lambda: 1e9)
+    assert course.factor(10) == pytest.approx(1.0)
+    assert course.factor(100) == pytest.approx(0.0)
+    assert not course.over(99)
+
+
+def test_a_trained_adapter_is_read_back_from_its_folder(tmp_path: Path):
+    from trainer.model import load_adapter
+
+    clicks, corpus = world(queries=100)
+    adapter = AdapterMethod().train(job(clicks, corpus)).adapter
+    assert adapter is not None
+    adapter.save(tmp_path)
+    found = load_adapter(tmp_path)
+    assert found is not None
+    assert np.array_equal(found.weight, adapter.weight)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from clickloop.events import Estimate, GateResult, Lineage, OffsetRange
+from clickloop.model_store import Manifest, ModelStore
+from tests.unit.trainer_facts import START, documents
+from trainer.domain import MOST_CHARACTERS, domain_queries, pieces, words
+from trainer.examples import Document
+from trainer.methods.base import Parent, Trained
+from trainer.model import Adapter, load_adapter
+from trainer.publish import announcement, describe, model_card, publish, run_name, version_name
+
+PARENT = Manifest(version="base-1", kind="full", space="base-1", encoder="base-1")
+GATE = GateResult(
+    verdict="fail",
+    queries=99,
+    metrics={"mrr_at_10": Estimate(before=0.5, after=0.4, change=-0.2, low=-0.3, high=-0.1)},
+    reasons=["worse than its parent"],
+)
+LINEAGE = Lineage(
+    command_id="c1", ranges=[OffsetRange(topic="examples", partition=3, start=17, end=42)], examples=25
+)
+
+
+def adapter_manifest() -> Manifest:
+    return describe(version="adapter-1", kind="adapter", parent=PARENT, lineage=LINEAGE, gate=GATE)
+
+
+def test_a_command_names_one_version_of_each_kind_and_one_run():
+    assert version_name("query_encoder", "c1") == version_name("query_encoder", "c1")
+    assert version_name("query_encoder", "c1").startswith("query-encoder-")
+    assert len({version_name(k, c) for k in ("adapter", "full") for c in ("c1", "c2")}) == 4
+    assert run_name("c1") != run_name("c2")
+
+
+def test_only_a_full_version_has_a_space_of_its_own():
+    made = {
+        kind: describe(version="v", kind=kind, parent=PARENT, lineage=LINEAGE, gate=GATE)
+        for kind in ("adapter", "query_encoder", "full")
+    }
+    assert {kind: (m.encoder, m.space) for kind, m in made.items()} == {
+        "adapter": ("base-1", "base-1"),
+        "query_encoder": ("v", "base-1"),
+        "full": ("v", "v"),
+    }
+
+
+def test_a_failed_version_is_published_whole_with_its_reasons(tmp_path: Path):
+    store = ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache")
+    adapter = Adapter(np.eye(4, dtype=np.float32) * 2, np.ones(4, np.float32))
+    nothing: object = None
+    parent = Parent("base-1", nothing, None, nothing)  # type: ignore[arg-type]
+    published = publish(store, tmp_path, adapter_manifest(), parent, Trained(adapter=adapter))
+    folder, manifest = store.fetch("adapter-1", digest=published.digest)
+    found = load_adapter(folder)
+    assert found is not None
+    assert np.array_equal(found.weight, adapter.weight)
+    assert sorted(manifest.files) == ["README.md", "adapter.safetensors", "gate.json"]
+    event = announcement(published, index="default", at=START)
+    assert event.gate == GATE
+    assert event.lineage.ranges == LINEAGE.ranges
+    assert not list((tmp_path / "making").iterdir())
+
+
+def test_announcing_a_version_again_has_the_same_event_id(tmp_path: Path):
+    store = ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache")
+    nothing: object = None
+    parent = Parent("base-1", nothing, None, nothing)  # type: ignore[arg-type]
+    trained = Trained(adapter=Adapter.identity(4))
+    first, second = (publish(store, tmp_path, adapter_manifest(), parent, trained) for _ in range(2))
+    assert first == second
+    assert (
+        announcement(first, index="default", at=START).event_id
+        == announcement(second, index="default", at=START).event_id
+    )
+
+
+def test_the_model_card_names_offsets_verdict_and_figures():
+    card = model_card(adapter_manifest())
+    assert "| examples | 3 | 17 | 42 |" in card
+    assert "**fail**" in card
+    assert "-20.0%" in card
+
+
+def test_identifiers_fall_apart_into_words_that_people_type():
+    assert words("BaseEventLoop.run_forever(self)") == ["base", "event", "loop", "run", "forever", "self"]
+
+
+def test_the_same_document_always_gives_the_same_pieces():
+    document = Document("d", "name.of_it\ndef of_it(a): return a and some more words to choose from", b"\1" * 32)
+    assert pieces(document) == pieces(document)
+    assert pieces(document)[0] == "name of it"
+    assert all(len(piece) <= MOST_CHARACTERS for piece in pieces(document))
+
+
+def test_an_empty_document_gives_no_pieces():
+    assert pieces(Document("d", "", b"\1" * 32)) == []
+    assert len(domain_queries([Document("d", "...", b"\1" * 32)], seed=0)) == 0
+
+
+def test_each_piece_wants_the_document_that_it_comes_from():
+    found = domain_queries(documents(5), seed=0)
+    assert [found.queries[q].split()[-1] for q in found.query] == [str(d) for d in found.document]

@@ -1,0 +1,134 @@
+"""The service against a real broker, a real store and the real base model."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from clickloop import codec, topics
+from clickloop.commands import Reason, Retrain
+from clickloop.events import (
+    DocumentChanged,
+    MessageQuarantined,
+    ModelVersionPublished,
+    OffsetRange,
+    TrainingProgressed,
+)
+from clickloop.kafka import Follower, Producer, Record, end_offsets
+from clickloop.model_store import ModelStore
+from tests.conftest import Broker
+from tests.unit.trainer_facts import START, example
+from trainer.service import Trainer, build_trainer
+from trainer.settings import TrainerSettings
+
+NAMES = ("open a file", "close a socket", "parse json text", "sort a list", "join two paths", "wait for a thread")
+
+
+async def filled(broker: Broker) -> list[OffsetRange]:
+    """Documents and one click a query; where the examples lie."""
+    async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
+        for number, name in enumerate(NAMES * 2):
+            await producer.send_and_wait(
+                topics.DOCUMENTS,
+                DocumentChanged(
+                    event_id=f"e{number}",
+                    index="default",
+                    doc_id=f"d{number}",
+                    changed_at=START,
+                    text=f"def {name.replace(' ', '_')}_{number}(): {name} number {number}",
+                ),
+            )
+        for number in range(24):
+            one = example(f"{NAMES[number % 6]} please {number}", f"d{number % 12}", number=number)
+            await producer.send_and_wait(topics.TRAINING_EXAMPLES, one)
+    name = topics.TRAINING_EXAMPLES.name(broker.prefix)
+    ends = await end_offsets(broker.bootstrap_servers, name)
+    return [OffsetRange(topic=name, partition=p, start=first, end=end) for p, (first, end) in ends.items()]
+
+
+def trainer_for(broker: Broker, folder: Path) -> tuple[Trainer, Producer]:
+    settings = TrainerSettings.load(
+        bootstrap_servers=broker.bootstrap_servers,
+        topic_prefix=broker.prefix,
+        store_url=f"file://{folder}/store",
+        work_dir=folder / "work",
+        device="cpu",
+    )
+    trainer = build_trainer(settings)
+    return trainer, trainer.producer
+
+
+def command(ranges: list[OffsetRange], *, command_id: str = "c1", parent: str = "") -> Record:
+    wish = Retrain(
+        command_id=command_id,
+        index="default",
+        issued_at=START,
+        kinds=["adapter"],
+        ranges=ranges,
+        reason=Reason(policies=["manual"], text="test"),
+        parent=parent,
+    )
+    return Record("commands", 0, 0, None, codec.encode(wish))
+
+
+async def sent(broker: Broker, topic: topics.Topic) -> list[object]:
+    async with Follower(broker.bootstrap_servers, [topic], prefix=broker.prefix) as follower:
+        found: list[object] = []
+        while not await follower.caught_up():
+            found += [codec.decode(r.value, *topic.types) for _, r in await follower.batch()]
+    return found
+
+
+@pytest.mark.timeout(120)
+async def test_a_command_done_twice_publishes_one_version_and_announces_it_twice(broker: Broker, tmp_path: Path):
+    ranges = await filled(broker)
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        assert await trainer.handle(command(ranges))
+        assert await trainer.handle(command(ranges))
+    announced = [m for m in await sent(broker, topics.MODEL_VERSIONS) if isinstance(m, ModelVersionPublished)]
+    assert len(announced) == 2
+    assert len({(m.event_id, m.version, m.digest) for m in announced}) == 1
+    assert announced[0].gate is not None
+    assert announced[0].gate.verdict == "inconclusive"
+    assert announced[0].lineage.ranges == ranges
+    assert announced[0].lineage.newest_example_at is not None
+    versions = ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache").versions()
+    assert len([v for v in versions if not v.startswith("base-")]) == 1
+    stages = [m.stage for m in await sent(broker, topics.TRAINING_RUNS) if isinstance(m, TrainingProgressed)]
+    assert stages[0] == "reading"
+    assert stages.count("done") == 2
+    assert {"training", "gate", "publishing"} <= set(stages)
+
+
+async def test_a_command_that_cannot_be_done_is_reported_and_the_trainer_goes_on(broker: Broker, tmp_path: Path):
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        assert await trainer.handle(command([], command_id="bad", parent="no-such-version"))
+        assert await trainer.handle(command([], command_id="empty"))
+    failed = [
+        m
+        for m in await sent(broker, topics.TRAINING_RUNS)
+        if isinstance(m, TrainingProgressed) and m.stage == "failed"
+    ]
+    assert [m.command_id for m in failed] == ["bad", "empty"]
+    assert "no-such-version" in failed[0].message
+
+
+async def test_an_unreadable_command_goes_to_the_dead_letters(broker: Broker, tmp_path: Path):
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        assert await trainer.handle(Record("commands", 0, 5, None, b"\xff no json"))
+    letters = [m for m in await sent(broker, topics.DEAD_LETTERS) if isinstance(m, MessageQuarantined)]
+    assert [(m.offset, m.value) for m in letters] == [(5, b"\xff no json")]
+
+
+async def test_a_stop_in_the_middle_leaves_the_command_undone(broker: Broker, tmp_path: Path):
+    ranges = await filled(broker)
+    trainer, producer = trainer_for(broker, tmp_path)
+    trainer.stop()
+    async with producer:
+        assert not await asyncio.wait_for(trainer.handle(command(ranges)), 60)
+    assert not await sent(broker, topics.MODEL_VERSIONS)

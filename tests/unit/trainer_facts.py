@@ -1,0 +1,98 @@
+"""Small facts that the trainer's tests share: examples, documents, and clicks in a made-up vector space."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from clickloop.events import ExampleFormed
+from trainer.dataset import Clicks, Corpus
+from trainer.examples import Document
+from trainer.model import Vectors, normalised
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def example(
+    query: str,
+    doc_id: str,
+    *,
+    number: int = 0,
+    position: int = 1,
+    weight: float | None = None,
+    label: str = "positive",
+    rating: float | None = None,
+    revision: int = 1,
+    index: str = "default",
+    negatives: tuple[str, ...] = (),
+) -> ExampleFormed:
+    return ExampleFormed(
+        event_id=f"{number}/{doc_id}/{revision}",
+        index=index,
+        example_id=f"{number}/{doc_id}",
+        revision=revision,
+        query_id=f"q{number}",
+        query=query,
+        doc_id=doc_id,
+        label="negative" if label == "negative" else "positive",
+        weight=min(position, 10) / 10 if weight is None else weight,
+        served_at=START + timedelta(seconds=number),
+        formed_at=START + timedelta(seconds=number + 1),
+        position=position,
+        rating=rating,
+        negatives=list(negatives),
+        clicks=1,
+    )
+
+
+def documents(count: int) -> list[Document]:
+    return [Document(f"d{i:04}", f"document {i}", hashlib.sha256(str(i).encode()).digest()) for i in range(count)]
+
+
+def world(
+    *,
+    queries: int = 600,
+    dimension: int = 24,
+    noise: float = 1.3,
+    wrong: float = 0.2,
+    skew: float = 1.0,
+    seed: int = 0,
+) -> tuple[Clicks, Corpus]:
+    """Queries that lie where their documents are, but for a turn that a linear map can undo.
+
+    Each query was asked once. A document that is examined and not wanted is clicked with a chance of wrong/4. With
+    ``skew`` some directions are much louder in queries than they are in documents.
+    """
+    rng = np.random.default_rng(seed)
+    vectors = normalised(rng.normal(size=(queries, dimension)))
+    turn = np.eye(dimension) + 0.35 * rng.normal(size=(dimension, dimension)) / np.sqrt(dimension) * 2.0
+    asked = normalised(vectors @ turn.T + noise * rng.normal(size=vectors.shape) / np.sqrt(dimension))
+    asked = normalised(asked * np.geomspace(skew, 1.0 / skew, dimension))
+    shown = np.argsort(-(asked @ vectors.T), axis=1)[:, :10]
+    document, weight, query = [], [], []
+    for number in range(queries):
+        for place in range(10):
+            wanted = shown[number, place] == number
+            if rng.random() < 1.0 / (place + 1) and rng.random() < (0.95 if wanted else wrong / 4):
+                query.append(number)
+                document.append(int(shown[number, place]))
+                weight.append(place + 1.0)
+    clicks = Clicks(
+        queries=[f"query {i}" for i in range(queries)],
+        query=np.asarray(query, dtype=np.int64),
+        document=np.asarray(document, dtype=np.int64),
+        weight=np.asarray(weight, dtype=np.float32),
+        evidence=np.ones(len(query), dtype=np.float32),
+        examples=len(query),
+        vectors=asked,
+    )
+    return clicks, Corpus(documents(queries), vectors)
+
+
+def mean_reciprocal_rank(queries: Vectors, vectors: Vectors) -> float:
+    """MRR where query i wants document i."""
+    scores = queries @ vectors.T
+    ranks = (scores > np.diagonal(scores)[:, None]).sum(axis=1) + 1
+    return float((1.0 / ranks).mean())

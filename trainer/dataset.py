@@ -1,0 +1,214 @@
+"""From examples to arrays: what a method learns from, and the time-ordered hold-out that it never sees."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clickloop.events import ExampleFormed
+from trainer.examples import Document
+from trainer.model import Vectors
+
+Indexes = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+GOOD_RATING = 4.0
+RATED = 3.0
+"""How many clicks a good rating is worth: hardly any is given by mistake, where one click in four or five is."""
+_BLOCK = 512
+NEAR_DUPLICATE = 0.97
+"""Queries whose vectors have at least this cosine are one query in other words, e.g. a plural or a typo."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of the index, and their vectors in the parent's space."""
+
+    documents: list[Document]
+    vectors: Vectors
+    """(documents, dim) float32, normalised"""
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """Positive evidence: one row for each pair of query text and document, whatever the number of clicks.
+
+    Rows are ordered by the query text's first impression, oldest first.
+    """
+
+    queries: list[str]
+    """Distinct query texts, oldest first impression first."""
+    query: Indexes
+    """(rows,) index into ``queries``"""
+    document: Indexes
+    """(rows,) index into the corpus' documents"""
+    weight: Floats
+    """(rows,) evidence times the clipped inverse of the chance to be examined: what undoes position bias"""
+    evidence: Floats
+    """(rows,) how often it was clicked by someone who is trusted; a good rating counts RATED times"""
+    examples: int = 0
+    """How many positive examples the rows were made from."""
+    skipped: dict[int, list[int]] = field(default_factory=dict)
+    """Query index → documents that were shown above a click and skipped, or rated low."""
+    vectors: Vectors = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    """(queries, dim) float32: the parent's encoder's, normalised, without the adapter; empty until known"""
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def of_queries(self, wanted: Sequence[int] | Indexes) -> Clicks:
+        """Only these queries' rows, with the queries numbered anew."""
+        kept = np.asarray(sorted(int(w) for w in wanted), dtype=np.int64)
+        number = np.full(len(self.queries), -1, dtype=np.int64)
+        number[kept] = np.arange(len(kept))
+        rows = number[self.query] >= 0 if len(self.query) else np.zeros(0, dtype=bool)
+        share = float(rows.mean()) if len(rows) else 0.0
+        return Clicks(
+            queries=[self.queries[i] for i in kept],
+            query=number[self.query[rows]],
+            document=self.document[rows],
+            weight=self.weight[rows],
+            evidence=self.evidence[rows],
+            examples=round(self.examples * share),
+            skipped={int(number[q]): d for q, d in self.skipped.items() if number[q] >= 0},
+            vectors=self.vectors[kept] if len(self.vectors) else self.vectors,
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run knows from the log."""
+
+    clicks: Clicks
+    newest_example_at: datetime | None
+    unknown_documents: int
+    """Examples whose document is no longer in the index."""
+
+
+def normal_text(text: str) -> str:
+    """Query texts that differ only in case, spaces, accents' encoding or punctuation have one normal text."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[^\w]+", " ", folded).split())
+
+
+def prepare(examples: Sequence[ExampleFormed], documents: Sequence[Document]) -> Prepared:
+    """Group the examples (oldest impression first) by normal query text and document."""
+    position = {document.doc_id: i for i, document in enumerate(documents)}
+    inverse = inverse_propensities(examples)
+    queries: list[str] = []
+    known: dict[str, int] = {}
+    rows: dict[tuple[int, int], list[float]] = {}
+    skipped: dict[int, dict[int, None]] = {}
+    unknown = positives = 0
+    newest: datetime | None = None
+    for example in examples:
+        newest = max(newest, example.formed_at) if newest else example.formed_at
+        document = position.get(example.doc_id)
+        if document is None:
+            unknown += 1
+            continue
+        text = normal_text(example.query)
+        if not text or example.weight <= 0.0:
+            continue
+        query = known.setdefault(text, len(queries))
+        if query == len(queries):
+            queries.append(example.query)
+        negatives = [position[d] for d in example.negatives if d in position]
+        if example.label == "negative":
+            negatives.append(document)
+        else:
+            correction = inverse.get(example.position or 0, example.weight)
+            evidence = min(example.weight / correction, 1.0) * (RATED if _rated_good(example) else 1.0)
+            row = rows.setdefault((query, document), [0.0, 0.0])
+            row[0] += evidence * correction
+            row[1] += evidence
+            positives += 1
+        skipped.setdefault(query, {}).update(dict.fromkeys(negatives))
+    ordered = sorted(rows)
+    pairs = np.asarray(ordered, dtype=np.int64).reshape(-1, 2)
+    weights = np.asarray([rows[key] for key in ordered], dtype=np.float32).reshape(-1, 2)
+    clicked = set(ordered)
+    clicks = Clicks(
+        queries=queries,
+        query=pairs[:, 0],
+        document=pairs[:, 1],
+        weight=weights[:, 0],
+        evidence=weights[:, 1],
+        examples=positives,
+        skipped={q: kept for q, docs in skipped.items() if (kept := [d for d in docs if (q, d) not in clicked])},
+    )
+    return Prepared(clicks, newest, unknown)
+
+
+def inverse_propensities(examples: Iterable[ExampleFormed]) -> dict[int, float]:
+    """Position → what a trusted click there weighs, which is the inverse of its chance to be examined, clipped.
+
+    The stream rules choose that curve and an example carries only its product with trust, so it is read from the
+    examples: the largest weight of a mere click at the position. Without it a rating, which has a weight of its
+    own, would count on top as much as a click far down, though it too was only given where people look.
+    """
+    curve: dict[int, float] = {}
+    for example in examples:
+        if example.label == "positive" and example.position and not _rated_good(example):
+            curve[example.position] = max(curve.get(example.position, 0.0), example.weight)
+    return {place: weight for place, weight in curve.items() if weight > 0.0}
+
+
+def _rated_good(example: ExampleFormed) -> bool:
+    return example.rating is not None and example.rating >= GOOD_RATING
+
+
+def joined(clicks: Clicks, others: Clicks) -> Clicks:
+    """Both, one after the other; a row of ``others`` is as much evidence as the average row of ``clicks``."""
+    evidence = float(clicks.evidence.mean()) if len(clicks) else 1.0
+    return Clicks(
+        queries=[*clicks.queries, *others.queries],
+        query=np.concatenate([clicks.query, others.query + len(clicks.queries)]),
+        document=np.concatenate([clicks.document, others.document]),
+        weight=np.concatenate([clicks.weight, others.weight * evidence]),
+        evidence=np.concatenate([clicks.evidence, others.evidence * evidence]),
+        examples=clicks.examples,
+        skipped=clicks.skipped,
+        vectors=np.concatenate([clicks.vectors, others.vectors]),
+    )
+
+
+def moments(clicks: Clicks, *, share: float, count: int) -> list[tuple[Clicks, Clicks]]:
+    """``count`` moments of the past, oldest first: what was known until then, and the ``share`` of rows after it.
+
+    Time is that of a query's first impression, so what comes after a moment are queries that were new then, and
+    no text is on both sides (rolling-origin evaluation, Tashman 2000). A query that has a near-duplicate before
+    the moment leaves the later side, for it says nothing about queries never seen. ``clicks.vectors`` is needed.
+    Moments with nothing on one of their sides are left out.
+    """
+    rows = np.bincount(clicks.query, minlength=len(clicks.queries))
+    done = np.cumsum(rows) / max(len(clicks), 1)
+    found = []
+    for number in range(count, 0, -1):
+        first = int(np.searchsorted(done, 1.0 - number * share, side="right"))
+        end = int(np.searchsorted(done, 1.0 - (number - 1) * share, side="right"))
+        last = len(clicks.queries) if number == 1 else end
+        known, later = clicks.of_queries(range(first)), _unlike(clicks, range(first), range(first, last))
+        if len(known) and len(later):
+            found.append((known, later))
+    return found
+
+
+def _unlike(clicks: Clicks, known: range, later: range) -> Clicks:
+    """The ``later`` queries that are no near-duplicate of a ``known`` one."""
+    kept: list[int] = []
+    seen = clicks.vectors[known.start : known.stop]
+    for start in range(later.start, later.stop, _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, later.stop))
+        nearest = (clicks.vectors[block] @ seen.T).max(axis=1) if len(seen) else np.zeros(len(block))
+        kept.extend(block[nearest < NEAR_DUPLICATE].tolist())
+    return clicks.of_queries(kept)

@@ -1,0 +1,166 @@
+"""What a run reads from Kafka: the examples of exact offset ranges, and the documents as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from clickloop import codec, topics
+from clickloop.errors import MessageError, TrainingError
+from clickloop.events import DocumentChanged, ExampleFormed, OffsetRange, SplitChanged
+from clickloop.kafka import Follower, Record, read_range
+from clickloop.vector_store import content_digest, document_text
+
+MOST_UNREADABLE = 1000
+"""A range with more unreadable messages than this is no training data, but a fault upstream."""
+MOST_TEXT = 20_000
+"""Characters of a document that are kept: several times what any encoder here reads."""
+
+
+Unreadable = tuple[Record, MessageError]
+
+
+@dataclass(frozen=True)
+class ReadExamples:
+    """The last revision of each example, oldest impression first, and what was left out."""
+
+    examples: list[ExampleFormed]
+    unreadable: list[Unreadable] = field(default_factory=list)
+    of_other_indexes: int = 0
+    dropped: int = 0
+    """Oldest examples beyond the memory bound."""
+
+
+@dataclass(frozen=True)
+class Document:
+    doc_id: str
+    text: str
+    """What the encoder reads, cut to MOST_TEXT characters."""
+    digest: bytes
+
+
+class ExampleCollector:
+    """Takes records in the order of the log and keeps each example's highest revision, within a bound."""
+
+    def __init__(self, *, index: str, most: int) -> None:
+        self._index = index
+        self._most = most
+        self._examples: dict[str, ExampleFormed] = {}
+        self._others = 0
+        self._dropped = 0
+        self.unreadable: list[Unreadable] = []
+
+    def add(self, record: Record) -> None:
+        """Raises TrainingError where nearly everything is unreadable."""
+        try:
+            example = codec.decode(record.value, ExampleFormed)
+        except MessageError as error:
+            self.unreadable.append((record, error))
+            if len(self.unreadable) > MOST_UNREADABLE:
+                raise TrainingError(
+                    f"more than {MOST_UNREADABLE} messages of {record.topic} can't be read: {error}"
+                ) from None
+            return
+        if example.index != self._index:
+            self._others += 1
+            return
+        known = self._examples.get(example.example_id)
+        if known is None or example.revision > known.revision:
+            self._examples[example.example_id] = example
+        if len(self._examples) > 2 * self._most:
+            self._shrink()
+
+    def result(self) -> ReadExamples:
+        self._shrink()
+        ordered = sorted(self._examples.values(), key=lambda e: (e.served_at, e.example_id))
+        return ReadExamples(ordered, self.unreadable, self._others, self._dropped)
+
+    def _shrink(self) -> None:
+        surplus = len(self._examples) - self._most
+        if surplus <= 0:
+            return
+        oldest = sorted(self._examples.values(), key=lambda e: (e.served_at, e.example_id))[:surplus]
+        for example in oldest:
+            del self._examples[example.example_id]
+        self._dropped += surplus
+
+
+def merged(ranges: Iterable[OffsetRange]) -> list[OffsetRange]:
+    """The same offsets with every one named once: overlapping and adjacent ranges become one."""
+    out: list[OffsetRange] = []
+    for r in sorted(ranges):
+        if r.end <= r.start:
+            continue
+        last = out[-1] if out else None
+        if last and (last.topic, last.partition) == (r.topic, r.partition) and r.start <= last.end:
+            out[-1] = OffsetRange(
+                topic=last.topic, partition=last.partition, start=last.start, end=max(last.end, r.end)
+            )
+        else:
+            out.append(r)
+    return out
+
+
+async def read_examples(
+    bootstrap_servers: str, ranges: Iterable[OffsetRange], *, prefix: str, index: str, most: int
+) -> ReadExamples:
+    """Every example of the ranges, in its last revision.
+
+    Raises TrainingError for ranges of another topic, BrokerError where the log no longer holds them.
+    """
+    expected = topics.TRAINING_EXAMPLES.name(prefix)
+    collector = ExampleCollector(index=index, most=most)
+    for wanted in merged(ranges):
+        if wanted.topic != expected:
+            raise TrainingError(f"the command's range is of topic {wanted.topic}, examples lie in {expected}")
+        await read_range(bootstrap_servers, wanted, on_record=collector.add)
+    return collector.result()
+
+
+async def read_documents(
+    bootstrap_servers: str, *, prefix: str, index: str
+) -> tuple[list[Document], list[Unreadable]]:
+    """The index's documents as they are now, by id, and the records that could not be read."""
+    documents: dict[str, Document] = {}
+    unreadable: list[Unreadable] = []
+    async with Follower(bootstrap_servers, [topics.DOCUMENTS], prefix=prefix) as follower:
+        while True:
+            batch = await follower.batch(timeout_seconds=0.2)
+            for _, record in batch:
+                if record.value is None:
+                    documents.pop((record.key or b"").decode(errors="replace"), None)
+                    continue
+                try:
+                    change = codec.decode(record.value, DocumentChanged)
+                except MessageError as error:
+                    unreadable.append((record, error))
+                    continue
+                if change.index != index:
+                    continue
+                if change.deleted:
+                    documents.pop(change.doc_id, None)
+                    continue
+                text = document_text(change.title, change.text)[:MOST_TEXT]
+                documents[change.doc_id] = Document(change.doc_id, text, content_digest(change.title, change.text))
+            if not batch and await follower.caught_up():
+                break
+    return [documents[name] for name in sorted(documents)], unreadable
+
+
+async def read_live_version(bootstrap_servers: str, *, prefix: str, index: str) -> str:
+    """The version that the newest split's ``live`` arm names; empty where no split was made yet."""
+    newest: SplitChanged | None = None
+    async with Follower(bootstrap_servers, [topics.TRAFFIC_SPLITS], prefix=prefix) as follower:
+        while True:
+            batch = await follower.batch(timeout_seconds=0.2)
+            for _, record in batch:
+                try:
+                    split = codec.decode(record.value, SplitChanged)
+                except MessageError:
+                    # The nodes that act on splits quarantine it; here it is only looked past.
+                    continue
+                if split.index == index and (newest is None or split.sequence >= newest.sequence):
+                    newest = split
+            if not batch and await follower.caught_up():
+                break
+    return next((a.version for a in newest.arms if a.name == "live"), "") if newest else ""

@@ -1,0 +1,106 @@
+"""From names to what training works on: a version in memory, documents and queries as vectors.
+
+Vectors of documents are shared with the nodes through the vector store, so that each is encoded once. Those of
+queries stay in this process: they come from people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from clickloop.errors import TrainingError
+from clickloop.model_store import Manifest, ModelStore
+from clickloop.vector_store import VectorStore
+from trainer.dataset import Clicks, Corpus
+from trainer.domain import domain_queries
+from trainer.examples import Document
+from trainer.methods.base import Parent
+from trainer.model import Vectors, encode, load_model, load_space
+
+MOST_QUERIES = 100_000
+"""Query vectors kept between runs, about 150 MB at 384 dimensions; beyond it the oldest go."""
+
+OnText = Callable[[int, int], None]
+"""Told how many texts are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    parent: Parent
+    corpus: Corpus
+    clicks: Clicks
+    """with vectors"""
+    domain: Clicks
+    """with vectors"""
+
+
+class Loader:
+    """Loads versions and encodes what no one has encoded yet."""
+
+    def __init__(self, store: ModelStore, device: str, *, seed: int) -> None:
+        self._store = store
+        self._device = device
+        self._seed = seed
+        self._queries: OrderedDict[tuple[str, str], Vectors] = OrderedDict()
+
+    def load(self, manifest: Manifest, documents: list[Document], clicks: Clicks, *, on_text: OnText) -> Loaded:
+        """The parent, the corpus in its space, and clicks and documents' pieces as its encoder sees them."""
+        model = load_model(self._store, manifest.version, self._device)
+        of_documents = load_space(self._store, model, self._device)
+        texts = {document.digest: document.text for document in documents}
+        vectors = self._stored(manifest.space, texts, of_documents, on_text)
+        domain = domain_queries(documents, seed=self._seed)
+        pieces = {hashlib.sha256(text.encode()).digest(): text for text in domain.queries}
+        of_pieces = self._stored(f"{manifest.encoder}-pieces", pieces, model.encoder, on_text)
+        digests = [hashlib.sha256(text.encode()).digest() for text in domain.queries]
+        return Loaded(
+            Parent(manifest.version, model.encoder, model.adapter, of_documents),
+            Corpus(documents, _stacked(vectors, [document.digest for document in documents])),
+            replace(clicks, vectors=self._asked(manifest.encoder, clicks.queries, model.encoder, on_text)),
+            replace(domain, vectors=_stacked(of_pieces, digests)),
+        )
+
+    def keep(self, space: str, documents: Sequence[Document], vectors: Vectors) -> None:
+        """Leave a new space's vectors where the nodes look for them, so that their backfill only reads."""
+        store = VectorStore(self._store.url, space)
+        store.add({document.digest: vectors[i] for i, document in enumerate(documents)})
+
+    def _stored(
+        self, space: str, texts: dict[bytes, str], encoder: SentenceTransformer, on_text: OnText
+    ) -> VectorStore:
+        """The space's vectors, with those of ``texts`` among them."""
+        store = VectorStore(self._store.url, space)
+        store.load_new()
+        missing = store.missing(texts)
+        if missing:
+            encoded = encode(
+                encoder, [texts[digest] for digest in missing], on_batch=lambda n: on_text(n, len(missing))
+            )
+            store.add({digest: encoded[i] for i, digest in enumerate(missing)})
+        return store
+
+    def _asked(self, version: str, queries: list[str], encoder: SentenceTransformer, on_text: OnText) -> Vectors:
+        """(queries, dim) float32; what an earlier run has encoded is not encoded again."""
+        new = [text for text in dict.fromkeys(queries) if (version, text) not in self._queries]
+        if new:
+            encoded = encode(encoder, new, on_batch=lambda n: on_text(n, len(new)))
+            self._queries.update({(version, text): encoded[i] for i, text in enumerate(new)})
+        found = np.stack([self._queries[version, text] for text in queries])
+        while len(self._queries) > MOST_QUERIES:
+            self._queries.popitem(last=False)
+        return found
+
+
+def _stacked(store: VectorStore, digests: Sequence[bytes]) -> Vectors:
+    """(digests, dim) float32 in the digests' order."""
+    rows = [store.get(digest) for digest in digests]
+    known = [row for row in rows if row is not None]
+    if len(known) != len(rows):
+        raise TrainingError(f"{len(rows) - len(known)} documents have no vector")
+    return np.ascontiguousarray(np.stack(known), dtype=np.float32)

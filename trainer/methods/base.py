@@ -1,0 +1,102 @@
+"""What a method is: one rung of the ladder, from a job to a trained model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from sentence_transformers import SentenceTransformer
+
+from clickloop.errors import ClickloopError
+from clickloop.events import VersionKind
+from trainer.dataset import Clicks, Corpus
+from trainer.model import Adapter, Vectors
+
+Stage = Literal["training", "encoding"]
+
+
+class StoppedError(ClickloopError):
+    """The process is asked to stop; the run ends without a result and is done again at the next start."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. ``step`` counts in units that a method chooses; ``examples`` are those seen so far."""
+
+    stage: Stage
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    examples: int = 0
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The version to start from, in memory."""
+
+    version: str
+    query_encoder: SentenceTransformer
+    adapter: Adapter | None
+    document_encoder: SentenceTransformer
+    """Encoder of the parent's space: the same object as ``query_encoder`` unless the parent is query-side."""
+
+    def searched_with(self, encoded: Vectors) -> Vectors:
+        """(n, dim): the encoder's vectors as they are searched with, which is after the adapter."""
+        return self.adapter.apply(encoded) if self.adapter else encoded
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out. A part that is None is the parent's."""
+
+    encoder: SentenceTransformer | None = None
+    adapter: Adapter | None = None
+    new_space: bool = False
+    """The encoder is for documents too, and no vector of the parent's space may be compared with its."""
+    steps: int = 0
+    carried: object = None
+    """Whatever the method wants to find again in ``Job.earlier``."""
+    notes: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """What was chosen on the way, for the lineage."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a method may look at. It never sees the hold-out."""
+
+    parent: Parent
+    clicks: Clicks
+    corpus: Corpus
+    domain: Clicks
+    """What the documents teach without any click; see trainer/domain.py"""
+    seed: int
+    report: Callable[[Progress], None]
+    """Called often, from the training thread. Raises StoppedError where the process is to stop."""
+    earlier: Trained = field(default_factory=Trained)
+    """What this run's training at an earlier moment gave, or nothing; a method may go on from there."""
+    seconds_left: Callable[[], float] = field(default=lambda: float("inf"))
+    """Seconds until the result must be there; a method returns the best that it has by then."""
+
+
+class Method(Protocol):
+    """One rung."""
+
+    @property
+    def kind(self) -> VersionKind: ...
+
+    @property
+    def moments(self) -> int:
+        """At how many moments of the past it is cheap enough to be tried. More give the gate more clicks."""
+        ...
+
+    def train(self, job: Job) -> Trained:
+        """Runs in a worker thread. Deterministic given the job on one machine."""
+        ...
+
+
+def deadline(seconds: float) -> Callable[[], float]:
+    """A function that says how many of ``seconds`` from now are left."""
+    end = time.monotonic() + seconds
+    return lambda: end - time.monotonic()

@@ -1,0 +1,91 @@
+"""Rung 2: the query encoder's upper layers, against frozen document vectors. No re-index. A minute or so.
+
+The clicks are few and partly wrong, so the pieces of documents (trainer/domain.py) are trained on with them, and
+the parent's answers are distilled. The linear map is trained along as the encoder's last layer: the parent's, or,
+where it has none, the one that the adapter rung would make.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from sentence_transformers import SentenceTransformer
+
+from clickloop.events import VersionKind
+from trainer.dataset import Clicks, joined
+from trainer.methods.adapter import AdapterMethod, between
+from trainer.methods.base import Job, Progress, Trained
+from trainer.methods.targets import Negatives, Targets
+from trainer.methods.towers import Course, batches, draw_back, set_rate
+from trainer.methods.upper_layers import UpperLayers
+from trainer.model import Adapter
+
+
+@dataclass(frozen=True)
+class QueryEncoderMethod:
+    kind: VersionKind = "query_encoder"
+    moments: int = 2
+    epochs: int = 2
+    batch: int = 64
+    learning_rate: float = 2e-4
+    distillation: float = 0.1
+    layers: int = 2
+    domain_share: float = 0.4
+    """Part of the documents' pieces that is trained on; all of them take more than twice the time for little."""
+    share: float = 0.6
+    """How far to go from the parent's weights to the trained ones."""
+    head: AdapterMethod = field(default_factory=AdapterMethod)
+
+    def train(self, job: Job) -> Trained:
+        torch.manual_seed(job.seed)
+        start = job.parent.adapter or self.head.train(job).adapter
+        if start is None:
+            start = Adapter.identity(job.clicks.vectors.shape[1])
+        encoder = copy.deepcopy(job.parent.query_encoder).eval()
+        trained = self._descend(job, encoder, start, joined(job.clicks, self._pieces(job)))
+        # Each moment starts anew: to go on from an earlier one is to learn its clicks' mistakes by heart.
+        draw_back(encoder, job.parent.query_encoder, self.share)
+        end = trained.adapter or start
+        return replace(trained, adapter=between(start, end, self.share))
+
+    def _pieces(self, job: Job) -> Clicks:
+        count = len(job.domain.queries)
+        rng = np.random.default_rng(job.seed)
+        return job.domain.of_queries(rng.permutation(count)[: round(self.domain_share * count)])
+
+    def _descend(self, job: Job, encoder: SentenceTransformer, start: Adapter, clicks: Clicks) -> Trained:
+        device = encoder.device
+        weight = torch.from_numpy(start.weight).to(device).requires_grad_()
+        bias = torch.from_numpy(start.bias).to(device).requires_grad_()
+        targets = Targets(clicks)
+        before = start.apply(clicks.vectors)
+        negatives = Negatives(job.corpus.vectors, clicks, before, job.seed, device)
+        expected = torch.from_numpy(before).to(device)
+        rng = np.random.default_rng(job.seed)
+        course = Course(self.epochs * -(-len(clicks.queries) // self.batch), job.seconds_left)
+        step = seen = 0
+        with UpperLayers(encoder, clicks.queries, self.layers) as upper:
+            optimizer = torch.optim.AdamW(upper.parameters, weight_decay=0.01)
+            optimizer.add_param_group({"params": [weight, bias], "weight_decay": 0.0})
+            while not course.over(step):
+                for rows in batches(clicks.queries, self.batch, rng):
+                    set_rate(optimizer, self.learning_rate * course.factor(step))
+                    scores = negatives.scores(F.normalize(upper.embed(rows.tolist()) @ weight.T + bias, dim=1))
+                    with torch.no_grad():
+                        old = negatives.scores(expected[rows])
+                    kept = F.kl_div(scores, old, reduction="batchmean", log_target=True)
+                    loss = targets.loss(scores, rows, negatives.column) + self.distillation * kept
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    torch.nn.utils.clip_grad_norm_(upper.parameters, 1.0)
+                    optimizer.step()
+                    step, seen = step + 1, seen + len(rows)
+                    job.report(Progress("training", step, course.steps, loss.item(), seen))
+                    if course.over(step):
+                        break
+        adapter = Adapter(weight.detach().cpu().numpy(), bias.detach().cpu().numpy())
+        return Trained(encoder=encoder, adapter=adapter, steps=step)

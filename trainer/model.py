@@ -1,0 +1,173 @@
+"""A version in memory: an encoder, and, where it has one, the linear map on the query vector."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from clickloop.errors import ArtifactError
+from clickloop.model_store import ModelStore
+
+Vectors = NDArray[np.float32]
+
+ADAPTER_FILE = "adapter.safetensors"
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Query vector = normalise(weight @ e + bias), with e the encoder's normalised vector."""
+
+    weight: Vectors
+    """(dim, dim) float32"""
+    bias: Vectors
+    """(dim,) float32"""
+
+    def apply(self, vectors: Vectors) -> Vectors:
+        """(n, dim) float32, normalised."""
+        return normalised(vectors @ self.weight.T + self.bias)
+
+    def save(self, folder: Path) -> None:
+        save_file({"weight": self.weight, "bias": self.bias}, folder / ADAPTER_FILE)
+
+    @staticmethod
+    def identity(dimension: int) -> Adapter:
+        return Adapter(np.eye(dimension, dtype=np.float32), np.zeros(dimension, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class Model:
+    """How a version encodes queries, and the names that put it together."""
+
+    version: str
+    space: str
+    encoder_version: str
+    encoder: SentenceTransformer
+    adapter: Adapter | None = None
+
+    @property
+    def dimension(self) -> int:
+        return int(self.encoder.get_embedding_dimension() or 0)
+
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        """(n, dim) float32, normalised, adapter applied."""
+        vectors = encode(self.encoder, texts)
+        return self.adapter.apply(vectors) if self.adapter else vectors
+
+
+def normalised(vectors: NDArray[Any]) -> Vectors:
+    """Rows of length 1; a row of zeros stays as it is."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+
+def encode(
+    encoder: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    on_batch: Callable[[int], None] | None = None,
+) -> Vectors:
+    """(n, dim) float32, normalised. Long texts go together with long ones, so little is padding.
+
+    ``on_batch`` is told after each block how many texts are done; what it raises ends the work.
+    """
+    out = np.zeros((len(texts), int(encoder.get_embedding_dimension() or 0)), dtype=np.float32)
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    block = 8 * _BATCH
+    for start in range(0, len(texts), block):
+        rows = order[start : start + block]
+        with autocast(encoder.device):
+            got = encoder.encode(
+                [texts[i] for i in rows],
+                batch_size=_BATCH,
+                show_progress_bar=False,
+                convert_to_numpy=False,
+                convert_to_tensor=True,
+            )
+        out[rows] = got.float().cpu().numpy()
+        if on_batch is not None:
+            on_batch(min(start + block, len(texts)))
+    return normalised(out)
+
+
+def autocast(device: torch.device) -> Any:
+    """bf16 where it is faster: on CUDA that has it, and on CPUs with AMX or avx512_bf16. Else a no-op."""
+    if fast_bf16(device):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    if device.type != "cpu":
+        return False
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def pick_device(name: str) -> str:
+    """The device's name as torch knows it; ``auto`` takes an accelerator where there is one."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_encoder(folder: Path, device: str) -> SentenceTransformer:
+    """A sentence-transformers folder as it lies on disk. Raises ArtifactError where it can't be loaded."""
+    # A folder that lacks a file must fail here, and not send the library to look for it on a hub.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        model = SentenceTransformer(
+            str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"{folder} can't be loaded as an encoder: {error}") from error
+    return model.float()
+
+
+def load_adapter(folder: Path) -> Adapter | None:
+    """The folder's linear map, or None where it has none. Raises ArtifactError for one of another shape."""
+    path = folder / ADAPTER_FILE
+    if not path.is_file():
+        return None
+    try:
+        tensors = load_file(path)
+        weight, bias = tensors["weight"], tensors["bias"]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path} is no adapter: {error}") from None
+    if weight.ndim != 2 or weight.shape != (len(bias), len(bias)):
+        raise ArtifactError(f"{path}: weight {weight.shape} and bias {bias.shape} don't fit")
+    return Adapter(weight.astype(np.float32), bias.astype(np.float32))
+
+
+def load_model(store: ModelStore, version: str, device: str) -> Model:
+    """A version, fetched and verified, put together from the versions that its manifest names."""
+    folder, manifest = store.fetch(version)
+    encoder_folder = folder if manifest.encoder == version else store.fetch(manifest.encoder)[0]
+    return Model(
+        version=version,
+        space=manifest.space,
+        encoder_version=manifest.encoder,
+        encoder=load_encoder(encoder_folder / "encoder", device),
+        adapter=load_adapter(folder),
+    )
+
+
+def load_space(store: ModelStore, model: Model, device: str) -> SentenceTransformer:
+    """The encoder of documents in the model's space: another one than for queries after a query-side rung."""
+    if model.space == model.encoder_version:
+        return model.encoder
+    return load_encoder(store.fetch(model.space)[0] / "encoder", device)

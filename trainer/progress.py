@@ -1,0 +1,117 @@
+"""How a run tells the world how far it is: an event at every change of stage, and at least every two seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from clickloop import codec, topics
+from clickloop.commands import Retrain
+from clickloop.errors import BrokerError
+from clickloop.events import TrainingProgressed, Verdict, VersionKind
+from clickloop.kafka import Producer
+from clickloop.logs import logger
+from trainer.methods.base import Progress, StoppedError
+from trainer.publish import run_name
+
+EVERY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class _State:
+    kind: VersionKind
+    stage: str
+    version: str = ""
+    verdict: Verdict | None = None
+    message: str = ""
+    progress: Progress | None = None
+    training_since: float = 0.0
+
+
+class RunReport:
+    """One run's voice. ``from_thread`` may be called from any thread, the rest from the event loop's."""
+
+    def __init__(self, producer: Producer, command: Retrain, stopping: threading.Event) -> None:
+        self._producer = producer
+        self._command = command
+        self._stopping = stopping
+        self._state = _State(kind=command.kinds[0], stage="waiting")
+        self.run_id = run_name(command.command_id)
+
+    async def stage(
+        self,
+        kind: VersionKind,
+        stage: str,
+        *,
+        version: str = "",
+        verdict: Verdict | None = None,
+        message: str = "",
+    ) -> None:
+        """Enter a stage, and say so at once."""
+        self._state = _State(kind, stage, version, verdict, message, None, time.monotonic())
+        await self._send()
+
+    async def failed(self, message: str) -> None:
+        """The run ended without a result, in the stage that it was in."""
+        await self.stage(self._state.kind, "failed", version=self._state.version, message=message)
+
+    def from_thread(self, progress: Progress) -> None:
+        """Note how far it is; the next event says it. Raises StoppedError where the process is to stop."""
+        if self._stopping.is_set():
+            raise StoppedError("stopped before the end of training; it starts anew with the next start")
+        state = self._state
+        since = state.training_since if state.stage == progress.stage else time.monotonic()
+        self._state = replace(state, stage=progress.stage, progress=progress, training_since=since)
+
+    def encoding(self, done: int, texts: int) -> None:
+        """Note how many of ``texts`` are encoded."""
+        self.from_thread(Progress("encoding", done, texts, examples=done))
+
+    @asynccontextmanager
+    async def ticking(self) -> AsyncIterator[None]:
+        """While inside, an event goes out every second, whatever the run is busy with."""
+        ticker = asyncio.create_task(self._tick())
+        try:
+            yield
+        finally:
+            ticker.cancel()
+            await asyncio.gather(ticker, return_exceptions=True)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            try:
+                await self._send()
+            except BrokerError as error:
+                # The run goes on: a broker that is away for a while must not cost an hour of training.
+                logger().warning("progress not sent", reason=str(error))
+
+    async def _send(self) -> None:
+        await self._producer.send(topics.TRAINING_RUNS, self._event(self._state))
+
+    def _event(self, state: _State) -> TrainingProgressed:
+        progress = state.progress or Progress("training")
+        seconds = max(time.monotonic() - state.training_since, 1e-6)
+        rate = progress.examples / seconds if progress.examples else None
+        left = (progress.steps - progress.step) * seconds / progress.step if progress.step else None
+        return TrainingProgressed(
+            event_id=codec.new_id(),
+            index=self._command.index,
+            run_id=self.run_id,
+            command_id=self._command.command_id,
+            kind=state.kind,
+            stage=state.stage,  # type: ignore[arg-type]
+            at=codec.now(),
+            step=progress.step,
+            steps=progress.steps,
+            loss=progress.loss,
+            examples_per_second=rate,
+            eta_seconds=max(left, 0.0) if left is not None else None,
+            version=state.version,
+            verdict=state.verdict,
+            message=state.message[:2000],
+        )

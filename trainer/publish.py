@@ -1,0 +1,163 @@
+"""From a trained model to a version in the store and a message about it. Immutable, manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from clickloop.events import GateResult, Lineage, ModelVersionPublished, VersionKind
+from clickloop.model_store import Manifest, ModelStore, Published
+from trainer.methods.base import Parent, Trained
+
+_DIGITS = 12
+
+
+def version_name(kind: VersionKind, command_id: str) -> str:
+    """One command makes one version of a kind, so that doing a command again makes no second one."""
+    return f"{kind.replace('_', '-')}-{_digest(f'{command_id}/{kind}')}"
+
+
+def run_name(command_id: str) -> str:
+    return f"run-{_digest(command_id)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=_DIGITS // 2).hexdigest()
+
+
+@contextmanager
+def scratch_folder(work_dir: Path, version: str) -> Iterator[Path]:
+    """An empty folder for an artifact in the making; what an earlier run left there goes first."""
+    folder = work_dir / "making" / version
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(
+    *,
+    version: str,
+    kind: VersionKind,
+    parent: Manifest,
+    lineage: Lineage,
+    gate: GateResult,
+) -> Manifest:
+    """How the version is put together: which encoders it names follows from the kind alone."""
+    own = kind != "adapter"
+    return Manifest(
+        version=version,
+        kind=kind,
+        space=version if kind == "full" else parent.space,
+        encoder=version if own else parent.encoder,
+        parent=parent.version,
+        lineage=lineage,
+        gate=gate,
+    )
+
+
+def write_artifact(folder: Path, manifest: Manifest, parent: Parent, trained: Trained) -> None:
+    """Fill ``folder`` with everything but the manifest."""
+    if trained.encoder is not None:
+        trained.encoder.save_pretrained(str(folder / "encoder"), create_model_card=False)
+    adapter = trained.adapter
+    if adapter is None and manifest.kind == "query_encoder":
+        adapter = parent.adapter
+    if adapter is not None:
+        adapter.save(folder)
+    gate = msgspec.json.encode(manifest.gate)
+    (folder / "gate.json").write_bytes(msgspec.json.format(gate, indent=2))
+    (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+
+
+def publish(store: ModelStore, work_dir: Path, manifest: Manifest, parent: Parent, trained: Trained) -> Published:
+    """Write the artifact and put it into the store. A version that is there already stays as it is."""
+    with scratch_folder(work_dir, manifest.version) as folder:
+        write_artifact(folder, manifest, parent, trained)
+        return store.publish(folder, manifest)
+
+
+def announcement(published: Published, *, index: str, at: datetime) -> ModelVersionPublished:
+    """The message about a version. The same version always has the same event id."""
+    manifest = published.manifest
+    return ModelVersionPublished(
+        event_id=f"{index}/{manifest.version}",
+        index=index,
+        version=manifest.version,
+        kind=manifest.kind,
+        space=manifest.space,
+        artifact_uri=published.uri,
+        digest=published.digest,
+        signature=published.signature,
+        published_at=at,
+        parent=manifest.parent,
+        lineage=manifest.lineage,
+        gate=manifest.gate,
+    )
+
+
+def model_card(manifest: Manifest) -> str:
+    """README.md of the artifact: what it is, how it was made, what the gate saw, how to use it."""
+    lineage, gate = manifest.lineage, manifest.gate
+    lines = [
+        "---",
+        "library_name: sentence-transformers",
+        "pipeline_tag: sentence-similarity",
+        f"base_model: {lineage.base_model}",
+        "---",
+        "",
+        f"# {manifest.version}",
+        "",
+        f"A `{manifest.kind}` version made by Clickloop from `{manifest.parent}`.",
+        "",
+        f"- Documents are encoded by `{manifest.space}`, queries by `{manifest.encoder}`.",
+        f"- Trained on {lineage.examples} examples, with {lineage.documents} documents in the index.",
+        f"- {lineage.train_seconds:.1f} seconds of training, strategy `{lineage.strategy}`, seed {lineage.seed}.",
+        f"- Newest example: {_time(lineage.newest_example_at)}.",
+        f"- Command `{lineage.command_id}`, run `{lineage.run_id}`, Clickloop {lineage.code_version}.",
+        "",
+        "## Gate",
+        "",
+    ]
+    if gate is not None:
+        lines += [f"Verdict: **{gate.verdict}**, on {gate.queries} held-out queries."]
+        lines += [f"- {reason}" for reason in gate.reasons]
+        lines += ["", "| metric | before | after | change | 95 % interval |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {name} | {m.before:.4f} | {m.after:.4f} | {m.change:+.1%} | {m.low:+.1%} to {m.high:+.1%} |"
+            for name, m in gate.metrics.items()
+        ]
+    lines += [
+        "",
+        "## Examples",
+        "",
+        "The exact offsets `[start, end)` that it was trained and judged on:",
+        "",
+        "| topic | partition | start | end |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| {r.topic} | {r.partition} | {r.start} | {r.end} |" for r in lineage.ranges]
+    lines += ["", "## Use", "", *_usage(manifest), ""]
+    return "\n".join(lines)
+
+
+def _usage(manifest: Manifest) -> list[str]:
+    steps = [f"Load `encoder/` of `{manifest.encoder}` with sentence-transformers and normalise its vectors."]
+    if manifest.kind == "adapter":
+        steps.append("Query vector = normalise(weight @ e + bias), from `adapter.safetensors`.")
+    elif manifest.kind == "query_encoder":
+        steps.append("Where `adapter.safetensors` is there: query vector = normalise(weight @ e + bias).")
+    steps.append(f"Compare with documents of space `{manifest.space}` only.")
+    return [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
+
+
+def _time(at: datetime | None) -> str:
+    return at.isoformat().replace("+00:00", "Z") if at else "none"

@@ -1,0 +1,53 @@
+"""What a user may want to change about training. Thresholds of the gate are policy, so they are settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field, SecretStr
+
+from clickloop.settings import ArtifactSettings
+
+
+class TrainerSettings(ArtifactSettings):
+    """Settings of ``clickloop trainer``; the TOML table is ``[trainer]``."""
+
+    table: ClassVar[str] = "trainer"
+
+    work_dir: Path = Field(
+        Path(".clickloop/trainer"), description="folder for downloaded parents and artifacts in the making"
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N"
+    )
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads for training; 0 takes every core")
+    private_key: SecretStr = Field(
+        SecretStr(""), description="Ed25519 private key, base64; set, every manifest is signed"
+    )
+    seed: int = Field(0, ge=0, description="seed of every random choice in training and gate")
+    max_examples: int = Field(
+        200_000, ge=100, description="most examples one run holds in memory; beyond it the oldest go"
+    )
+    holdout_share: float = Field(
+        0.25,
+        ge=0.05,
+        le=0.3,
+        description="share of the clicks, those after a moment, that the gate tries a version on",
+    )
+    gate_min_queries: int = Field(
+        50, ge=2, description="fewer held-out queries than this give an inconclusive verdict"
+    )
+    gate_max_lost_recall: float = Field(
+        0.1, ge=0.0, le=1.0, description="share of surely wanted documents that a version may lose from its top 10"
+    )
+
+    def for_lineage(self) -> dict[str, str | int | float | bool]:
+        """What a reader of the artifact needs to train it again. No secrets, no addresses."""
+        return {
+            "seed": self.seed,
+            "max_examples": self.max_examples,
+            "holdout_share": self.holdout_share,
+            "gate_min_queries": self.gate_min_queries,
+            "gate_max_lost_recall": self.gate_max_lost_recall,
+        }
