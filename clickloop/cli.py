@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 from clickloop import __version__
 from clickloop.errors import ClickloopError, SettingsError
 from clickloop.logs import configure_logs
+from clickloop.service import missing
 
 T = TypeVar("T")
 
@@ -78,19 +79,16 @@ def _add_commands() -> None:
         try:
             command = point.load()
         except ModuleNotFoundError as error:
-            command = _unavailable(point.name, error.name or str(error))
+            command = _unavailable(point.name, missing(error, extra=point.name))
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=point.name)
         else:
             app.command(point.name)(command)
 
 
-def _unavailable(name: str, module: str) -> Any:
+def _unavailable(name: str, reason: str) -> Any:
     def command() -> None:
-        typer.echo(
-            f"clickloop {name}: the module {module!r} is not installed; pip install 'clickloop[{name}]'",
-            err=True,
-        )
+        typer.echo(f"clickloop {name}: {reason}", err=True)
         raise typer.Exit(2)
 
     command.__doc__ = f"(not installed: pip install 'clickloop[{name}]')"
@@ -113,6 +111,9 @@ def run(program: typer.Typer) -> int:
         message = error.format_message()
         typer.echo(message if "\n" in message else f"clickloop: {message}", err=True)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        typer.echo(f"clickloop: {missing(error, extra='all')}", err=True)
+        return 2
     except typer.Abort:
         return 130
     return code if isinstance(code, int) else 0

@@ -16,6 +16,11 @@ USAGE = 2
 FAILED = 1
 
 
+def missing(error: ModuleNotFoundError, *, extra: str) -> str:
+    """One line for a library that only an extra installs."""
+    return f"the module {error.name!r} is not installed; pip install 'clickloop[{extra}]'"
+
+
 def run_service(name: str, settings: Settings, main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     """Run ``main(stop)`` until it returns; ``stop`` is set by SIGTERM and SIGINT. Returns the exit code.
 
@@ -41,6 +46,9 @@ def run_service(name: str, settings: Settings, main: Callable[[asyncio.Event], A
         asyncio.run(supervise())
     except SettingsError as error:
         print(f"clickloop {name}: {error}", file=sys.stderr)
+        return USAGE
+    except ModuleNotFoundError as error:
+        print(f"clickloop {name}: {missing(error, extra=name)}", file=sys.stderr)
         return USAGE
     except ClickloopError as error:
         print(f"clickloop {name}: {error}", file=sys.stderr)

@@ -59,3 +59,18 @@ def test_services_commands_load_without_their_heavy_libraries() -> None:
 
 def test_the_check_sees_a_heavy_library() -> None:
     assert not loaded("import clickloop.evaluation").isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("service", "library"), [("search", "uvicorn"), ("streams", "faust"), ("trainer", "torch")]
+)
+def test_a_service_whose_extra_is_not_installed_says_so_in_one_line(service: str, library: str) -> None:
+    code = (
+        f"import sys; sys.modules[{library!r}] = None; sys.argv = ['clickloop', {service!r}]\n"
+        "from clickloop.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert library in done.stderr
+    assert "pip install 'clickloop[" in done.stderr
