@@ -53,8 +53,8 @@ class ResultFeedback:
     ratings: int = 0
     rating_trust: float = 0.0
     sent_revision: int = 0
-    counted: bool = False
-    """The example has been counted as new."""
+    counted_as_new: bool | None = None
+    """None: not counted yet. False: counted before a restart."""
 
     @property
     def distinct_clicks(self) -> int:

@@ -118,6 +118,7 @@ class Partition:
         self._sample = Sample()
         self._sample_since = now
         self._window_start = now
+        self._rebuilding = any(self._handled.values())
 
     def is_live(self, suffix: str, offset: int) -> bool:
         """The record's effects are not in the log yet."""
@@ -189,6 +190,11 @@ class Partition:
             for suffix, source in self._inputs.items()
         ]
         self._watermark = max(self._watermark, min(read_up_to))
+        if self._rebuilding:
+            self._rebuilding = any(
+                (source.next_offset or 0) < self._handled[suffix] and suffix not in caught_up
+                for suffix, source in self._inputs.items()
+            )
         for impression in self.join.close(self._watermark):
             clicked = impression.feedback is not None and impression.feedback.best_position is not None
             self._counts.abandoned += not clicked
@@ -198,8 +204,8 @@ class Partition:
         self._ranges = merge_ranges([*self._ranges, example])
 
     def report(self, now: float) -> Report | None:
-        """The figures since the last report; None where nothing happened."""
-        if self._counts.empty and not self._ranges:
+        """The figures since the last report; None where nothing happened, or the state is still being rebuilt."""
+        if self._rebuilding or (self._counts.empty and not self._ranges):
             return None
         counts, settings = self._counts, self._settings
         start = "-".join(str(self._handled[suffix]) for suffix in INPUTS)
@@ -258,7 +264,7 @@ class Partition:
             now=datetime.fromtimestamp(now, UTC),
         )
         for example in examples:
-            self._count(feedback, example, live=arrival.live or impression.live)
+            self._count(feedback, example, arrival, live=arrival.live or impression.live)
         if feedback.live or impression.live:
             effects.examples.extend(examples)
 
@@ -285,9 +291,18 @@ class Partition:
         if arrival.live and trust > 0.0:
             self._counts.rating(event.rating)
 
-    def _count(self, feedback: Feedback, example: ExampleFormed, *, live: bool) -> None:
-        """Count an example once, when it first weighs anything."""
+    def _count(self, feedback: Feedback, example: ExampleFormed, arrival: Arrival, *, live: bool) -> None:
+        """Count an example as new once, when it first weighs anything.
+
+        After a restart the topics are read again in another order: what has come now may have been put to the
+        rules before what came then. Such an example was counted in its first life, and is taken back here.
+        """
         result = feedback.results[example.doc_id]
-        if example.weight > 0.0 and not result.counted:
-            result.counted = True
+        if example.weight <= 0.0:
+            return
+        if result.counted_as_new is None:
+            result.counted_as_new = live
             self._counts.examples += live
+        elif result.counted_as_new and not live and example.doc_id == arrival.event.doc_id:
+            result.counted_as_new = False
+            self._counts.examples -= 1

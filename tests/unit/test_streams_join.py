@@ -262,14 +262,21 @@ def test_a_restart_at_any_point_ends_at_the_same_examples_and_counts_each_once()
     told = [e for event in events for e in whole.put(event)]
     counted = whole.part.report(NOON + 1)
     assert counted is not None
-    for reported, crash in itertools.combinations(range(0, len(events), 3), 2):
+    topics = (QueryServed, ResultClicked, ResultRated)
+    points = itertools.combinations(range(0, len(events), 3), 2)
+    for (reported, crash), first_read in itertools.product(points, itertools.permutations(topics)):
         before = log()
         sent = [e for event in events[:reported] for e in before.put(event)]
         first = before.part.report(NOON + 1)
         handled = first.handled if first else {}
         sent += [e for event in events[reported:crash] for e in before.put(event)]
         after = log(handled=handled)
-        sent += [e for event in events for e in after.put(event)]
+        again = [event for topic in first_read for event in events if isinstance(event, topic)]
+        for event in again:
+            sent += after.put(event)
+            if handled:
+                assert after.part.report(NOON + 2) is None, "held back until all is read again"
+        after.pass_time(1.0)
         second = after.part.report(NOON + 2)
         assert last_revisions(sent) == last_revisions(told)
         reports = [r.event for r in (first, second) if r]
