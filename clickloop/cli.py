@@ -6,7 +6,6 @@ So this module knows no service, and ``clickloop --help`` loads neither torch no
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Coroutine
 from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar
@@ -71,7 +70,7 @@ def root(
     del version
 
 
-def _add_commands() -> None:
+def add_commands() -> None:
     from clickloop import admin
 
     admin.add_to(app)
@@ -93,12 +92,6 @@ def _unavailable(name: str, reason: str) -> Any:
 
     command.__doc__ = f"(not installed: pip install 'clickloop[{name}]')"
     return command
-
-
-def main() -> None:
-    """The console script. A user's mistake is one line on standard error and exit code 2."""
-    _add_commands()
-    sys.exit(run(app))
 
 
 def run(program: typer.Typer) -> int:

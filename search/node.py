@@ -42,6 +42,9 @@ State = Literal["starting", "indexing", "serving", "stopping"]
 FOLLOWED = (topics.DOCUMENTS, topics.MODEL_VERSIONS, topics.TRAFFIC_SPLITS)
 GRACE_SECONDS = 3
 """Queries in flight get so long when the node stops."""
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients and load balancers keep an idle connection (15 to 60 s): whoever closes it first must be they,
+or a query meets a connection that is just being closed, and fails."""
 
 
 class _Server(uvicorn.Server):
@@ -94,6 +97,7 @@ class Node:
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=GRACE_SECONDS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
         self._tasks: set[asyncio.Task[None]] = set()

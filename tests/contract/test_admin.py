@@ -18,7 +18,7 @@ from clickloop.kafka import Producer, Record
 from tests.conftest import Broker
 from tests.contract.test_kafka import read_all, version
 
-PROGRAM = [sys.executable, "-c", "from clickloop.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from clickloop.__main__ import main; main()"]
 
 
 def raw_output(broker: Broker, *arguments: str) -> subprocess.CompletedProcess[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -21,7 +22,7 @@ EXAMPLES = 700
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "demo", *arguments]
+    return [sys.executable, "-m", "clickloop", "demo", *arguments]
 
 
 def write_corpus(folder: Path, corpus: Corpus, *, count: int) -> tuple[Path, Path]:
@@ -50,12 +51,9 @@ def descendants_with(marker: str) -> list[str]:
     """Command lines of processes that carry this run's folder in their environment."""
     found = []
     for process in psutil.process_iter():
-        try:
-            environment = process.environ()
-        except psutil.Error:
-            continue
-        if marker in environment.get("CLICKLOOP_STORE_URL", ""):
-            found.append(" ".join(process.cmdline()))
+        with contextlib.suppress(psutil.Error):  # it ended, or is another user's
+            if marker in process.environ().get("CLICKLOOP_STORE_URL", ""):
+                found.append(" ".join(process.cmdline()))
     return found
 
 
@@ -111,8 +109,11 @@ def test_interrupted_at_any_moment_it_leaves_no_process(
     time.sleep(seconds)
     demo.send_signal(signal.SIGINT)
     _, errors = demo.communicate(timeout=30)
-    assert demo.returncode == 130, errors
-    assert "Traceback" not in errors
+    if seconds < 1.0:  # Python itself may not be up yet
+        assert demo.returncode in {130, -signal.SIGINT}, errors
+    else:
+        assert demo.returncode == 130, errors
+        assert "Traceback" not in errors
     assert descendants_with(str(work)) == []
 
 

@@ -85,7 +85,7 @@ def test_commands_that_the_page_names_exist() -> None:
     }
     code = (
         "import clickloop.cli as c, typer.main\n"
-        "c._add_commands()\n"
+        "c.add_commands()\n"
         "for name, command in typer.main.get_command(c.app).commands.items():\n"
         "    print(name)\n"
         "    print(*(f'{name} {sub}' for sub in getattr(command, 'commands', {})), sep='\\n')"
