@@ -41,7 +41,7 @@ lint: setup ## Check style, types and architecture
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 bench: setup ## Run the benchmarks; ARGS goes to each
-	@for file in $$(ls benchmarks/[a-z]*.py 2>/dev/null); do \
+	@for file in $$(ls benchmarks/[a-z]*.py | grep -v common); do \
 		$(BIN)/python -m benchmarks.$$(basename $$file .py) $(ARGS) || exit 1; \
 	done
 

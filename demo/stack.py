@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from pathlib import Path
 
 from clickloop.errors import BrokerError, StackError
@@ -65,3 +67,48 @@ async def start_redis(processes: ProcessGroup, *, logs: Path) -> str:
 
     await server.ready(open_now, seconds=READY_SECONDS)
     return f"redis://127.0.0.1:{port}/0"
+
+
+def kafka_home() -> Path | None:
+    """The Apache Kafka distribution that ``KAFKA_HOME`` names; None without one, or without ``java``."""
+    home = os.environ.get("KAFKA_HOME")
+    return Path(home).resolve() if home and shutil.which("java") else None
+
+
+async def start_kafka(processes: ProcessGroup, *, home: Path, folder: Path) -> str:
+    """Start Apache Kafka (KRaft) from ``home`` as one node with its data in ``folder``; its ``host:port``."""
+    port, controller = free_port(), free_port()
+    data = folder / "kafka"
+    data.mkdir(parents=True)
+    settings = {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
+        "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller}",
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        "log.dirs": str(data / "log"),
+        "auto.create.topics.enable": "false",
+        "offsets.topic.num.partitions": "3",
+        "offsets.topic.replication.factor": "1",
+        "transaction.state.log.num.partitions": "3",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "group.initial.rebalance.delay.ms": "0",
+    }
+    config = data / "server.properties"
+    config.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+    tools = home / "bin"
+    script = (
+        f'set -e; id=$("{tools}/kafka-storage.sh" random-uuid); '
+        f'"{tools}/kafka-storage.sh" format --standalone -t "$id" -c "{config}"; '
+        f'exec "{tools}/kafka-server-start.sh" "{config}"'
+    )
+    heap = {"KAFKA_HEAP_OPTS": "-Xmx512m"}
+    server = processes.start(Process("kafka", ["bash", "-c", script], log=folder / "kafka.log", env=heap))
+
+    async def open_now() -> bool:
+        return await port_open(port)
+
+    await server.ready(open_now, seconds=2 * READY_SECONDS)
+    return f"127.0.0.1:{port}"

@@ -358,6 +358,7 @@ class StreamsApp:
                 handled={suffix: handled[self._tp(suffix, number)] for suffix in INPUTS},
                 forgotten=self._forgotten,
                 now=now,
+                max_open=max(1, self._settings.max_open_impressions // len(numbers)),
             )
             for number in numbers
         }

@@ -11,9 +11,11 @@ was clicked. Each positive names the results that were shown above it and passed
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from clickloop.events import ExampleFormed
 
@@ -38,11 +40,10 @@ def example_id(query_id: str, doc_id: str) -> str:
     return hashlib.blake2b(f"{len(query_id)}:{query_id}{doc_id}".encode(), digest_size=16).hexdigest()
 
 
-@dataclass(slots=True)
-class ResultFeedback:
+class ResultFeedback(msgspec.Struct, array_like=True, eq=False):
     """All that was said about one result of one impression."""
 
-    clicks: list[float] = field(default_factory=list)
+    clicks: list[float] = []
     """Event times, seconds since the epoch."""
     click_trust: float = 0.0
     dwell: float | None = None
@@ -70,12 +71,11 @@ class ResultFeedback:
         return self.distinct_clicks + self.dwell_reports + self.ratings
 
 
-@dataclass(slots=True)
-class Feedback:
+class Feedback(msgspec.Struct, array_like=True, eq=False):
     """The accepted feedback on one impression."""
 
-    results: dict[str, ResultFeedback] = field(default_factory=dict)
-    event_ids: set[str] = field(default_factory=set)
+    results: dict[str, ResultFeedback] = {}
+    event_ids: set[str] = set()
     """Of what was accepted; the join keeps them, to know duplicates."""
     live: bool = False
     """Some of it has not had its effects yet."""

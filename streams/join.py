@@ -6,19 +6,20 @@ read past the record's append time plus the window. So a worker that starts agai
 finds exactly as if it had never been away.
 
 The state is the open impressions, and feedback that came before its query. Both are bounded; what goes for
-lack of room is counted.
+lack of room is counted. There may be a million open impressions, and most are never touched again: each is kept as
+one packed record of some 300 bytes, which costs the garbage collector nothing, and is unpacked for its feedback.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
-from clickloop.events import QueryServed, Result, ResultClicked, ResultRated
+import msgspec
+
+from clickloop.events import QueryServed, ResultClicked, ResultRated
 from streams.examples import Feedback
 
 Fate = Literal["joined", "waiting", "duplicate", "late", "not_shown", "too_many"]
@@ -27,57 +28,54 @@ MAX_FEEDBACK_PER_IMPRESSION = 200
 """No person sends more; what a machine sends on top would only cost memory."""
 
 
-def _position(result: Result) -> int:
-    return result.position
-
-
-@lru_cache(maxsize=4096)
-def _shared(positions: tuple[int, ...]) -> tuple[int, ...]:
-    """One object for the position lists that are all alike."""
-    return positions
-
-
-@dataclass(slots=True, eq=False)
-class Impression:
+class Impression(msgspec.Struct, array_like=True, gc=False, eq=False):
     """One served query while its window is open. ``results`` and ``positions`` are in the order of positions."""
 
     query_id: str
+    log_time: float
+    """When the broker appended it, seconds since the epoch."""
+    offset: int
+    live: bool
+    """False: read again after a restart, and its effects are in the log already."""
     query: str
     served_at: float
     """Event time, seconds since the epoch."""
-    results: tuple[str, ...]
-    positions: tuple[int, ...]
+    results: list[str]
+    positions: list[int]
     split_key: str
     version: str
     space: str
     arm: str
-    offset: int
-    log_time: float
-    """When the broker appended it, seconds since the epoch."""
-    live: bool
-    """False: read again after a restart, and its effects are in the log already."""
     feedback: Feedback | None = None
 
     @classmethod
     def of(cls, event: QueryServed, *, offset: int, log_time: float, live: bool) -> Impression:
-        # A document that is listed twice counts where it was seen first.
-        first = {result.doc_id: result for result in sorted(event.results, key=_position, reverse=True)}
-        results = sorted(first.values(), key=_position)
+        positions = [result.position for result in event.results]
+        results = [result.doc_id for result in event.results]
+        if sorted(positions) != positions or len(set(results)) != len(results):
+            # A document that is listed twice counts where it was seen first.
+            first: dict[str, int] = {}
+            for position, doc_id in sorted(zip(positions, results, strict=True), key=lambda shown: shown[0]):
+                first.setdefault(doc_id, position)
+            results, positions = list(first), list(first.values())
         return cls(
             query_id=event.query_id,
+            log_time=log_time,
+            offset=offset,
+            live=live,
             query=event.query,
             served_at=event.served_at.timestamp(),
-            # Documents, versions and arms recur in millions of impressions: interned, each is kept once.
-            results=tuple(sys.intern(result.doc_id) for result in results),
-            positions=_shared(tuple(result.position for result in results)),
+            results=results,
+            positions=positions,
             split_key=event.split_key,
-            version=sys.intern(event.version),
-            space=sys.intern(event.space),
-            arm=sys.intern(event.arm),
-            offset=offset,
-            log_time=log_time,
-            live=live,
+            version=event.version,
+            space=event.space,
+            arm=event.arm,
         )
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(Impression).decode
 
 
 @dataclass(slots=True)
@@ -115,9 +113,12 @@ class Join:
         self._window = window
         self._max_open = max_open
         self._max_waiting = max(16, max_open // 4)
-        self._open: dict[str, Impression] = {}
-        self._order: deque[Impression] = deque()
-        self._closed: OrderedDict[int, None] = OrderedDict()
+        self._open: dict[str, bytes] = {}
+        self._order: deque[str] = deque()
+        """Query ids of the open impressions in the order of the log, and of some that were forgotten."""
+        self._oldest: Impression | None = None
+        """The first of ``_order``, unpacked, once someone has asked for it."""
+        self._closed = _Remembered(max_open)
         self._waiting: OrderedDict[str, list[Arrival]] = OrderedDict()
         self._waiting_count = 0
         self.counts: Counter[str] = Counter()
@@ -138,19 +139,24 @@ class Join:
         while len(self._open) >= self._max_open:
             self._close_oldest()
             self.counts["evicted"] += 1
-        self._open[impression.query_id] = impression
-        self._order.append(impression)
+        self._open[impression.query_id] = _pack(impression)
+        self._order.append(impression.query_id)
+        if not self._waiting:
+            return []
         early = self._waiting.pop(impression.query_id, [])
         self._waiting_count -= len(early)
         return [self._join(impression, arrival) for arrival in early]
 
     def feedback(self, arrival: Arrival) -> Joined:
-        """Join a click or a rating with its impression, or let it wait for it."""
+        """Join a click or a rating with its impression, or let it wait for it.
+
+        What the caller then changes in the impression lasts once it was handed to ``keep``.
+        """
         query_id = arrival.event.query_id
-        impression = self._open.get(query_id)
-        if impression is not None:
-            return self._join(impression, arrival)
-        if hash(query_id) in self._closed:
+        record = self._open.get(query_id)
+        if record is not None:
+            return self._join(_unpack(record), arrival)
+        if query_id in self._closed:
             return self._fate("late", arrival)
         self._waiting.setdefault(query_id, []).append(arrival)
         self._waiting_count += 1
@@ -158,10 +164,15 @@ class Join:
             self._drop_waiting()
         return self._fate("waiting", arrival)
 
+    def keep(self, impression: Impression) -> None:
+        """Remember an open impression as it is now."""
+        if impression.query_id in self._open:
+            self._open[impression.query_id] = _pack(impression)
+
     def close(self, watermark: float) -> list[Impression]:
         """Close every impression whose window has passed. ``watermark``: all is read up to this append time."""
         closed = []
-        while self._order and self._order[0].log_time + self._window <= watermark:
+        while (oldest := self._first()) is not None and oldest.log_time + self._window <= watermark:
             closed.append(self._close_oldest())
         while self._waiting:
             first = next(iter(self._waiting.values()))
@@ -172,30 +183,29 @@ class Join:
 
     def forget(self, split_key: str) -> None:
         """Close this key's open impressions; nothing more is formed from them."""
-        for impression in [i for i in self._order if i.split_key == split_key]:
-            self._order.remove(impression)
-            self._open.pop(impression.query_id, None)
+        for impression in [i for i in self if i.split_key == split_key]:
+            del self._open[impression.query_id]
+        self._oldest = None
 
     @property
     def oldest_open_offset(self) -> int | None:
         """Offset of the oldest open impression: what lies below it in ``queries`` is done with."""
-        return self._order[0].offset if self._order else None
+        oldest = self._first()
+        return None if oldest is None else oldest.offset
 
     def feedback_horizon(self, watermark: float) -> float:
         """Append time before which no click or rating can matter any more.
 
         An open impression may own feedback that came up to a window before it; and some still waits.
         """
-        oldest = [watermark]
-        if self._order:
-            oldest.append(self._order[0].log_time)
-        horizon = min(oldest) - self._window
+        oldest = self._first()
+        horizon = (watermark if oldest is None else min(watermark, oldest.log_time)) - self._window
         if self._waiting:
             horizon = min(horizon, next(iter(self._waiting.values()))[0].log_time)
         return horizon
 
     def __iter__(self) -> Iterator[Impression]:
-        return iter(self._order)
+        return map(_unpack, self._open.values())
 
     def _join(self, impression: Impression, arrival: Arrival) -> Joined:
         event = arrival.event
@@ -217,15 +227,42 @@ class Join:
         self.counts[fate] += 1
         return Joined(fate, arrival, impression)
 
+    def _first(self) -> Impression | None:
+        """The oldest open impression, as it was when it was opened or later."""
+        while self._oldest is None and self._order:
+            record = self._open.get(self._order[0])
+            if record is None:
+                self._order.popleft()
+            else:
+                self._oldest = _unpack(record)
+        return self._oldest
+
     def _close_oldest(self) -> Impression:
-        impression = self._order.popleft()
-        del self._open[impression.query_id]
-        self._closed[hash(impression.query_id)] = None
-        if len(self._closed) > self._max_open:
-            self._closed.popitem(last=False)
-        return impression
+        self._first()
+        query_id = self._order.popleft()
+        self._oldest = None
+        self._closed.add(query_id)
+        return _unpack(self._open.pop(query_id))
 
     def _drop_waiting(self) -> None:
         _, dropped = self._waiting.popitem(last=False)
         self._waiting_count -= len(dropped)
         self.counts["unmatched"] += len(dropped)
+
+
+class _Remembered:
+    """Of the last ``size`` query ids at least the later half, by their hashes."""
+
+    def __init__(self, size: int) -> None:
+        self._half = max(1, size // 2)
+        self._new: set[int] = set()
+        self._old: set[int] = set()
+
+    def __contains__(self, query_id: str) -> bool:
+        number = hash(query_id)
+        return number in self._new or number in self._old
+
+    def add(self, query_id: str) -> None:
+        self._new.add(hash(query_id))
+        if len(self._new) >= self._half:
+            self._old, self._new = self._new, set()

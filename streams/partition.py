@@ -84,7 +84,7 @@ class Partition:
 
     ``handled`` maps each input's suffix to the offset below which its records have had their effects.
     ``forgotten`` is the live set of split keys whose users asked to be forgotten. ``now`` is seconds since the
-    epoch.
+    epoch. ``max_open`` is this partition's share of the open impressions that a worker may keep; without it, all.
     """
 
     def __init__(
@@ -95,12 +95,13 @@ class Partition:
         handled: Mapping[str, int],
         forgotten: Set[str],
         now: float,
+        max_open: int | None = None,
         detectors: tuple[Detector, ...] | None = None,
     ) -> None:
         self.number = number
         self._settings = settings
         self._forgotten = forgotten
-        self.join = Join(window=settings.window_seconds, max_open=settings.max_open_impressions)
+        self.join = Join(window=settings.window_seconds, max_open=max_open or settings.max_open_impressions)
         self.trust = Trust(
             min_click_seconds=settings.min_click_seconds, clicks_per_minute=settings.clicks_per_minute
         )
@@ -265,6 +266,7 @@ class Partition:
         )
         for example in examples:
             self._count(feedback, example, arrival, live=arrival.live or impression.live)
+        self.join.keep(impression)
         if feedback.live or impression.live:
             effects.examples.extend(examples)
 

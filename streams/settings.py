@@ -22,7 +22,7 @@ class StreamsSettings(Settings):
         600.0, gt=0, le=7 * 86_400, description="how long after its query feedback still counts"
     )
     max_open_impressions: int = Field(
-        250_000, ge=1, description="open impressions kept for each partition; beyond it the oldest go, counted"
+        1_000_000, ge=1, description="open impressions a worker keeps; beyond it the oldest go, counted"
     )
 
     position_bias: Literal["inverse_rank", "off"] = Field(

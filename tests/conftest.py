@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from clickloop import kafka
-from demo.processes import Process, ProcessGroup, free_port, port_open
-from demo.stack import start_broker, start_redis
+from demo.processes import ProcessGroup
+from demo.stack import kafka_home, start_broker, start_kafka, start_redis
 
 
 @dataclass(frozen=True)
@@ -26,56 +25,6 @@ class Broker:
     bootstrap_servers: str
     kind: str
     prefix: str = "clickloop"
-
-
-def kafka_home() -> Path | None:
-    home = os.environ.get("KAFKA_HOME")
-    return Path(home).resolve() if home else None
-
-
-async def start_kafka(processes: ProcessGroup, *, folder: Path) -> str:
-    """Apache Kafka (KRaft) from ``KAFKA_HOME``, as one node, and its ``host:port``."""
-    home = kafka_home()
-    assert home is not None
-    port, controller = free_port(), free_port()
-    data = folder / "kafka"
-    data.mkdir(parents=True)
-    config = data / "server.properties"
-    config.write_text(
-        "\n".join(
-            [
-                "process.roles=broker,controller",
-                "node.id=1",
-                f"listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
-                f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}",
-                "controller.listener.names=CONTROLLER",
-                "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
-                f"log.dirs={data / 'log'}",
-                "auto.create.topics.enable=false",
-                "offsets.topic.num.partitions=3",
-                "offsets.topic.replication.factor=1",
-                "transaction.state.log.num.partitions=3",
-                "transaction.state.log.replication.factor=1",
-                "transaction.state.log.min.isr=1",
-                "group.initial.rebalance.delay.ms=0",
-            ]
-        )
-    )
-    script = (
-        f'set -e; id=$("{home}/bin/kafka-storage.sh" random-uuid); '
-        f'"{home}/bin/kafka-storage.sh" format --standalone -t "$id" -c "{config}"; '
-        f'exec "{home}/bin/kafka-server-start.sh" "{config}"'
-    )
-    server = Process(
-        "kafka", ["bash", "-c", script], log=folder / "kafka.log", env={"KAFKA_HEAP_OPTS": "-Xmx512m"}
-    )
-    processes.start(server)
-
-    async def open_now() -> bool:
-        return await port_open(port)
-
-    await server.ready(open_now, seconds=60)
-    return f"127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="session")
@@ -97,9 +46,10 @@ async def _address(
         folder = factory.mktemp(kind)
         if kind == "kafka":
             external = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
-            if not external and (kafka_home() is None or shutil.which("java") is None):
+            home = kafka_home()
+            if external is None and home is None:
                 pytest.skip("real Kafka: neither KAFKA_HOME (with java) nor KAFKA_BOOTSTRAP_SERVERS is set")
-            known[kind] = external or await start_kafka(processes, folder=folder)
+            known[kind] = external or await start_kafka(processes, home=home, folder=folder)
         else:
             known[kind] = await start_broker(processes, logs=folder)
     return known[kind]

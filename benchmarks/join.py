@@ -1,0 +1,320 @@
+"""How fast queries and clicks become examples, against a bare Faust loop and against Kafka Streams.
+
+    python -m benchmarks.join                   the three, in turn, on one Apache Kafka
+    python -m benchmarks.join --scale           1, 2 and 4 workers; 1, 10 and 100 results an impression
+    python -m benchmarks.join --open 1000000    memory of a worker with so many open impressions, and how long
+                                                the next owner takes to rebuild them after kill -9
+
+Apache Kafka comes from KAFKA_HOME; without it the embedded broker serves, and Kafka Streams is left out. All rules
+are on: the worker's clock runs from the first record that it reads to the last whose examples the broker has
+acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from benchmarks.common import JsonFile, Quick, finish, say
+from clickloop import topics
+from clickloop.errors import ClickloopError
+from clickloop.events import Message, QueryServed, Result, ResultClicked
+from clickloop.kafka import Producer, create_topics
+from demo.processes import Process, ProcessGroup, free_port
+from demo.stack import kafka_home, start_broker, start_kafka
+
+PARTITIONS = 4
+CATALOGUE = 100_000
+PEOPLE = 50_000
+PATIENCE_SECONDS = 600.0
+BARE_EVENTS = 60_000
+"""The bare loop's cost is the same for every event: so many are enough."""
+TARGETS = {"ratio": 4.0, "kafka_streams_ratio": 1.0}
+
+
+@dataclass(frozen=True)
+class Load:
+    """``queries`` impressions of ``results`` documents each, and ``clicks`` clicks on them, in shuffled pairs."""
+
+    queries: int
+    clicks: int
+    results: int = 10
+
+    @property
+    def events(self) -> int:
+        return self.queries + self.clicks
+
+    def messages(self) -> Iterator[tuple[topics.Topic, Message]]:
+        rng = random.Random(0)
+        catalogue = [f"catalogue/section-{n % 97}/{n:06d}" for n in range(CATALOGUE)]
+        people = [uuid.UUID(int=rng.getrandbits(128)).hex for _ in range(PEOPLE)]
+        clicked = set(rng.sample(range(self.queries), self.clicks))
+        at = datetime.now(UTC)
+        for number in range(self.queries):
+            query_id, person = str(uuid.UUID(int=rng.getrandbits(128))), rng.choice(people)
+            shown = [catalogue[rng.randrange(CATALOGUE)] for _ in range(self.results)]
+            yield (
+                topics.QUERIES,
+                QueryServed(
+                    event_id=f"{query_id}/served",
+                    index="default",
+                    query_id=query_id,
+                    query=f"what people look for, number {number % 20_000}",
+                    served_at=at,
+                    results=[
+                        Result(doc_id=doc, position=p, score=1.0 / p) for p, doc in enumerate(shown, start=1)
+                    ],
+                    split_key=person,
+                    version="base-1",
+                    space="base-1",
+                    arm="live",
+                    latency_seconds=0.0125,
+                    sketch=rng.randbytes(64),
+                ),
+            )
+            if number in clicked:
+                yield (
+                    topics.CLICKS,
+                    ResultClicked(
+                        event_id=f"{query_id}/click",
+                        index="default",
+                        query_id=query_id,
+                        doc_id=shown[min(int(rng.expovariate(0.5)), self.results - 1)],
+                        clicked_at=at + timedelta(seconds=3),
+                        split_key=person,
+                    ),
+                )
+
+
+async def fill(servers: str, prefix: str, load: Load, *, partitions: int = PARTITIONS) -> None:
+    """Put a load into fresh topics."""
+    await create_topics(servers, prefix=prefix, partitions=partitions)
+    async with Producer(servers, prefix=prefix, source="benchmark") as producer:
+        pending: list[asyncio.Future[Any]] = []
+        for topic, message in load.messages():
+            pending.append(await producer.send(topic, message))
+            if len(pending) >= 5000:
+                await asyncio.gather(*pending)
+                pending.clear()
+        await asyncio.gather(*pending)
+
+
+class Worker:
+    """A streams worker as it is deployed, watched through its metrics."""
+
+    def __init__(self, processes: ProcessGroup, servers: str, prefix: str, folder: Path) -> None:
+        self._port = free_port()
+        self.process = processes.start(
+            Process(
+                "streams",
+                [sys.executable, "-m", "streams"],
+                log=folder / f"streams-{self._port}.log",
+                env={
+                    "CLICKLOOP_BOOTSTRAP_SERVERS": servers,
+                    "CLICKLOOP_TOPIC_PREFIX": prefix,
+                    "CLICKLOOP_METRICS_PORT": str(self._port),
+                    "CLICKLOOP_PARTITIONS": str(PARTITIONS),
+                    "CLICKLOOP_THRESHOLD": str(10**9),
+                    "CLICKLOOP_POLICIES": "threshold",
+                    "CLICKLOOP_CONFIG": "",
+                    "CLICKLOOP_LOG_LEVEL": "WARNING",
+                },
+            )
+        )
+
+    @property
+    def rss_bytes(self) -> int:
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    async def read(self, metric: str) -> float:
+        """Sum of a metric over its labels; 0 while the worker does not answer yet."""
+        self.process.check()
+        url = f"http://127.0.0.1:{self._port}/metrics"
+        try:
+            page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
+        except OSError:
+            return 0.0
+        lines = (line for line in page.splitlines() if line.split("{")[0].split(" ")[0] == metric)
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+async def joined(workers: list[Worker], events: int) -> float:
+    """Seconds in which the workers together get through ``events``, all effects acknowledged."""
+    started, deadline = 0.0, time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        before = time.monotonic()
+        seen = sum([await worker.read("clickloop_streams_events_total") for worker in workers])
+        if not seen:
+            # The first batch comes after this moment: the clock starts too early rather than too late.
+            started = before
+        if seen >= events:
+            return time.monotonic() - started
+        await asyncio.sleep(0.05)
+    raise ClickloopError(f"only {seen:.0f} of {events} events within {PATIENCE_SECONDS:.0f} s")
+
+
+@asynccontextmanager
+async def broker() -> AsyncIterator[tuple[ProcessGroup, str, Path, Path | None]]:
+    """A fresh broker: processes, ``host:port``, a folder, and Kafka's home where it is Kafka's."""
+    home = kafka_home()
+    folder = Path(tempfile.mkdtemp(prefix="clickloop-bench-"))
+    try:
+        with ProcessGroup() as processes:
+            if home is not None:
+                say(f"Apache Kafka from {home}")
+                yield processes, await start_kafka(processes, home=home, folder=folder), folder, home
+            else:
+                say("KAFKA_HOME (or java) is not there: the embedded broker, without Kafka Streams")
+                yield processes, await start_broker(processes, logs=folder), folder, None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop(process: Process) -> None:
+    process.terminate()
+    process.wait_ended(deadline=time.monotonic() + 15)
+
+
+async def output_of(command: list[str]) -> dict[str, Any]:
+    """The JSON line that a peer prints."""
+    child = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await child.communicate()
+    if child.returncode != 0:
+        raise ClickloopError(f"{command[0]} failed: {err.decode()[-800:]}")
+    found: dict[str, Any] = json.loads(out.decode().strip().splitlines()[-1])
+    return found
+
+
+async def throughput(load: Load) -> dict[str, Any]:
+    """The worker, the bare loop, and Kafka Streams with and without its changelog, one after the other."""
+    async with broker() as (processes, servers, folder, home):
+        say(f"filling {load.queries:,} queries of {load.results} results and {load.clicks:,} clicks")
+        await fill(servers, "bench", load)
+        names = [topic.name("bench") for topic in (topics.QUERIES, topics.CLICKS)]
+
+        say("worker, all rules on")
+        worker = Worker(processes, servers, "bench", folder)
+        speed = load.events / await joined([worker], load.events)
+        examples = await worker.read("clickloop_examples_total")
+        stop(worker.process)
+
+        say("bare Faust loop, decoding only")
+        count = min(BARE_EVENTS, load.events)
+        bare = await output_of([sys.executable, "-m", "benchmarks.peers.bare_faust", servers, *names, str(count)])
+        bare_speed = bare["events"] / bare["seconds"]
+
+        peers: dict[str, float | None] = {"changelog": None, "plain": None}
+        if home is not None:
+            source = Path(__file__).parent / "peers" / "KafkaStreamsJoin.java"
+            for how in peers:
+                say(f"Kafka Streams ({how})")
+                output = topics.TRAINING_EXAMPLES.name(f"peer-{how}")
+                await create_topics(servers, prefix=f"peer-{how}", partitions=PARTITIONS)
+                java = ["java", "-cp", f"{home}/libs/*", str(source), servers, *names, output]
+                peer = await output_of([*java, str(load.events), how])
+                peers[how] = peer["events"] / peer["seconds"]
+        with_log, without = peers["changelog"], peers["plain"]
+        return {
+            "events": load.events,
+            "examples": int(examples),
+            "events_per_second": speed,
+            "bare_events_per_second": bare_speed,
+            "ratio": speed / bare_speed,
+            "kafka_streams_events_per_second": with_log,
+            "kafka_streams_ratio": speed / with_log if with_log else None,
+            "kafka_streams_without_changelog_events_per_second": without,
+            "kafka_streams_without_changelog_ratio": speed / without if without else None,
+        }
+
+
+async def scale(load: Load) -> dict[str, Any]:
+    """How it grows with workers, and with results an impression."""
+    figures: dict[str, Any] = {}
+    async with broker() as (processes, servers, folder, _):
+        for results in (1, 10, 100):
+            prefix = f"results{results}"
+            share = Load(load.queries // max(1, results // 10), load.clicks // max(1, results // 10), results)
+            say(f"{results} results an impression, {share.events:,} events, one worker")
+            await fill(servers, prefix, share)
+            worker = Worker(processes, servers, prefix, folder)
+            figures[f"events_per_second_{results}_results"] = share.events / await joined([worker], share.events)
+            stop(worker.process)
+        for count in (1, 2, 4):
+            prefix = f"workers{count}"
+            say(f"{count} workers on {psutil.cpu_count()} cores")
+            await fill(servers, prefix, load)
+            workers = [Worker(processes, servers, prefix, folder) for _ in range(count)]
+            figures[f"events_per_second_{count}_workers"] = load.events / await joined(workers, load.events)
+            for worker in workers:
+                stop(worker.process)
+    return figures
+
+
+async def open_impressions(count: int) -> dict[str, Any]:
+    """Memory with ``count`` open impressions, a third of them clicked, and the rebuild after kill -9."""
+    load = Load(count, count // 3)
+    async with broker() as (processes, servers, folder, _):
+        say(f"filling {load.queries:,} queries and {load.clicks:,} clicks")
+        await fill(servers, "open", load)
+        worker = Worker(processes, servers, "open", folder)
+        await joined([worker], load.events)
+        held = await worker.read("clickloop_open_impressions")
+        rss = worker.rss_bytes
+        say(f"{held:,.0f} open in {rss / 2**20:,.0f} MiB; kill -9")
+        await asyncio.sleep(5)  # reports and offsets are committed within seconds
+        worker.process.kill()
+        again = Worker(processes, servers, "open", folder)
+        begun = time.monotonic()
+        while await again.read("clickloop_open_impressions") < held:
+            if time.monotonic() - begun > PATIENCE_SECONDS:
+                raise ClickloopError(f"not rebuilt within {PATIENCE_SECONDS:.0f} s\n{again.process.tail()}")
+            await asyncio.sleep(0.2)
+        return {
+            "open_impressions": int(held),
+            "rss_bytes": rss,
+            "bytes_an_impression": rss / held,
+            "rebuild_seconds": time.monotonic() - begun,
+            "rebuilt_rss_bytes": again.rss_bytes,
+        }
+
+
+def command(
+    json_file: JsonFile = None,
+    quick: Quick = False,
+    grow: Annotated[bool, typer.Option("--scale", help="Workers, results an impression, rebuild.")] = False,
+    held: Annotated[int, typer.Option("--open", min=0, help="Open impressions to hold and to rebuild.")] = 0,
+) -> None:
+    """Measure the join. Figures are compared within one run only."""
+    load = Load(20_000, 10_000) if quick else Load(200_000, 100_000)
+    if held:
+        figures = asyncio.run(open_impressions(held))
+    elif grow:
+        figures = asyncio.run(scale(load)) | asyncio.run(open_impressions(20_000 if quick else 1_000_000))
+    else:
+        figures = asyncio.run(throughput(load))
+    finish(figures, json_file=json_file)
+    for name, target in TARGETS.items():
+        if figures.get(name) is not None:
+            say(f"{name}: {figures[name]:.2f}, target {target:g}")
+
+
+if __name__ == "__main__":
+    typer.run(command)
