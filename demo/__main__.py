@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from demo.stage import Options
 
 MINIMUM_EXAMPLES = 100
+EXAMPLES = 5_000
+EXAMPLES_FOR_FULL = 10_000
+"""Two towers have more to learn than a map on the query has."""
 
 
 def command(
@@ -33,7 +36,13 @@ def command(
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
-    examples: Annotated[int, typer.Option(help="New examples that make the trigger fire.")] = 5000,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            help="New examples that make the trigger fire.",
+            show_default=f"{EXAMPLES}; with --full {EXAMPLES_FOR_FULL}",
+        ),
+    ] = None,
     bootstrap_servers: Annotated[str, typer.Option(help="Your Kafka, instead of the embedded broker.")] = "",
     redis_url: Annotated[str, typer.Option(help="Your Redis, instead of the embedded server.")] = "",
     qdrant_url: Annotated[str, typer.Option(help="Your Qdrant, instead of the engine inside each node.")] = "",
@@ -46,7 +55,16 @@ def command(
     """
     try:
         options = _options(
-            documents, queries, full, json, examples, bootstrap_servers, redis_url, qdrant_url, work_dir, seed
+            documents,
+            queries,
+            full,
+            json,
+            examples if examples is not None else EXAMPLES_FOR_FULL if full else EXAMPLES,
+            bootstrap_servers,
+            redis_url,
+            qdrant_url,
+            work_dir,
+            seed,
         )
         with _only_one(options.work):
             from demo.show import show

@@ -43,7 +43,7 @@ FOLLOWED = (topics.DOCUMENTS, topics.MODEL_VERSIONS, topics.TRAFFIC_SPLITS)
 GRACE_SECONDS = 3
 """Queries in flight get so long when the node stops."""
 KEEP_ALIVE_SECONDS = 75
-"""Longer than clients and load balancers keep an idle connection (15 to 60 s): whoever closes it first must be they,
+"""Longer than clients and load balancers keep an idle connection (15 to 60 s). They must be the ones to close it,
 or a query meets a connection that is just being closed, and fails."""
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from sentence_transformers import SentenceTransformer
 
 from clickloop.events import VersionKind
+from trainer.belief import believed
 from trainer.dataset import Clicks, joined
 from trainer.methods.base import Job, Progress, Trained
 from trainer.methods.targets import Indexes
@@ -23,6 +24,7 @@ from trainer.model import Vectors
 class FullMethod:
     """Contrastive training, in both directions, on (query, clicked document) and (piece, its document).
 
+    Both towers can learn anything by heart, mistaken clicks too, so only pairs that are believed take part.
     What a document must beat are the others of its batch; half of each batch are neighbours of one another under
     the parent, so that there are hard ones among them (Hofstätter et al. 2021, "Topic-aware sampling").
     """
@@ -45,7 +47,8 @@ class FullMethod:
         rng = np.random.default_rng(job.seed)
         count = len(job.domain.queries)
         pieces = job.domain.of_queries(rng.permutation(count)[: round(self.domain_share * count)])
-        steps = self._descend(job, encoder, joined(job.clicks, pieces), rng)
+        clicks = believed(job.clicks, job.parent.searched_with(job.clicks.vectors), job.corpus.vectors)
+        steps = self._descend(job, encoder, joined(clicks, pieces), rng)
         encoder.max_seq_length = longest
         return Trained(encoder=encoder, new_space=True, steps=steps)
 
