@@ -21,7 +21,7 @@ from msgspec import Struct
 from clickloop.codec import split_key
 from clickloop.errors import InvalidMessageError, SettingsError
 from clickloop.events import DocumentChanged, Message, QueryServed, Result, ResultClicked, ResultRated
-from clickloop.sources.values import TimeFormat, identity, moment, number, shown, whole
+from clickloop.sources.values import MOST_RESULTS, TimeFormat, identity, moment, number, shown, whole
 
 Suffix = Literal["queries", "clicks", "ratings", "documents"]
 
@@ -116,7 +116,7 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise InvalidMessageError(f"{path} is {shown(value)}, no list of what was shown")
         inside = {n.removeprefix("results."): p for n, p in self.fields.items() if n.startswith("results.")}
         out = []
-        for place, shown_result in enumerate(value, start=1):
+        for place, shown_result in enumerate(value[:MOST_RESULTS], start=1):
             if not isinstance(shown_result, dict):
                 out.append({"doc_id": identity(shown_result, path), "position": place})
                 continue

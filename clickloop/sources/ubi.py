@@ -11,7 +11,7 @@ from typing import Any
 from clickloop.codec import split_key
 from clickloop.errors import InvalidMessageError
 from clickloop.events import Message, QueryServed, ResultClicked, ResultRated
-from clickloop.sources.values import identity, moment, number, shown, whole
+from clickloop.sources.values import MOST_RESULTS, identity, moment, number, shown, whole
 
 CLICKS = frozenset({"click", "click_through", "add_to_cart", "purchase", "watch"})
 """Actions by which a user takes a result."""
@@ -39,7 +39,7 @@ def query(record: dict[str, Any]) -> tuple[type[Message], dict[str, Any]]:
         "query": record["user_query"],
         "results": [
             {"doc_id": identity(hit, "query_response_hit_ids"), "position": place}
-            for place, hit in enumerate(hits, start=1)
+            for place, hit in enumerate(hits[:MOST_RESULTS], start=1)
         ],
     }
     return QueryServed, fields | _common(record, "served_at")

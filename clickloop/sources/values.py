@@ -11,6 +11,8 @@ from clickloop.errors import InvalidMessageError
 
 TimeFormat = Literal["rfc3339", "epoch_s", "epoch_ms"]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MOST_RESULTS = 1001
+"""One more than an impression may have, so that the codec refuses it; a longer list is not looked at in full."""
 _LAST_SECOND = (datetime(LAST_YEAR, 12, 31, tzinfo=UTC) - EPOCH).total_seconds()
 
 
