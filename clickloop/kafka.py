@@ -194,6 +194,13 @@ class Producer:
         except KafkaError as error:
             raise BrokerError(f"{topic.suffix}: not acknowledged: {error!r}") from error
 
+    async def send_all(self, messages: Iterable[tuple[topics.Topic, Message]]) -> None:
+        """Send in this order, and return once the broker has all of them. Raises BrokerError."""
+        try:
+            await asyncio.gather(*[await self.send(topic, message) for topic, message in messages])
+        except KafkaError as error:
+            raise BrokerError(f"not acknowledged: {error!r}") from error
+
     async def send_raw(
         self, topic_name: str, value: bytes, *, key: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
     ) -> None:

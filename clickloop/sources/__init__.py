@@ -24,7 +24,7 @@ from clickloop.sources.cloudevents import Context, Headers
 from clickloop.sources.mapping import KINDS, TIMES, Mapping, mappings_of
 from clickloop.sources.values import EPOCH, moment, shown
 
-__all__ = ["Mapping", "Sources", "mappings_of", "topic_of"]
+__all__ = ["Mapping", "Sources", "mappings_of", "time_of", "topic_of"]
 
 _NAMES: dict[str, type[Message]] = {kind.__name__: kind for kind in KINDS.values()}
 _TOPICS = {
@@ -40,6 +40,12 @@ _UNNAMED = "-"
 def topic_of(message: Message) -> topics.Topic:
     """Where a message of an app belongs."""
     return _TOPICS[type(message)]
+
+
+def time_of(message: Message) -> datetime:
+    """When it happened, by its own account."""
+    found: datetime = getattr(message, TIMES[type(message)])
+    return found
 
 
 class Sources:
@@ -76,57 +82,51 @@ class Sources:
                 raise
             own = error
         context, body = _opened(value, headers)
-        found = self._recognised(body, context, self._of_topic[topic], logged, typed=bool(context))
+        found = self._recognised(body, context, self._of_topic[topic], typed=bool(context))
         if found is None:
             raise own
-        if type(found) not in (_FEEDBACK if topic.types[0] in _FEEDBACK else topic.types):
-            name = type(found).__name__
-            raise InvalidMessageError(f"a {name} on {topic.suffix}: its topic is {topic_of(found).suffix}")
-        return found
+        kind, fields = found
+        if kind not in (_FEEDBACK if topic.types[0] in _FEEDBACK else topic.types):
+            raise InvalidMessageError(f"a {kind.__name__} on {topic.suffix}: its topic is {_TOPICS[kind].suffix}")
+        return self._finished(kind, fields, context, logged)
 
-    def read_row(self, value: bytes, topic: topics.Topic | None = None, *, logged: float | None = None) -> Message:
+    def read_row(self, value: bytes, topic: topics.Topic | None = None, *, now: datetime) -> Message:
         """The message in a row of a file, of any topic unless one is given.
 
         A row may also have our messages' field names without ``type``, ``event_id`` and ``index``; without
-        ``topic``, the name of its time tells what it is. Raises MessageError.
+        ``topic``, the name of its time tells what it is. ``now`` is the time of documents that have none.
+        Raises MessageError.
         """
         context, body = _opened(value, ())
         mappings = self._every if topic is None else self._of_topic[topic]
-        found = self._recognised(body, context, mappings, logged, typed=True)
-        if found is None:
+        kind, fields = self._recognised(body, context, mappings, typed=True) or (None, dict(body))
+        if kind is None:
             kind = topic.types[0] if topic else next((k for k, name in TIMES.items() if name in body), None)
-            if kind is None:
-                names = ", ".join(TIMES.values())
-                raise InvalidMessageError(f"no form that is known: no type, no UBI, no mapping's, none of {names}")
-            found = self._finished(kind, dict(body), context, logged)
-        if topic is not None and type(found) not in topic.types:
-            raise InvalidMessageError(f"a {type(found).__name__}, which does not belong on {topic.suffix}")
-        return found
+        if kind is None:
+            names = ", ".join(TIMES.values())
+            raise InvalidMessageError(f"no form that is known: no type, no UBI, no mapping's, none of {names}")
+        if topic is not None and kind not in topic.types:
+            raise InvalidMessageError(f"a {kind.__name__}, which does not belong on {topic.suffix}")
+        return self._finished(kind, fields, context, now.timestamp() if kind is DocumentChanged else None)
 
     def _recognised(
-        self,
-        body: dict[str, Any],
-        context: Context,
-        mappings: Sequence[Mapping],
-        logged: float | None,
-        *,
-        typed: bool,
-    ) -> Message | None:
-        """The message of a record that is not as ours are; None where its form is none that is known.
+        self, body: dict[str, Any], context: Context, mappings: Sequence[Mapping], *, typed: bool
+    ) -> tuple[type[Message], dict[str, Any]] | None:
+        """What a record that is not as ours are is, and its fields; None where its form is none that is known.
 
         ``typed`` records name our type and may leave out what CloudEvents or a file's row says otherwise.
         """
         name = body.get("type") or context.message
         kind = _NAMES.get(name) if isinstance(name, str) else None
         if kind is not None:
-            return self._finished(kind, dict(body), context, None) if typed else None
+            return (kind, dict(body)) if typed else None
         mapping = next((m for m in mappings if m.when and m.takes(body)), None)
         if mapping is None and ubi.is_event(body):
-            return self._finished(*ubi.event(body), context, logged)
+            return ubi.event(body)
         if mapping is None and ubi.is_query(body):
-            return self._finished(*ubi.query(body), context, logged)
+            return ubi.query(body)
         mapping = mapping or next((m for m in mappings if not m.when), None)
-        return None if mapping is None else self._finished(mapping.kind, mapping.read(body), context, logged)
+        return None if mapping is None else (mapping.kind, mapping.read(body))
 
     def _finished(
         self, kind: type[Message], fields: dict[str, Any], context: Context, logged: float | None

@@ -137,7 +137,7 @@ def test_rows_of_files_are_as_safe() -> None:
         sent = mutated(originals[number % len(originals)], rng)
         topic = rng.choice((None, *FEEDBACK))
         try:
-            codec.encode(SOURCES.read_row(sent.value, topic, logged=AT.timestamp()))
+            codec.encode(SOURCES.read_row(sent.value, topic, now=AT))
             outcomes["valid"] += 1
         except MessageError as error:
             outcomes[type(error).__name__ if str(error) else "error without a reason"] += 1

@@ -378,7 +378,7 @@ def test_mappings_lie_in_the_settings_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def row(record: Any, topic: topics.Topic | None = None) -> Any:
-    return Sources("products").read_row(json.dumps(record).encode(), topic)
+    return Sources("products").read_row(json.dumps(record).encode(), topic, now=AT)
 
 
 def test_a_row_in_our_own_names_needs_neither_type_nor_id() -> None:
@@ -401,7 +401,7 @@ def test_a_row_that_is_nothing_says_what_it_might_have_been() -> None:
     with pytest.raises(InvalidMessageError, match="does not belong on queries"):
         row(UBI_EVENT, topics.QUERIES)
     with pytest.raises(UnreadableMessageError):
-        Sources("products").read_row(b"{", None)
+        Sources("products").read_row(b"{", None, now=AT)
 
 
 # What the documentation shows
