@@ -225,13 +225,14 @@ def letters_replay(
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
 ) -> None:
-    """Send the original bytes to their topic again, under their original key."""
+    """Send the original bytes to their topic again, under their original key and headers."""
     settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
 
     async def work() -> MessageQuarantined:
         event = await _letter(settings, letter)
         async with Producer(settings.bootstrap_servers, prefix=settings.topic_prefix, source="cli") as producer:
-            await producer.send_raw(event.topic, event.value, key=event.key)
+            headers = [(header.name, header.value) for header in event.headers]
+            await producer.send_raw(event.topic, event.value, key=event.key, headers=headers)
         return event
 
     event = cli.finish(work())

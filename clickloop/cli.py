@@ -71,9 +71,10 @@ def root(
 
 
 def add_commands() -> None:
-    from clickloop import admin
+    from clickloop import admin, data
 
     admin.add_to(app)
+    data.add_to(app)
     for point in sorted(entry_points(group="clickloop.commands"), key=lambda p: p.name):
         try:
             command = point.load()

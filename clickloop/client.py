@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from datetime import datetime
 
 from clickloop import codec, topics
+from clickloop.codec import split_key as split_key
 from clickloop.errors import InvalidMessageError, MessageError
 from clickloop.events import (
     DocumentChanged,
@@ -20,14 +20,6 @@ from clickloop.events import (
 )
 from clickloop.kafka import Follower, Producer
 from clickloop.logs import logger
-
-
-def split_key(user_or_session: str, *, salt: str = "") -> str:
-    """A pseudonym for a user or a session: 32 hex digits that don't lead back to the name.
-
-    Give your own secret ``salt``, else anyone with a list of your users can compute them.
-    """
-    return hashlib.blake2b(user_or_session.encode(), digest_size=16, key=salt.encode()[:64]).hexdigest()
 
 
 class FeedbackProducer:

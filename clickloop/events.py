@@ -275,6 +275,13 @@ class NodeReported(Event, frozen=True, kw_only=True, omit_defaults=True):
     message: str = ""
 
 
+class Header(Struct, frozen=True, kw_only=True):
+    """One header of a record. Names may repeat."""
+
+    name: str
+    value: bytes
+
+
 class MessageQuarantined(Event, frozen=True, kw_only=True, omit_defaults=True):
     """A message that its consumer could not use, whole, with the reason."""
 
@@ -288,3 +295,5 @@ class MessageQuarantined(Event, frozen=True, kw_only=True, omit_defaults=True):
     error: str
     reason: str
     key: bytes | None = None
+    headers: list[Header] = field(default_factory=list)
+    """The original ones: where the record is a CloudEvent in binary mode, half of it is in them."""

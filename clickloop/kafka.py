@@ -6,7 +6,7 @@ Nothing else in ``clickloop``, ``search`` and ``trainer`` imports aiokafka. (``s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from clickloop import codec, topics
 from clickloop.errors import BrokerError, MessageError
-from clickloop.events import Message, MessageQuarantined, OffsetRange
+from clickloop.events import Header, Message, MessageQuarantined, OffsetRange
 from clickloop.logs import logger
 
 M = TypeVar("M", bound=Message)
@@ -31,6 +31,7 @@ START_SECONDS = 15.0
 """A broker that has not answered a starting client by then is not there."""
 
 _LONGEST_KEY = 10_000
+_LONGEST_HEADERS = 50_000
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Record:
     offset: int
     key: bytes | None
     value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
 
 
 def _unreachable(bootstrap_servers: str, error: BaseException) -> BrokerError:
@@ -192,12 +194,21 @@ class Producer:
         except KafkaError as error:
             raise BrokerError(f"{topic.suffix}: not acknowledged: {error!r}") from error
 
-    async def send_raw(self, topic_name: str, value: bytes, *, key: bytes | None) -> None:
+    async def send_all(self, messages: Iterable[tuple[topics.Topic, Message]]) -> None:
+        """Send in this order, and return once the broker has all of them. Raises BrokerError."""
+        try:
+            await asyncio.gather(*[await self.send(topic, message) for topic, message in messages])
+        except KafkaError as error:
+            raise BrokerError(f"not acknowledged: {error!r}") from error
+
+    async def send_raw(
+        self, topic_name: str, value: bytes, *, key: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
         """Send bytes as they are, for replays, and wait for the acknowledgement. Raises BrokerError."""
         if self._producer is None:
             raise BrokerError("this producer is not started: use 'async with' or await start()")
         try:
-            await self._producer.send_and_wait(topic_name, value=value, key=key)
+            await self._producer.send_and_wait(topic_name, value=value, key=key, headers=list(headers))
         except KafkaError as error:
             raise BrokerError(f"{topic_name}: not acknowledged: {error!r}") from error
 
@@ -220,9 +231,17 @@ class Producer:
             service=service,
             error=type(error).__name__,
             reason=str(error)[:1000],
+            headers=_kept(record.headers),
         )
         await self.send_and_wait(topics.DEAD_LETTERS, letter)
         logger().warning("message quarantined", topic=record.topic, offset=record.offset, reason=str(error)[:200])
+
+
+def _kept(headers: Sequence[tuple[str, bytes]]) -> list[Header]:
+    """A record's headers for its letter; none of them where they are too long to fit in."""
+    kept = [Header(name=name, value=value) for name, value in headers if value is not None]
+    length = sum(len(header.name) + len(header.value) for header in kept)
+    return kept if length <= _LONGEST_HEADERS else []
 
 
 class Follower:
@@ -289,7 +308,7 @@ class Follower:
             raise BrokerError("this follower is not started: use 'async with' or await start()")
         got = await self._consumer.getmany(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
         return [
-            (self._names[r.topic], Record(r.topic, r.partition, r.offset, r.key, r.value))
+            (self._names[r.topic], Record(r.topic, r.partition, r.offset, r.key, r.value, r.headers))
             for records in got.values()
             for r in records
         ]
@@ -396,7 +415,7 @@ async def read_range(bootstrap_servers: str, wanted: OffsetRange, *, on_record: 
             position = max([position, await consumer.position(partition)])
             for r in records:
                 if r.offset < wanted.end:
-                    on_record(Record(r.topic, r.partition, r.offset, r.key, r.value))
+                    on_record(Record(r.topic, r.partition, r.offset, r.key, r.value, r.headers))
             if not records and position < wanted.end:
                 raise BrokerError(f"{wanted.topic}/{wanted.partition}: no record at {position} within 10 s")
     except KafkaConnectionError as error:

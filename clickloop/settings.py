@@ -3,7 +3,7 @@
 The environment's names are ``CLICKLOOP_`` and the field's name in capitals, as in
 ``CLICKLOOP_BOOTSTRAP_SERVERS``. The TOML file is ``clickloop.toml`` in the working directory, or what
 ``CLICKLOOP_CONFIG`` names (set, but empty: none). Each service reads its own table (``[search]``, ``[streams]``
-...) on top of the file's top level.
+...) on top of the file's top level; ``[sources.NAME]`` are for all that read what apps send.
 """
 
 from __future__ import annotations
@@ -19,6 +19,37 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import SettingsError as UnreadableSettingsError
 
 from clickloop.errors import SettingsError
+from clickloop.sources import Mapping, mappings_of
+
+
+def _toml_file() -> tuple[Path, dict[str, Any]]:
+    """Where the TOML file is, and what is in it; nothing where there is none. Raises SettingsError."""
+    named = os.environ.get("CLICKLOOP_CONFIG")
+    path = Path(named or "clickloop.toml")
+    if named == "":
+        return path, {}
+    if not path.is_file():
+        if named:
+            raise SettingsError(f"CLICKLOOP_CONFIG names {path}, which is no file")
+        return path, {}
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is no valid TOML: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{path} can't be read: {error}") from None
+
+
+def load_mappings() -> dict[str, Mapping]:
+    """The TOML file's tables ``[sources.NAME]``: how records with an app's own field names are read.
+
+    Raises SettingsError.
+    """
+    path, content = _toml_file()
+    table = content.get("sources", {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"{path}: sources is {table!r}, not a table of mappings")
+    return mappings_of(table)
 
 
 class _TomlSource(PydanticBaseSettingsSource):
@@ -32,20 +63,7 @@ class _TomlSource(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        named = os.environ.get("CLICKLOOP_CONFIG")
-        if named == "":
-            return {}
-        path = Path(named or "clickloop.toml")
-        if not path.is_file():
-            if named:
-                raise SettingsError(f"CLICKLOOP_CONFIG names {path}, which is no file")
-            return {}
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path} is no valid TOML: {error}") from None
-        except OSError as error:
-            raise SettingsError(f"{path} can't be read: {error}") from None
+        path, content = _toml_file()
         shared = {k: v for k, v in content.items() if not isinstance(v, dict)}
         known = self.settings_cls.model_fields
         own = content.get(self._table, {})

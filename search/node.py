@@ -22,6 +22,8 @@ from clickloop.events import DocumentChanged, ModelVersionPublished, NodeReporte
 from clickloop.kafka import Follower, Producer, Record, create_topics
 from clickloop.logs import logger
 from clickloop.model_store import ModelStore, base_model_folder
+from clickloop.settings import load_mappings
+from clickloop.sources import Sources
 from search import sentence_model
 from search.answer import Searcher
 from search.backfill import Backfill, NoLeases, RedisLeases
@@ -60,6 +62,7 @@ class Node:
 
     def __init__(self, settings: SearchSettings, index: Index, store: ModelStore) -> None:
         self._settings = settings
+        self._sources = Sources(settings.index, load_mappings())
         self._index = index
         self._metrics = Metrics()
         self._redis = connect(settings.redis_url)
@@ -246,7 +249,9 @@ class Node:
             if record.key:
                 await self._indexer.offer(Deleted(record.key.decode("utf-8", "replace")))
             return ""
-        event = codec.decode(record.value, DocumentChanged)
+        event: DocumentChanged = self._sources.read(
+            record.value, record.headers, topics.DOCUMENTS, logged=codec.now().timestamp()
+        )
         if event.index != self._settings.index:
             return ""
         if event.deleted:

@@ -29,6 +29,8 @@ from clickloop.errors import BrokerError, ClickloopError, InvalidMessageError, M
 from clickloop.events import ExampleFormed, Message, OffsetRange, QueryServed, SplitChanged
 from clickloop.kafka import Follower, Producer, Record, create_topics
 from clickloop.logs import logger
+from clickloop.settings import load_mappings
+from clickloop.sources import Sources
 from streams import metrics
 from streams.batches import Batch, BatchTransport, Handled, KafkaError
 from streams.control import CONTROL, Control
@@ -107,6 +109,7 @@ class StreamsApp:
         self._scratch = scratch
         self._settings = settings
         self._topics = {topic.name(prefix): topic for topic in (*FEEDBACK, *CONTROL)}
+        self._sources = Sources(settings.index, load_mappings())
         self._producer = Producer(where, prefix=prefix, source=f"clickloop/streams/{settings.index}")
         self._handled = Handled(where, group=f"{app.conf.id}-handled")
         self._follower = Follower(where, [topics.COMMANDS], prefix=prefix)
@@ -203,7 +206,7 @@ class StreamsApp:
     ) -> Effects:
         live = partition.is_live(topic.suffix, record.offset)
         try:
-            event: Any = codec.decode(record.value, *topic.types)
+            event = self._sources.read(record.value, record.headers, topic, logged=log_time)
         except MessageError as error:
             await self._quarantine(record, error, live=live)
             return Effects()
@@ -212,7 +215,9 @@ class StreamsApp:
         if isinstance(event, QueryServed):
             effects = partition.query(event, offset=record.offset, log_time=log_time, now=now)
         else:
-            effects = partition.feedback(event, offset=record.offset, log_time=log_time, now=now, source=record)
+            effects = partition.feedback(
+                event, offset=record.offset, log_time=log_time, now=now, source=record, suffix=topic.suffix
+            )
         for source, reason in effects.impossible:
             await self._quarantine(source, InvalidMessageError(reason), live=True)
         return effects

@@ -54,7 +54,7 @@ class Batch:
     def __iter__(self) -> Iterator[tuple[Record, float]]:
         """Each record with its append time, seconds since the epoch."""
         for r in self.records:
-            yield Record(self.topic, self.partition, r.offset, r.key, r.value), r.timestamp / 1000.0
+            yield Record(self.topic, self.partition, r.offset, r.key, r.value, r.headers), r.timestamp / 1000.0
 
 
 class CopartitionAssignor(AbstractPartitionAssignor):  # type: ignore[misc]

@@ -174,12 +174,17 @@ class Partition:
         log_time: float,
         now: float,
         source: Any = None,
+        suffix: str = "",
     ) -> Effects:
-        """Someone clicked or rated a result. ``source`` is handed back if that can't have happened."""
+        """Someone clicked or rated a result. ``source`` is handed back if that can't have happened.
+
+        ``suffix`` names the input that it came by, where that may be another than its own.
+        """
         effects = Effects()
         if event.split_key in self._forgotten and event.split_key:
             return effects
-        suffix = topics.CLICKS.suffix if isinstance(event, ResultClicked) else topics.RATINGS.suffix
+        if not suffix:
+            suffix = topics.CLICKS.suffix if isinstance(event, ResultClicked) else topics.RATINGS.suffix
         arrival = Arrival(event, log_time, self.is_live(suffix, offset), source)
         self._settle(self.join.feedback(arrival), effects, now)
         return effects

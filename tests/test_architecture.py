@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SERVICES = {"streams", "trainer", "search", "console"}
 PACKAGES = {"clickloop", "demo", *SERVICES}
-SUBFOLDERS = {"search": {"index"}, "trainer": {"methods"}}
+SUBFOLDERS = {"clickloop": {"sources"}, "search": {"index"}, "trainer": {"methods"}}
 TOP_LEVEL = PACKAGES | {"schemas", "tests", "benchmarks", "deploy", "docs", "requirements"}
 LONGEST_FILE = 500
 

@@ -9,6 +9,7 @@ from clickloop import codec, topics
 from clickloop.errors import MessageError, TrainingError
 from clickloop.events import DocumentChanged, ExampleFormed, OffsetRange, SplitChanged
 from clickloop.kafka import Follower, Record, read_range
+from clickloop.sources import Sources
 from clickloop.vector_store import content_digest, document_text
 
 MOST_UNREADABLE = 1000
@@ -118,7 +119,7 @@ async def read_examples(
 
 
 async def read_documents(
-    bootstrap_servers: str, *, prefix: str, index: str
+    bootstrap_servers: str, *, prefix: str, index: str, sources: Sources
 ) -> tuple[list[Document], list[Unreadable]]:
     """The index's documents as they are now, by id, and the records that could not be read."""
     documents: dict[str, Document] = {}
@@ -131,7 +132,9 @@ async def read_documents(
                     documents.pop((record.key or b"").decode(errors="replace"), None)
                     continue
                 try:
-                    change = codec.decode(record.value, DocumentChanged)
+                    change: DocumentChanged = sources.read(
+                        record.value, record.headers, topics.DOCUMENTS, logged=codec.now().timestamp()
+                    )
                 except MessageError as error:
                     unreadable.append((record, error))
                     continue

@@ -25,6 +25,8 @@ from clickloop.events import Lineage, VersionKind
 from clickloop.kafka import Producer, Record, group_consumer
 from clickloop.logs import logger
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
+from clickloop.settings import load_mappings
+from clickloop.sources import Sources
 from trainer.dataset import Clicks, Corpus, Prepared, moments, prepare
 from trainer.examples import Document, Unreadable, read_documents, read_examples, read_live_version
 from trainer.gate import LADDER_MARGIN, Side, Thresholds, Trial, judge, measure
@@ -73,6 +75,7 @@ class Trainer:
     def __init__(self, settings: TrainerSettings, store: ModelStore, producer: Producer) -> None:
         self._settings = settings
         self._store = store
+        self._sources = Sources(settings.index, load_mappings())
         self.producer = producer
         self._device = pick_device(settings.device)
         self._loader = Loader(store, self._device, seed=settings.seed)
@@ -185,7 +188,9 @@ class Trainer:
         read = await read_examples(
             where, command.ranges, prefix=prefix, index=command.index, most=self._settings.max_examples
         )
-        documents, unreadable = await read_documents(where, prefix=prefix, index=command.index)
+        documents, unreadable = await read_documents(
+            where, prefix=prefix, index=command.index, sources=self._sources
+        )
         await self._quarantine(read.unreadable + unreadable)
         prepared = prepare(read.examples, documents)
         logger().info(

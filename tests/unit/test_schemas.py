@@ -72,9 +72,13 @@ def schema(suffix: str) -> dict[str, Any]:
     return loaded
 
 
+def strict_validator(schema: dict[str, Any]) -> Any:
+    return _Validator(schema, format_checker=_formats)
+
+
 @cache
 def validator(suffix: str) -> Any:
-    return _Validator(schema(suffix), format_checker=_formats)
+    return strict_validator(schema(suffix))
 
 
 def schema_accepts(suffix: str, value: Any) -> bool:
@@ -283,13 +287,16 @@ def test_todays_reader_reads_the_golden_bytes(name: str) -> None:
     assert schema_accepts(TOPIC_OF[name.split(".")[0]].suffix, json.loads(raw))
 
 
-@pytest.mark.parametrize("name", sorted(n for n in GOLDEN if n.endswith(".v1")))
+NEWEST = {name.split(".")[0]: name for name in sorted(GOLDEN, key=lambda n: (len(n), n))}
+
+
+@pytest.mark.parametrize("name", sorted(NEWEST.values()))
 def test_todays_writer_writes_the_golden_bytes(name: str) -> None:
     assert codec.encode(GOLDEN[name]) == (SCHEMAS / "golden" / f"{name}.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_golden_message_sets_every_field(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(NEWEST.values()))
+def test_newest_golden_message_sets_every_field(name: str) -> None:
     # What equals its default isn't written, and so would not be held.
     written = set(json.loads(codec.encode(GOLDEN[name])))
     assert written - {"type"} == set(GOLDEN[name].__struct_fields__)

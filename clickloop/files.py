@@ -1,0 +1,221 @@
+"""Rows of JSON Lines, CSV and Parquet files, in and out, one at a time: a file may be larger than memory.
+
+What comes in is one JSON object a row, as bytes, whatever the file is: a CSV column ``search.id`` becomes ``id``
+within ``search``, an empty cell is left out, and a cell that begins like a JSON list or object is read as one.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import msgspec
+
+from clickloop.codec import MAX_MESSAGE_BYTES
+from clickloop.errors import SettingsError
+from clickloop.service import missing
+
+Format = Literal["jsonl", "csv", "parquet"]
+BATCH = 1000
+_SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. ``value`` is None where it can't be read at all, and ``reason`` says why."""
+
+    place: str
+    """File and line (of Parquet: row), counted from 1."""
+    original: bytes
+    """As it lies in the file; of Parquet as JSON."""
+    value: bytes | None
+    reason: str = ""
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """The file's rows in order. Raises SettingsError where the file as a whole can't be read."""
+    form = _SUFFIXES.get(path.suffix.lower())
+    if form is None:
+        raise SettingsError(f"{path}: the name must end in one of {', '.join(_SUFFIXES)}")
+    readers: dict[Format, Callable[[Path], Iterator[Row]]] = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}
+    try:
+        yield from readers[form](path)
+    except OSError as error:
+        raise SettingsError(f"{path} can't be read: {error.strerror or error}") from None
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    with path.open("rb") as stream:
+        number = 0
+        while line := stream.readline(MAX_MESSAGE_BYTES + 2):
+            number += 1
+            place, text = f"{path}:{number}", line.rstrip(b"\r\n")
+            if text == line and len(line) > MAX_MESSAGE_BYTES:
+                while (rest := stream.readline(MAX_MESSAGE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield Row(place, text[:1000], None, f"a line of more than {MAX_MESSAGE_BYTES} bytes (cut here)")
+            elif text.strip():
+                yield Row(place, text, text)
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(MAX_MESSAGE_BYTES)
+    taken: list[str] = []
+
+    def lines(stream: IO[str]) -> Iterator[str]:
+        for line in stream:
+            taken.append(line)
+            yield line
+
+    # Bytes that are no UTF-8 stay in the text as lone surrogates, so that the row can be given back as it was.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.reader(lines(stream))
+        header: list[str] | None = None
+        while True:
+            taken.clear()
+            line, cells, reason = reader.line_num + 1, list[str](), ""
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                reason = f"no readable CSV: {error}"
+            original = "".join(taken).encode("utf-8", "surrogateescape").rstrip(b"\r\n")[:MAX_MESSAGE_BYTES]
+            place = f"{path}:{line}"
+            if header is None:
+                if reason or len(set(cells)) != len(cells):
+                    raise SettingsError(f"{place}: {reason or 'a column of this name occurs twice in the header'}")
+                header = [name.strip() for name in cells]
+            elif not reason and len(cells) > len(header):
+                yield Row(place, original, None, f"{len(cells)} cells, but the header names {len(header)} columns")
+            elif reason or cells:
+                yield _encoded(place, dict(zip(header, map(_cell, cells), strict=False)), original, reason)
+
+
+def _cell(text: str) -> Any:
+    if not text.startswith(("[", "{")):
+        return text or None
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return text
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise SettingsError(missing(error, extra="files")) from None
+    try:
+        number = 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH):
+                table = pa.Table.from_batches([batch])
+                for place, field in enumerate(table.schema):
+                    if pa.types.is_timestamp(field.type):
+                        # Python's times have microseconds, and nanoseconds would be an error.
+                        kind = pa.timestamp("us", tz=field.type.tz)
+                        table = table.set_column(place, field.name, table.column(place).cast(kind, safe=False))
+                for record in table.to_pylist():
+                    number += 1
+                    yield _encoded(f"{path}:{number}", record)
+    except pa.ArrowException as error:
+        raise SettingsError(f"{path} is no readable Parquet file: {error!s:.200}") from None
+
+
+def _encoded(place: str, record: dict[str, Any], original: bytes = b"", reason: str = "") -> Row:
+    if reason:
+        return Row(place, original, None, reason)
+    try:
+        value = msgspec.json.encode(_nested(record))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return Row(
+            place, original or repr(record).encode("utf-8", "replace"), None, f"no JSON can hold it: {error}"
+        )
+    return Row(place, original or value, value)
+
+
+def _nested(record: dict[str, Any]) -> dict[str, Any]:
+    """Columns ``a.b`` as ``b`` within ``a``; values that are missing left out."""
+    out: dict[str, Any] = {}
+    for name, value in record.items():
+        if value is None:
+            continue
+        *parents, last = name.split(".")
+        inside = out
+        for parent in parents:
+            inside = inside.setdefault(parent, {})
+            if not isinstance(inside, dict):
+                raise ValueError(f"the columns {parent!r} and {name!r} contradict each other")
+        inside[last] = value
+    return out
+
+
+Write = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def writer(path: Path | None, form: Format, columns: Sequence[tuple[str, type]]) -> Iterator[Write]:
+    """Yields a function that writes one row with just these columns. Without ``path``: to standard output.
+
+    The file appears under its name once it is complete. Raises SettingsError where it can't be written.
+    """
+    if path is None:
+        if form == "parquet":
+            raise SettingsError("Parquet needs a file: --output FILE")
+        with _text(sys.stdout, form, columns) as write:
+            yield write
+        return
+    part = path.with_name(f".{path.name}.part")
+    try:
+        if form == "parquet":
+            with _parquet_writer(part, columns) as write:
+                yield write
+        else:
+            with part.open("w", encoding="utf-8", newline="") as stream, _text(stream, form, columns) as write:
+                yield write
+        part.replace(path)
+    except OSError as error:
+        raise SettingsError(f"{path} can't be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _text(stream: IO[str], form: Format, columns: Sequence[tuple[str, type]]) -> Iterator[Write]:
+    names = [name for name, _ in columns]
+    if form == "csv":
+        table = csv.DictWriter(stream, names, lineterminator="\n")
+        table.writeheader()
+        yield table.writerow
+    else:
+        yield lambda row: print(msgspec.json.encode({n: row[n] for n in names}).decode(), file=stream)
+
+
+@contextmanager
+def _parquet_writer(path: Path, columns: Sequence[tuple[str, type]]) -> Iterator[Write]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise SettingsError(missing(error, extra="files")) from None
+    kinds = {str: pa.string(), float: pa.float64(), int: pa.int64()}
+    schema = pa.schema([(name, kinds[kind]) for name, kind in columns])
+    waiting: list[dict[str, Any]] = []
+    with pq.ParquetWriter(path, schema, compression="zstd") as file:
+
+        def write(row: dict[str, Any]) -> None:
+            waiting.append(row)
+            if len(waiting) >= BATCH:
+                file.write_table(pa.Table.from_pylist(waiting, schema=schema))
+                waiting.clear()
+
+        yield write
+        if waiting:
+            file.write_table(pa.Table.from_pylist(waiting, schema=schema))

@@ -1,0 +1,223 @@
+"""History from files: every row becomes a message or a rejected row with its place and reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clickloop import codec, topics
+from clickloop.errors import SettingsError
+from clickloop.events import DocumentChanged, Message, QueryServed, ResultClicked
+from clickloop.files import rows
+from clickloop.importing import Read, Rejects, Report, read_files, send
+from clickloop.sources import Sources
+
+AT = datetime(2026, 3, 2, 9, 15, tzinfo=UTC)
+CLICK = {"query_id": "q", "doc_id": "d", "clicked_at": "2026-03-02T09:15:09Z", "position": 2}
+QUERY = {"query_id": "q", "user_query": "shoes", "query_response_hit_ids": ["a", "d"], "timestamp": AT.isoformat()}
+
+
+def jsonl(path: Path, *records: Any) -> Path:
+    lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def read(*paths: Path, topic: topics.Topic | None = None) -> list[Read]:
+    return list(read_files(paths, Sources("products"), topic, now=AT))
+
+
+def messages(*paths: Path, topic: topics.Topic | None = None) -> list[Message]:
+    found = read(*paths, topic=topic)
+    assert [r.reason for r in found if r.message is None] == []
+    return [r.message for r in found if r.message is not None]
+
+
+def test_a_click_is_the_same_event_from_every_kind_of_file(tmp_path: Path) -> None:
+    lines = jsonl(tmp_path / "a.jsonl", CLICK)
+    table = tmp_path / "a.csv"
+    table.write_text("query_id,doc_id,clicked_at,position\nq,d,2026-03-02T09:15:09Z,2\n")
+    parquet = tmp_path / "a.parquet"
+    at = datetime(2026, 3, 2, 9, 15, 9, tzinfo=UTC)
+    pq.write_table(pa.Table.from_pylist([{**CLICK, "clicked_at": at}]), parquet)
+    (one,), (two,), (three,) = messages(lines), messages(table), messages(parquet)
+    assert one == two == three
+    assert isinstance(one, ResultClicked)
+
+
+def test_csv_has_nested_columns_lists_and_empty_cells(tmp_path: Path) -> None:
+    path = tmp_path / "ubi.csv"
+    path.write_text(
+        "\ufeffaction_name,query_id,timestamp,event_attributes.object.object_id,event_attributes.position.ordinal,"
+        "user_query,query_response_hit_ids\n"
+        "click,q,2026-03-02T09:15:09Z,d,,,\n"
+        ',q,2026-03-02T09:15:00Z,,,"shoes, red","[""a"", ""d""]"\n',
+        encoding="utf-8",
+    )
+    query, click = sorted(messages(path), key=lambda m: type(m).__name__)
+    assert isinstance(query, QueryServed)
+    assert (query.query, [r.doc_id for r in query.results]) == ("shoes, red", ["a", "d"])
+    assert isinstance(click, ResultClicked)
+    assert (click.doc_id, click.position) == ("d", None)
+
+
+def test_parquet_has_lists_structures_and_nanoseconds(tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    rows_ = [{**QUERY, "timestamp": AT, "event": {"kind": "x"}}, {**QUERY, "query_id": "q2", "timestamp": AT}]
+    table = pa.Table.from_pylist(rows_)
+    column = table.schema.get_field_index("timestamp")
+    nanoseconds = pa.array([1772442900123456789] * 2, pa.timestamp("ns", tz="UTC"))
+    pq.write_table(table.set_column(column, "timestamp", nanoseconds), path)
+    first, second = messages(path)
+    assert isinstance(first, QueryServed)
+    assert first.served_at.microsecond == 123456
+    assert isinstance(second, QueryServed)
+    assert second.query_id == "q2"
+
+
+def test_files_are_merged_by_time_and_keep_their_own_order(tmp_path: Path) -> None:
+    def query(name: str, minute: int) -> dict[str, Any]:
+        return {**QUERY, "query_id": name, "timestamp": f"2026-03-02T09:{minute:02}:00Z"}
+
+    queries = jsonl(tmp_path / "q.jsonl", query("q1", 1), query("q2", 3), b"rubbish", query("q3", 5))
+    clicks = jsonl(
+        tmp_path / "c.jsonl", *({**CLICK, "clicked_at": f"2026-03-02T09:{minute:02}:00Z"} for minute in (2, 4, 6))
+    )
+    found = [type(r.message).__name__ for r in read(queries, clicks)]
+    assert found == [
+        "QueryServed",
+        "ResultClicked",
+        "QueryServed",
+        "NoneType",
+        "ResultClicked",
+        "QueryServed",
+        "ResultClicked",
+    ]
+
+
+def test_documents_need_no_time(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", {"doc_id": "d", "title": "Shoe", "text": "grips"})
+    (document,) = messages(path, topic=topics.DOCUMENTS)
+    assert isinstance(document, DocumentChanged)
+    assert document.changed_at == AT
+
+
+BAD_CSV = b"""query_id,doc_id,clicked_at
+q,d,2026-03-02T09:15:09Z,too many
+q,d,2026-03-02
+q,\xff,2026-03-02T09:15:09Z
+q,a\x00b,2026-03-02T09:15:09Z
+q,d,2026-03-02T09:15:09Z
+"""
+
+
+def test_every_bad_row_is_told_with_line_and_reason_and_the_good_ones_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_bytes(BAD_CSV)
+    found = read(path)
+    assert [r.row.place.rsplit(":", 1)[1] for r in found] == ["2", "3", "4", "5", "6"]
+    assert [bool(r.reason) for r in found] == [True, True, True, False, False]
+    assert "4 cells, but the header names 3" in found[0].reason
+    assert "clicked_at" in found[1].reason
+    assert found[2].row.original == b"q,\xff,2026-03-02T09:15:09Z"
+
+
+def test_lines_of_any_length_and_content_are_rows(tmp_path: Path) -> None:
+    long = b'{"a":"' + b"x" * codec.MAX_MESSAGE_BYTES + b'"}'
+    path = jsonl(tmp_path / "x.jsonl", long, b"", b"\xff\xfe", b"[" * 5000, b"[1]", CLICK, long + long)
+    found = read(path)
+    assert [r.row.place.rsplit(":", 1)[1] for r in found] == ["1", "3", "4", "5", "6", "7"]
+    assert [r.message is None for r in found] == [True, True, True, True, False, True]
+    assert "more than" in found[0].reason
+    assert "an object was expected" in found[3].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("x.txt", b"", "must end in"),
+        ("x.parquet", b"no parquet", "no readable Parquet"),
+        ("x.csv", b"a,a\n1,2\n", "occurs twice"),
+        ("gone.jsonl", None, "can't be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_a_users_mistake(
+    tmp_path: Path, name: str, content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError, match=reason):
+        list(rows(path))
+
+
+async def test_rejected_rows_are_kept_as_they_were(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", *[b'{"doc_id": "d"}'] * 30, b"\xff", CLICK)
+    said: list[str] = []
+    with Rejects(tmp_path / "rejected.jsonl", said.append) as reject:
+        report = await send(read(path), None, reject=reject, progress=lambda _: None)
+    kept = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_bytes().splitlines()]
+    assert (report.rows, report.rejected, report.sent) == (32, 31, {"clicks": 1})
+    assert kept[0]["row"] == '{"doc_id": "d"}'
+    assert kept[0]["at"] == f"{path}:1"
+    assert kept[30]["row_base64"] == "/w=="
+    assert len(said) == Rejects.SHOWN + 1
+    assert "11 more rejected rows" in said[-1]
+
+
+def test_the_closing_line_counts_what_was_done() -> None:
+    report = Report(rejected=1)
+    assert report.line(dry_run=True) == "1 rows: nothing would be sent; 1 rejected"
+
+
+def clickloop(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", "from clickloop.__main__ import main; main()"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        [*program, *arguments], capture_output=True, text=True, timeout=60, check=False, cwd=cwd, env=env
+    )
+
+
+def test_a_dry_run_needs_no_broker_and_its_exit_code_tells_of_rejects(tmp_path: Path) -> None:
+    jsonl(tmp_path / "x.jsonl", QUERY, CLICK)
+    jsonl(tmp_path / "bad.jsonl", {"event": "stars", "q": "q", "d": "d", "n": 3, "at": AT.isoformat()}, b"{")
+    (tmp_path / "clickloop.toml").write_text(
+        '[sources.stars]\ntopic = "ratings"\nfields = { query_id = "q", doc_id = "d", rating = "n", time = "at" }\n'
+    )
+    good = clickloop("import", "x.jsonl", "--dry-run", cwd=tmp_path)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert good.stdout == "2 rows: 1 queries, 1 clicks would be sent; 0 rejected\n"
+    bad = clickloop(
+        "import", "bad.jsonl", "--dry-run", "--mapping", "stars", "--rejected", "r.jsonl", cwd=tmp_path
+    )
+    assert bad.returncode == 1
+    assert bad.stdout == "2 rows: 1 ratings would be sent; 1 rejected\n"
+    assert bad.stderr.startswith("bad.jsonl:2: no readable JSON")
+    assert (tmp_path / "r.jsonl").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("gone.jsonl",), "gone.jsonl can't be read"),
+        (("x.jsonl", "--topic", "click"), "choose one of queries, clicks, ratings, documents"),
+        (("x.jsonl", "--mapping", "shop"), "no [sources.shop]; it has none"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    jsonl(tmp_path / "x.jsonl", CLICK)
+    done = clickloop("import", *arguments, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert said in done.stderr
