@@ -304,7 +304,9 @@ def _sides(parent: Parent, trained: Trained, corpus: Corpus, held: Clicks, repor
     else:
         queries = encode(trained.encoder, held.queries, on_batch=lambda n: report.encoding(n, len(held.queries)))
         documents = corpus.vectors
-        if trained.new_space:
+        if trained.documents is not None:
+            documents = trained.documents
+        elif trained.new_space:
             texts = [d.text for d in corpus.documents]
             documents = encode(trained.encoder, texts, on_batch=lambda n: report.encoding(n, len(texts)))
     return before, Side(adapter.apply(queries) if adapter else queries, documents)

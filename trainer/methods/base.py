@@ -55,6 +55,8 @@ class Trained:
     adapter: Adapter | None = None
     new_space: bool = False
     """The encoder is for documents too, and no vector of the parent's space may be compared with its."""
+    documents: Vectors | None = None
+    """(documents, dim) float32: the corpus in the new space, where the method has encoded it already."""
     steps: int = 0
     carried: object = None
     """Whatever the method wants to find again in ``Job.earlier``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,53 +13,81 @@ from sentence_transformers import SentenceTransformer
 
 from clickloop.events import VersionKind
 from trainer.belief import believed
-from trainer.dataset import Clicks, joined
-from trainer.methods.base import Job, Progress, Trained
+from trainer.dataset import Clicks, Corpus, joined
+from trainer.methods.adapter import AdapterMethod
+from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.methods.targets import Indexes
-from trainer.methods.towers import Course, embed, set_rate
-from trainer.model import Vectors
+from trainer.methods.towers import Course, draw_back, embed, set_rate
+from trainer.model import Vectors, encode
 
 
 @dataclass(frozen=True)
 class FullMethod:
     """Contrastive training, in both directions, on (query, clicked document) and (piece, its document).
 
-    Both towers can learn anything by heart, mistaken clicks too, so only pairs that are believed take part.
-    What a document must beat are the others of its batch; half of each batch are neighbours of one another under
-    the parent, so that there are hard ones among them (Hofstätter et al. 2021, "Topic-aware sampling").
+    Both towers can learn anything by heart, mistaken clicks too. So only pairs that are believed take part, every
+    epoch has other pieces of documents, and the weights end between the parent's and the trained ones (Wortsman
+    et al. 2022). The adapter rung then fits a map on the queries to the new space, with the whole corpus to beat.
+
+    What a document must beat before that are the others of its batch; half of each batch are neighbours of one
+    another under the parent, so that there are hard ones among them (Hofstätter et al. 2021, "Topic-aware
+    sampling").
     """
 
     kind: VersionKind = "full"
     moments: int = 1
     epochs: int = 2
     batch: int = 32
-    learning_rate: float = 5e-5
+    learning_rate: float = 8e-5
     scale: float = 20.0
     domain_share: float = 0.5
+    """Part of the documents' pieces that one epoch trains on."""
+    share: float = 0.7
+    """How far to go from the parent's weights to the trained ones."""
     most_tokens: int = 128
     """Of a document, in training only: its beginning tells it apart, at half the time."""
+    head: AdapterMethod = field(default_factory=AdapterMethod)
 
     def train(self, job: Job) -> Trained:
         torch.manual_seed(job.seed)
         encoder = copy.deepcopy(job.parent.document_encoder).eval().requires_grad_(True)
         longest = encoder.max_seq_length
         encoder.max_seq_length = min(longest or self.most_tokens, self.most_tokens)
-        rng = np.random.default_rng(job.seed)
-        count = len(job.domain.queries)
-        pieces = job.domain.of_queries(rng.permutation(count)[: round(self.domain_share * count)])
         clicks = believed(job.clicks, job.parent.searched_with(job.clicks.vectors), job.corpus.vectors)
-        steps = self._descend(job, encoder, joined(clicks, pieces), rng)
+        steps = self._descend(job, encoder, clicks)
         encoder.max_seq_length = longest
-        return Trained(encoder=encoder, new_space=True, steps=steps)
+        encoder.requires_grad_(False)
+        draw_back(encoder, job.parent.document_encoder, self.share)
+        documents = _encoded(job, encoder, [document.text for document in job.corpus.documents])
+        adapter = self._fit_head(job, encoder, documents).adapter
+        return Trained(encoder=encoder, adapter=adapter, new_space=True, documents=documents, steps=steps)
 
-    def _descend(self, job: Job, encoder: SentenceTransformer, rows: Clicks, rng: np.random.Generator) -> int:
+    def _fit_head(self, job: Job, encoder: SentenceTransformer, documents: Vectors) -> Trained:
+        """The adapter rung, in the new space."""
+        domain = _part(job.domain, self.domain_share, job.seed, 0)
+        return self.head.train(
+            replace(
+                job,
+                parent=Parent(job.parent.version, encoder, None, encoder),
+                clicks=replace(job.clicks, vectors=_encoded(job, encoder, job.clicks.queries)),
+                domain=replace(domain, vectors=_encoded(job, encoder, domain.queries)),
+                corpus=Corpus(job.corpus.documents, documents),
+                earlier=Trained(),
+            )
+        )
+
+    def _descend(self, job: Job, encoder: SentenceTransformer, clicks: Clicks) -> int:
         texts = [document.text for document in job.corpus.documents]
-        weight = torch.from_numpy(rows.evidence / max(float(rows.evidence.mean()), 1e-12)).to(encoder.device)
         parameters = list(encoder.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.01)
-        course = Course(self.epochs * -(-len(rows) // self.batch), job.seconds_left)
-        step = seen = 0
+        pairs = len(clicks) + round(self.domain_share * len(job.domain.queries))
+        course = Course(self.epochs * -(-pairs // self.batch), job.seconds_left)
+        rng = np.random.default_rng(job.seed)
+        step = seen = epoch = 0
         while not course.over(step):
+            rows = joined(clicks, _part(job.domain, self.domain_share, job.seed, epoch))
+            weight = torch.from_numpy(rows.evidence / max(float(rows.evidence.mean()), 1e-12)).to(encoder.device)
+            epoch += 1
             for batch in neighbourly_batches(job.corpus.vectors[rows.document], self.batch, rng):
                 set_rate(optimizer, self.learning_rate * course.factor(step))
                 query, document = rows.query[batch], rows.document[batch]
@@ -88,6 +116,18 @@ class FullMethod:
             scores.T, truth, reduction="none"
         )
         return 0.5 * (both * weight).mean()
+
+
+def _part(pieces: Clicks, share: float, seed: int, epoch: int) -> Clicks:
+    """The ``share`` of the pieces that is an epoch's turn; all have had theirs before one comes again."""
+    order = np.random.default_rng(seed).permutation(len(pieces.queries))
+    size = round(share * len(order))
+    return pieces.of_queries(np.roll(order, -epoch * size)[:size])
+
+
+def _encoded(job: Job, encoder: SentenceTransformer, texts: list[str]) -> Vectors:
+    """(n, dim) float32, normalised."""
+    return encode(encoder, texts, on_batch=lambda done: job.report(Progress("encoding", done, len(texts))))
 
 
 def neighbourly_batches(vectors: Vectors, size: int, rng: np.random.Generator) -> Iterator[Indexes]:
