@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from clickloop import cli, codec, topics
-from clickloop.errors import SettingsError
-from clickloop.importing import Rejects, Report, read_files, send
+from clickloop.errors import ClickloopError, SettingsError
+from clickloop.events import DocumentChanged
+from clickloop.exporting import COLUMNS, Filter, Shape, collected, read_topics
+from clickloop.files import Format, writer
+from clickloop.generating import example, generate
+from clickloop.importing import AT_ONCE, Rejects, Report, read_files, send
 from clickloop.kafka import Producer
-from clickloop.settings import Settings, load_mappings
+from clickloop.settings import GenerateSettings, Settings, load_mappings
 from clickloop.sources import Mapping, Sources
 
 IMPORTED = (topics.QUERIES, topics.CLICKS, topics.RATINGS, topics.DOCUMENTS)
@@ -22,6 +29,8 @@ PROGRESS_SECONDS = 5.0
 
 def add_to(app: typer.Typer) -> None:
     app.command("import")(import_files)
+    app.command("export")(export)
+    app.command("generate")(generate_pairs)
 
 
 def _say(line: str) -> None:
@@ -75,6 +84,103 @@ def import_files(
     typer.echo(report.line(dry_run=dry_run))
     if report.rejected:
         raise typer.Exit(1)
+
+
+def export(
+    shape: Annotated[Shape, typer.Option("--format", help="What a row is.")],
+    kind: Annotated[Format, typer.Option("--as", help="Kind of file.")] = "jsonl",
+    since: Annotated[str, typer.Option(help="Only what was served at this time or later (RFC 3339).")] = "",
+    until: Annotated[str, typer.Option(help="Only what was served before this time.")] = "",
+    min_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least weight of an example.")] = 0.0,
+    output: Annotated[Path | None, typer.Option(help="File; without it standard output.")] = None,
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Write training data for other trainers: each example's last revision, with its documents' texts."""
+
+    async def work() -> str:
+        settings = Settings.load(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+        wanted = Filter(_time("--since", since), _time("--until", until), min_weight)
+        with collected(settings.index, Sources(settings.index, load_mappings())) as found:
+            with writer(output, kind, COLUMNS[shape]) as write:
+                await read_topics(settings.bootstrap_servers, prefix=settings.topic_prefix, into=found)
+                count = 0
+                for row in found.rows(shape, wanted):
+                    write(row)
+                    count += 1
+            for line in found.unreadable[: Rejects.SHOWN]:
+                _say(line)
+            examples, gone = found.counts(wanted)
+        return f"{count:,} {shape} from {examples:,} examples; {gone:,} of them of documents that are not there"
+
+    _say(cli.finish(work()))
+
+
+def _time(option: str, text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"{option} {text}: no time such as 2026-03-02 or 2026-03-02T09:15:00Z") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def generate_pairs(
+    documents: Annotated[Path, typer.Option(help="JSON Lines, CSV or Parquet with doc_id, title and text.")],
+    output: Annotated[Path | None, typer.Option(help="File for the pairs, JSON Lines.")] = None,
+    send_them: Annotated[bool, typer.Option("--send", help="Send them as synthetic examples.")] = False,
+    mapping: Annotated[str, typer.Option(help="Mapping [sources.NAME] of the settings file.")] = "",
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Make queries from the documents themselves, so that a first model can train before the first click."""
+
+    async def work() -> str:
+        settings = GenerateSettings.load(
+            bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index
+        )
+        sources = Sources(settings.index, _chosen([mapping] if mapping else []))
+        found = list(_documents(documents, sources))
+        pairs = generate(found, per_document=settings.queries_per_document, seed=settings.seed)
+        if len(pairs) < settings.min_examples:
+            raise ClickloopError(
+                f"{len(pairs)} pairs from {len(found)} documents: too few to learn from, "
+                f"{settings.min_examples} are needed (min_examples)"
+            )
+        if output or not send_them:
+            with writer(output, "jsonl", [("query", str), ("doc_id", str), ("kind", str)]) as write:
+                for pair in pairs:
+                    write({"query": pair.query, "doc_id": pair.doc_id, "kind": pair.kind})
+        if send_them:
+            now, weight = codec.now(), settings.synthetic_weight
+            async with Producer(
+                settings.bootstrap_servers, prefix=settings.topic_prefix, source="generate"
+            ) as producer:
+                for first in range(0, len(pairs), AT_ONCE):
+                    made = [
+                        example(p, index=settings.index, weight=weight, now=now) for p in pairs[first:][:AT_ONCE]
+                    ]
+                    await producer.send_all((topics.TRAINING_EXAMPLES, one) for one in made)
+        kinds = Counter(pair.kind for pair in pairs)
+        counts = ", ".join(f"{count:,} from a {kind}" for kind, count in sorted(kinds.items()))
+        done = "sent as synthetic examples" if send_them else "made, none sent"
+        return f"{len(pairs):,} pairs {done}, from {len(found):,} documents: {counts}"
+
+    _say(cli.finish(work()))
+
+
+def _documents(path: Path, sources: Sources) -> Iterator[DocumentChanged]:
+    """The file's documents, each id once. Raises SettingsError for a row that is none."""
+    found: dict[str, DocumentChanged] = {}
+    for read in read_files([path], sources, topics.DOCUMENTS, now=codec.now()):
+        if not isinstance(read.message, DocumentChanged):
+            raise SettingsError(f"{read.row.place}: {read.reason}")
+        if not read.message.deleted:
+            found[read.message.doc_id] = read.message
+    yield from found.values()
 
 
 class _Progress:
