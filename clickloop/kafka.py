@@ -25,6 +25,8 @@ from clickloop.logs import logger
 
 M = TypeVar("M", bound=Message)
 
+MAX_BATCH_BYTES = 128 * 1024
+"""Of one batch to one partition, before compression: a burst of examples goes out in a few requests."""
 FETCH_WAIT_MS = 100
 """A broker answers as soon as there is data, but the embedded one looks only at fractions of this."""
 START_SECONDS = 15.0
@@ -146,6 +148,7 @@ class Producer:
             enable_idempotence=self.idempotent,
             compression_type="lz4",
             linger_ms=5,
+            max_batch_size=MAX_BATCH_BYTES,
             max_request_size=2 * codec.MAX_MESSAGE_BYTES,
         )
         try:
@@ -193,6 +196,34 @@ class Producer:
             await (await self.send(topic, message, partition=partition))
         except KafkaError as error:
             raise BrokerError(f"{topic.suffix}: not acknowledged: {error!r}") from error
+
+    async def send_batch(
+        self, topic: topics.Topic, messages: Iterable[Message], *, partition: int
+    ) -> list[tuple[int, int]]:
+        """Send to one partition, in this order, and return once the broker has all: offset and end of each part.
+
+        For many messages it costs far less than ``send`` for each. Raises BrokerError, and KafkaError where the
+        broker refuses; some may lie in the log then.
+        """
+        if self._producer is None:
+            raise BrokerError("this producer is not started: use 'async with' or await start()")
+        name, parts = topic.name(self._prefix), []
+        batch = self._producer.create_batch()
+        for message in messages:
+            record = {
+                "key": topic.key(message).encode(),
+                "value": codec.encode(message),
+                "headers": codec.headers(message, source=self._source),
+                "timestamp": None,
+            }
+            if batch.append(**record) is None:
+                parts.append((await self._producer.send_batch(batch, name, partition=partition), batch))
+                batch = self._producer.create_batch()
+                batch.append(**record)
+        if batch.record_count():
+            parts.append((await self._producer.send_batch(batch, name, partition=partition), batch))
+        acks = await asyncio.gather(*[future for future, _ in parts])
+        return [(ack.offset, ack.offset + sent.record_count()) for ack, (_, sent) in zip(acks, parts, strict=True)]
 
     async def send_all(self, messages: Iterable[tuple[topics.Topic, Message]]) -> None:
         """Send in this order, and return once the broker has all of them. Raises BrokerError."""

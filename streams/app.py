@@ -226,20 +226,13 @@ class StreamsApp:
         if not examples:
             return
 
-        async def send() -> list[Any]:
-            topic, number = topics.TRAINING_EXAMPLES, partition.number
-            acks = [await self._producer.send(topic, example, partition=number) for example in examples]
-            return await asyncio.gather(*acks)
-
-        offsets = [ack.offset for ack in await self._until_sent("examples", send)]
-        partition.sent(
-            OffsetRange(
-                topic=topics.TRAINING_EXAMPLES.name(self._settings.topic_prefix),
-                partition=partition.number,
-                start=min(offsets),
-                end=max(offsets) + 1,
-            )
+        topic, number = topics.TRAINING_EXAMPLES, partition.number
+        name = topic.name(self._settings.topic_prefix)
+        parts = await self._until_sent(
+            "examples", lambda: self._producer.send_batch(topic, examples, partition=number)
         )
+        for start, end in parts:
+            partition.sent(OffsetRange(topic=name, partition=number, start=start, end=end))
         for example in examples:
             metrics.EXAMPLES.labels(example.label).inc()
 
