@@ -6,6 +6,7 @@ Nothing else in ``clickloop``, ``search`` and ``trainer`` imports aiokafka. (``s
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def _unreachable(bootstrap_servers: str, error: BaseException) -> BrokerError:
 async def create_topics(
     bootstrap_servers: str, *, prefix: str, partitions: int, replication_factor: int = 1
 ) -> list[str]:
-    """Create the contract's topics that don't exist yet, and return their names.
+    """Create the contract's topics that don't exist yet, and return their names, once the cluster lists them.
 
     Raises BrokerError where the broker can't be reached or refuses.
     """
@@ -79,6 +80,7 @@ async def create_topics(
             except TopicAlreadyExistsError:
                 continue
             created.append(name)
+        await _listed(admin, set(created))
     except KafkaConnectionError as error:
         raise _unreachable(bootstrap_servers, error) from None
     except KafkaError as error:
@@ -86,6 +88,15 @@ async def create_topics(
     finally:
         await admin.close()
     return created
+
+
+async def _listed(admin: AIOKafkaAdminClient, names: set[str]) -> None:
+    """A broker acknowledges a new topic before every listing has it: wait for that. Raises BrokerError."""
+    deadline = time.monotonic() + START_SECONDS
+    while names - set(await admin.list_topics()):
+        if time.monotonic() > deadline:
+            raise BrokerError(f"topics were created, but are not listed after {START_SECONDS:.0f} s")
+        await asyncio.sleep(0.1)
 
 
 async def list_topics(bootstrap_servers: str) -> list[str]:
