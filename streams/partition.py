@@ -17,13 +17,15 @@ from clickloop import topics
 from clickloop.events import (
     DriftMeasured,
     ExampleFormed,
+    Measurement,
     OffsetRange,
     QueryServed,
     ResultClicked,
     ResultRated,
 )
 from streams.buffer import Counts, merge_ranges
-from streams.drift import Detector, DriftWatch, Sample
+from streams.detectors import Detector
+from streams.drift import DriftWatch
 from streams.examples import Feedback, NoPositionBias, PositionBias, changed_examples
 from streams.join import Arrival, Impression, Join, Joined
 from streams.settings import StreamsSettings
@@ -35,6 +37,8 @@ INPUTS = (topics.QUERIES.suffix, topics.CLICKS.suffix, topics.RATINGS.suffix)
 GRACE_SECONDS = 5.0
 """A fetch may be that late: a topic counts as read up to so long ago where nothing is left to read in it."""
 BLOCK_SECONDS = 1.0
+MEASURE_SECONDS = 5.0
+"""However many queries come, a partition's drift is measured no more often: a measurement takes some 50 ms."""
 
 
 class _Input:
@@ -116,7 +120,7 @@ class Partition:
         self._watermark = 0.0
         self._counts = Counts()
         self._ranges: list[OffsetRange] = []
-        self._sample = Sample()
+        self._sample = self._watch.window()
         self._sample_since = now
         self._window_start = now
         self._rebuilding = any(self._handled.values())
@@ -159,7 +163,7 @@ class Partition:
         early = self.join.query(impression)
         if early is None:
             return effects
-        self._sample.query(event.query, event.sketch, event.version)
+        self._sample.query(event.query_id, event.query, event.sketch, event.version)
         if live:
             self._counts.query(event.arm, event.version)
         for joined in early:
@@ -202,8 +206,9 @@ class Partition:
                 for suffix, source in self._inputs.items()
             )
         for impression in self.join.close(self._watermark):
-            clicked = impression.feedback is not None and impression.feedback.best_position is not None
-            self._counts.abandoned += not clicked
+            best = impression.feedback.best_position if impression.feedback is not None else None
+            self._counts.abandoned += best is None
+            self._sample.close(impression.version, best)
 
     def sent(self, example: OffsetRange) -> None:
         """An example lies in the log there."""
@@ -231,7 +236,7 @@ class Partition:
             examples=counts.examples,
             ranges=list(self._ranges),
             arms=counts.by_arm(),
-            measurements=self._watch.measure(self._take_sample(now)) if self._due(now) else [],
+            measurements=self._measure(now) if self._due(now) else [],
         )
         self._counts = Counts()
         self._ranges = []
@@ -241,12 +246,14 @@ class Partition:
         return Report(event, dict(self._handled))
 
     def _due(self, now: float) -> bool:
-        full = self._sample.queries >= self._settings.drift_window_queries
-        return full or now - self._sample_since >= self._settings.drift_window_seconds
+        age = now - self._sample_since
+        full = self._sample.queries >= self._settings.drift_window_queries and age >= MEASURE_SECONDS
+        return full or age >= self._settings.drift_window_seconds
 
-    def _take_sample(self, now: float) -> Sample:
-        sample, self._sample, self._sample_since = self._sample, Sample(), now
-        return sample
+    def _measure(self, now: float) -> list[Measurement]:
+        measurements = self._watch.measure(self._sample)
+        self._sample, self._sample_since = self._watch.window(), now
+        return measurements
 
     def _settle(self, joined: Joined, effects: Effects, now: float) -> None:
         arrival, impression = joined.arrival, joined.impression
@@ -286,9 +293,7 @@ class Partition:
         before = feedback.best_position
         best = position if before is None else min(before, position)
         feedback.best_position = best
-        old, new = (1.0 / before if before else 0.0), 1.0 / best
-        self._sample.reciprocal_rank_sum += new - old
-        self._sample.reciprocal_rank_squares += new * new - old * old
+        self._sample.click(impression.query_id, event.doc_id, best_before=before, best_now=best)
         if arrival.live:
             self._counts.click(impression.arm, impression.version, best_before=before, best_now=best)
 
@@ -297,6 +302,8 @@ class Partition:
         feedback.rate(event.doc_id, event.event_id, at=arrival.at, rating=event.rating, trust=trust)
         if arrival.live and trust > 0.0:
             self._counts.rating(event.rating)
+        if trust > 0.0:
+            self._sample.ratings.add(event.rating)
 
     def _count(self, feedback: Feedback, example: ExampleFormed, arrival: Arrival, *, live: bool) -> None:
         """Count an example as new once, when it first weighs anything.

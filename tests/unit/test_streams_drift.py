@@ -7,7 +7,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from streams.drift import ClickRank, DriftWatch, NewTerms, QueryDistance, Reference, Sample, terms
+from streams.detectors import (
+    ClickTrend,
+    Detector,
+    NewShare,
+    QueryDistance,
+    TopicClicks,
+    TopicShares,
+    default_detectors,
+)
+from streams.drift import DriftWatch
+from streams.windows import Reference, Sample, Sums, terms
 
 DIMENSIONS = 32
 
@@ -16,16 +26,17 @@ def window(
     rng: np.random.Generator, n: int, *, topic: int = 0, clicked: float = 0.5, version: str = "v1"
 ) -> Sample:
     """``n`` queries about one of several topics: sketches around its direction, words of its own (Zipf)."""
-    sample = Sample()
+    sample = Sample(outcomes_of=version)
     vectors = rng.normal(size=(n, DIMENSIONS))
     vectors[:, topic] += 3.0
     vectors *= 127 / np.abs(vectors).max(axis=1, keepdims=True)
-    for vector in vectors.astype(np.int8):
+    for number, vector in enumerate(vectors.astype(np.int8)):
         words = " ".join(f"w{w}" for w in rng.zipf(1.4, size=6) % 800 + 800 * topic)
-        sample.query(words, vector.tobytes(), version)
-        reciprocal = float(1 / rng.integers(1, 6)) if rng.random() < clicked else 0.0
-        sample.reciprocal_rank_sum += reciprocal
-        sample.reciprocal_rank_squares += reciprocal * reciprocal
+        sample.query(str(number), words, vector.tobytes(), version)
+        best = int(rng.integers(1, 6)) if rng.random() < clicked else None
+        if best is not None:
+            sample.click(str(number), f"d{topic}-{rng.zipf(1.4) % 100}", best_before=None, best_now=best)
+        sample.close(version, best)
     return sample
 
 
@@ -33,13 +44,13 @@ def window(
 def test_an_unmoving_world_raises_an_alarm_in_at_most_one_window_of_a_hundred(queries: int) -> None:
     rng = np.random.default_rng(queries)
     alarms, measured = 0, 0
-    for seed in range(25):
+    for seed in range(12):
         watch = DriftWatch(seed=seed)
         for _ in range(11):
             found = watch.measure(window(rng, queries))
             measured += bool(found)
             alarms += any(m.exceeded for m in found)
-    assert measured == 250
+    assert measured == 120
     assert alarms <= 0.01 * measured
 
 
@@ -62,23 +73,116 @@ def test_a_change_of_half_the_queries_is_seen_too() -> None:
         watch.measure(window(rng, 200))
     mixed = window(rng, 100)
     other = window(rng, 100, topic=1)
-    mixed.sketches += other.sketches
-    mixed.terms += other.terms
-    mixed.queries += other.queries
+    mixed.asked += other.asked
+    mixed.clicks.merge(other.clicks)
     assert any(m.exceeded for m in watch.measure(mixed))
+
+
+def mean_of(name: str) -> Detector:
+    return next(d for d in default_detectors() if d.name == name)
 
 
 def test_falling_click_ranks_are_seen_and_rising_ones_are_no_alarm() -> None:
     rng = np.random.default_rng(9)
     reference = window(rng, 600, clicked=0.6)
-    worse = ClickRank().measure(window(rng, 300, clicked=0.3), reference, rng)
-    better = ClickRank().measure(window(rng, 300, clicked=0.9), reference, rng)
+    worse = mean_of("click_mrr").measure(window(rng, 300, clicked=0.3), reference, rng)
+    better = mean_of("click_mrr").measure(window(rng, 300, clicked=0.9), reference, rng)
     assert worse is not None
     assert worse.exceeded
     assert worse.threshold is not None
     assert worse.value < worse.threshold
     assert better is not None
     assert not better.exceeded
+
+
+def test_more_impressions_without_a_click_are_seen_and_fewer_are_no_alarm() -> None:
+    rng = np.random.default_rng(19)
+    reference = window(rng, 600, clicked=0.6)
+    more = mean_of("abandonment").measure(window(rng, 300, clicked=0.4), reference, rng)
+    fewer = mean_of("abandonment").measure(window(rng, 300, clicked=0.8), reference, rng)
+    assert more is not None
+    assert more.exceeded
+    assert more.value == pytest.approx(0.6, abs=0.1)
+    assert fewer is not None
+    assert not fewer.exceeded
+
+
+def test_falling_ratings_are_seen_once_there_are_enough() -> None:
+    rng = np.random.default_rng(20)
+    reference, young, bad = Sample(), Sample(), Sample()
+    for sample, count, mean in ((reference, 400, 4.2), (young, 20, 2.0), (bad, 60, 3.2)):
+        for rating in np.clip(np.rint(rng.normal(mean, 0.8, size=count)), 1, 5):
+            sample.ratings.add(float(rating))
+    assert mean_of("rating_mean").measure(young, reference, rng) is None
+    found = mean_of("rating_mean").measure(bad, reference, rng)
+    assert found is not None
+    assert found.exceeded
+
+
+def test_clicks_on_documents_that_the_reference_never_saw_are_seen() -> None:
+    rng = np.random.default_rng(21)
+    reference = window(rng, 600)
+    mixed, other = window(rng, 220), window(rng, 80, topic=1)
+    same = mean_of("new_documents").measure(mixed, reference, rng)
+    mixed.documents += other.documents
+    moved = mean_of("new_documents").measure(mixed, reference, rng)
+    assert same is not None
+    assert not same.exceeded
+    assert moved is not None
+    assert moved.exceeded
+    assert moved.value > same.value
+
+
+def test_the_share_of_traffic_that_moved_between_topics_is_told() -> None:
+    rng = np.random.default_rng(22)
+    reference = window(rng, 400)
+    reference.asked += window(rng, 400, topic=1).asked
+    moved = window(rng, 50)
+    moved.asked += window(rng, 250, topic=1).asked
+    found = TopicShares(topics=2).measure(moved, reference, rng)
+    assert found is not None
+    assert found.exceeded
+    assert found.value == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_one_topics_falling_clicks_are_seen_though_the_mean_stays() -> None:
+    rng = np.random.default_rng(23)
+    reference, moved = window(rng, 400, clicked=0.5), window(rng, 200, clicked=0.9)
+    reference.asked += window(rng, 400, topic=1, clicked=0.5).asked
+    moved.asked += window(rng, 200, topic=1, clicked=0.1).asked
+    found = TopicClicks(topics=2).measure(moved, reference, rng)
+    assert found is not None
+    assert found.exceeded
+
+
+def test_a_fall_of_click_ranks_bit_by_bit_is_seen_and_stays_told_for_three_windows() -> None:
+    rng = np.random.default_rng(24)
+    trend = ClickTrend()
+    told = []
+    for clicked in [0.7] * 5 + [0.65, 0.6, 0.55, 0.5] + [0.45] * 6:
+        found = trend.measure(window(rng, 400, clicked=clicked), Sample(), rng)
+        assert found is not None
+        told.append(found.exceeded)
+    assert not any(told[:5])
+    first = told.index(True)
+    assert all(told[first : first + 3])
+
+
+def test_rising_click_ranks_and_a_new_version_are_no_falling_trend() -> None:
+    rng = np.random.default_rng(25)
+    trend = ClickTrend()
+    windows = [window(rng, 400, clicked=c) for c in (0.4, 0.4, 0.8, 0.8)]
+    windows += [window(rng, 400, clicked=0.2, version="v2") for _ in range(3)]
+    found = [trend.measure(w, Sample(), rng) for w in windows]
+    assert not any(m.exceeded for m in found if m is not None)
+
+
+def test_outcomes_of_the_version_before_are_not_counted() -> None:
+    sample = Sample(outcomes_of="v2")
+    sample.close("v1", None)
+    sample.close("v2", 2)
+    assert sample.abandoned == Sums(count=1)
+    assert sample.outcomes == [0.5]
 
 
 def test_a_new_version_starts_the_reference_afresh() -> None:
@@ -114,16 +218,17 @@ def test_queries_without_sketches_are_measured_by_their_words() -> None:
     watch = DriftWatch()
     bare = [window(rng, 100), window(rng, 100), window(rng, 100, topic=1)]
     for sample in bare:
-        sample.sketches = [b""] * len(sample.sketches)
+        for query in sample.asked:
+            query.sketch = b""
     *_, last = [watch.measure(sample) for sample in bare]
-    assert {m.detector for m in last} == {"new_terms", "click_mrr"}
+    assert {m.detector for m in last} == {"new_terms", "click_mrr", "abandonment", "click_trend"}
     assert next(m for m in last if m.detector == "new_terms").exceeded
 
 
 def test_sketches_of_another_length_are_left_out() -> None:
     rng = np.random.default_rng(14)
     one, other = window(rng, 120), window(rng, 120)
-    one.sketches[3], one.sketches[4] = b"\x01" * 7, b"\x00" * DIMENSIONS
+    one.asked[3].sketch, one.asked[4].sketch = b"\x01" * 7, b"\x00" * DIMENSIONS
     found = QueryDistance().measure(one, other, rng)
     assert found is not None
     assert not found.exceeded
@@ -135,9 +240,9 @@ def test_the_reference_is_bounded_and_samples_all_windows_alike() -> None:
     for number in range(20):
         sample = Sample()
         for _ in range(50):
-            sample.query("word", bytes([number + 1]), "v1")
+            sample.query("q", "word", bytes([number + 1]), "v1")
         reference.add(sample, rng)
-    kept = Counter(s[0] for s in reference.sample.sketches)
+    kept = Counter(query.sketch[0] for query in reference.sample.asked)
     assert sum(kept.values()) == 100
     assert len(kept) >= 15
     assert max(kept.values()) <= 15
@@ -145,9 +250,10 @@ def test_the_reference_is_bounded_and_samples_all_windows_alike() -> None:
 
 def test_the_p_value_of_a_window_like_the_reference_is_spread_over_the_unit_interval() -> None:
     rng = np.random.default_rng(16)
+    words = NewShare("new_terms", lambda sample: [query.terms for query in sample.asked], level=0.003)
     values = []
     for _ in range(60):
-        found = NewTerms().measure(window(rng, 80), window(rng, 160), rng)
+        found = words.measure(window(rng, 80), window(rng, 160), rng)
         assert found is not None
         assert found.p_value is not None
         values.append(found.p_value)
