@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from clickloop import topics
-from clickloop.commands import Pause, Promote, Retrain, Rollback
+from clickloop.commands import Pause, Promote, Rollback
 from clickloop.events import (
     DriftMeasured,
     Message,
     ModelVersionPublished,
     NodeReported,
     SplitChanged,
-    TrainingProgressed,
 )
 from clickloop.logs import logger
 from streams.rollout import Refused, Rollout
@@ -39,15 +38,7 @@ class Control:
     """
 
     def __init__(self, settings: StreamsSettings, *, handled: Mapping[topics.Topic, int]) -> None:
-        self.trigger = Trigger(
-            settings.index,
-            policies=settings.policies,
-            kinds=settings.kinds,
-            threshold=settings.threshold,
-            drift_min_examples=settings.drift_min_examples,
-            cool_down_seconds=settings.cool_down_seconds,
-            budget_seconds=settings.budget_seconds,
-        )
+        self.trigger = Trigger(settings)
         self.rollout = Rollout(
             settings.index,
             steps=settings.rollout_steps,
@@ -65,14 +56,10 @@ class Control:
 
     def hear(self, message: Message, *, offset: int, appended: float, live: bool) -> None:
         """Tell the rules. What is not live has been acted on before, and only shapes their state."""
+        self.trigger.hear(message, offset=offset)
         match message:
             case DriftMeasured():
-                self.trigger.report(message, offset=offset)
                 self.rollout.answers(message)
-            case Retrain():
-                self.trigger.retrain(message)
-            case TrainingProgressed():
-                self.trigger.training(message)
             case ModelVersionPublished():
                 self.rollout.version(message)
             case NodeReported():
@@ -80,7 +67,7 @@ class Control:
             case SplitChanged():
                 self.rollout.split(message)
             case Pause():
-                self.trigger.paused = self.rollout.paused = message.paused
+                self.rollout.paused = message.paused
             case Promote() | Rollback():
                 self.rollout.chosen(message.issued_at.timestamp())
                 if live:

@@ -39,12 +39,12 @@ class Detector(Protocol):
 
 
 def default_detectors() -> tuple[Detector, ...]:
-    """All detectors. Their levels add up to 0.7 % of windows; ``click_trend`` has no level, and adds little."""
+    """All detectors. Their levels add up to 0.55 % of windows; ``click_trend`` has no level, and adds little."""
     return (
-        QueryDistance(level=0.002),
+        QueryDistance(level=0.001),
         NewShare("new_terms", lambda sample: [query.terms for query in sample.asked], level=0.001),
         NewShare("new_documents", lambda sample: sample.documents, level=0.001),
-        TopicShares(level=0.001),
+        TopicShares(level=0.0005),
         TopicClicks(level=0.0005),
         MeanMoved("click_mrr", lambda sample: sample.clicks, level=0.0005),
         MeanMoved("rating_mean", lambda sample: sample.ratings, level=0.0005, least=MIN_RATINGS),
@@ -89,7 +89,7 @@ class QueryDistance:
 
     name = "query_distance"
 
-    def __init__(self, *, level: float = 0.002) -> None:
+    def __init__(self, *, level: float = 0.001) -> None:
         self._level = level
 
     def measure(self, window: Sample, reference: Sample, rng: np.random.Generator) -> Measurement | None:
@@ -159,7 +159,7 @@ class TopicShares:
 
     name = "topic_shares"
 
-    def __init__(self, *, level: float = 0.001, topics: int = TOPICS) -> None:
+    def __init__(self, *, level: float = 0.0005, topics: int = TOPICS) -> None:
         self._level = level
         self._topics = topics
 
@@ -187,7 +187,7 @@ class TopicClicks:
 
     name = "topic_clicks"
 
-    def __init__(self, *, level: float = 0.001, topics: int = TOPICS) -> None:
+    def __init__(self, *, level: float = 0.0005, topics: int = TOPICS) -> None:
         self._level = level
         self._topics = topics
 

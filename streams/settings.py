@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from clickloop.commands import Policy
 from clickloop.events import VersionKind
 from clickloop.settings import Settings
+from streams.policies import Schedule
 
 Percent = Annotated[float, Field(gt=0.0, le=100.0)]
 
@@ -46,16 +48,42 @@ class StreamsSettings(Settings):
         300.0, gt=0, description="a window this old is measured with fewer queries (at least 50)"
     )
 
-    policies: Annotated[list[Literal["threshold", "drift"]], NoDecode] = Field(
-        ["threshold", "drift"], description="what may trigger a retrain, comma-separated"
+    policies: Annotated[list[Policy], NoDecode] = Field(
+        ["threshold", "drift", "performance"],
+        min_length=1,
+        description="what may trigger a retrain, comma-separated: threshold, drift, performance, new_documents, "
+        "schedule; manual by itself leaves it to operators",
     )
     threshold: int = Field(100, ge=1, description="new examples that are enough for a retrain")
-    drift_min_examples: int = Field(50, ge=1, description="new examples without which drift triggers no retrain")
+    drift_min_examples: int = Field(
+        50, ge=1, description="new examples without which no policy but threshold triggers a retrain"
+    )
+    document_threshold: int = Field(
+        1000, ge=1, description="documents since the newest version was trained that are enough for new_documents"
+    )
+    schedule: str = Field(
+        "",
+        description="when the policy schedule retrains: an interval (90m, 12h, 7d), or a time of day in UTC "
+        "(03:00)",
+    )
     cool_down_seconds: float = Field(30.0, ge=0, description="least time from the end of one retrain to the next")
-    kinds: Annotated[list[VersionKind], NoDecode] = Field(
-        ["adapter", "query_encoder"], min_length=1, description="rungs to train, in order, comma-separated"
+    failed_cool_down_seconds: float = Field(
+        300.0, ge=0, description="the same after a failed gate; it doubles with each further one, up to a day"
+    )
+    kinds: Annotated[list[Literal[VersionKind, "auto"]], NoDecode] = Field(
+        ["adapter", "query_encoder"],
+        min_length=1,
+        description="rungs to train, in order, comma-separated; auto takes those that are expected to pay",
+    )
+    gain_per_hour: float = Field(
+        0.05,
+        ge=0,
+        description="auto trains a rung that is expected to raise MRR by this share for each hour it takes",
     )
     budget_seconds: float = Field(3600.0, gt=0, description="longest time that one command may train")
+    daily_budget_seconds: float = Field(
+        86_400.0, gt=0, description="training time that the trigger may spend in any 24 hours"
+    )
 
     rollout_steps: Annotated[list[Percent], NoDecode] = Field(
         [10.0, 50.0, 100.0], min_length=1, description="shares of a new version in percent, comma-separated"
@@ -82,6 +110,26 @@ class StreamsSettings(Settings):
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        if value:
+            Schedule.parse(value)
+        return value
+
+    @field_validator("kinds")
+    @classmethod
+    def _auto_alone(cls, value: list[str]) -> list[str]:
+        if "auto" in value and len(value) > 1:
+            raise ValueError("auto stands alone")
+        return value
+
+    @model_validator(mode="after")
+    def _schedule_given(self) -> Self:
+        if "schedule" in self.policies and not self.schedule:
+            raise ValueError("the policy schedule needs the setting schedule, such as 12h or 03:00")
+        return self
 
     @field_validator("rollout_steps")
     @classmethod

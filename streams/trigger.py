@@ -1,8 +1,9 @@
 """When to retrain. Reads what was measured, decides, and says why, or why not.
 
-Two policies. ``threshold``: enough new examples. ``drift``: a detector found at least two of every three of
-the latest measured windows to be different, and there are examples to learn the new world from. Between them and
-a command stand the pause switch, one command in flight, and a cool-down.
+Policies (``streams/policies.py``) make the case for a retrain; any of those that are switched on is enough.
+Between a case and a command stand the pause switch, one command in flight, a cool-down, which grows while gates
+fail, and the seconds of training that a day may cost. What a training is expected to bring and cost
+(``streams/payoff.py``) goes with the command, and chooses its rungs where the setting ``kinds`` is ``auto``.
 """
 
 from __future__ import annotations
@@ -12,17 +13,29 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import get_args
 
-from clickloop.commands import Policy, Reason, Retrain
-from clickloop.events import DriftMeasured, OffsetRange, TrainingProgressed, VersionKind
+from clickloop.commands import Pause, Reason, Retrain
+from clickloop.events import (
+    DriftMeasured,
+    Message,
+    ModelVersionPublished,
+    NodeReported,
+    OffsetRange,
+    TrainingProgressed,
+    VersionKind,
+)
 from streams.buffer import covers, merge_ranges
+from streams.payoff import LADDER, Expectation, History
+from streams.policies import DAY_SECONDS, Case, Facts, Manual, Moved, NewDocuments, Rule, Schedule, Threshold
+from streams.settings import StreamsSettings
 
-ALL_KINDS = get_args(VersionKind)
 LATEST = 3
-"""Windows of each partition that the drift policy looks at."""
+"""Windows of each partition that count for drift."""
+ENTER, LEAVE = 2 / 3, 1 / 3
+"""A detector must find so many of them different before it is drift, and fewer than so many before it is over."""
 MAX_PENDING = 20_000
 """Reports that are kept apart while no command covers them; beyond it the two oldest become one."""
+MAX_COMMANDS = 1000
 QUIET_SECONDS = 120.0
 """A command one of whose rungs has ended, and that is silent for so long, is over."""
 GRACE_SECONDS = 600.0
@@ -34,6 +47,24 @@ class NotNow:
     """Why there is no retrain at this moment."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """All that speaks for and against a retrain at one moment. ``held_back`` is empty where nothing does so."""
+
+    held_back: str
+    cases: Sequence[Case]
+    ranges: Sequence[OffsetRange]
+    kinds: Sequence[VersionKind]
+    expected: Expectation
+    figures: dict[str, float]
+    failures: int
+    """Commands in a row, up to the latest, whose gate was failed."""
+
+    @property
+    def holding(self) -> list[Case]:
+        return [case for case in self.cases if case.holds]
 
 
 @dataclass(slots=True)
@@ -48,10 +79,24 @@ class _Pending:
 
 
 @dataclass(slots=True)
-class _InFlight:
-    command: Retrain
-    last_heard: float
+class _Command:
+    """A command in the log, and what is known of its end. Whichever is read first makes the entry."""
+
+    ranges: list[OffsetRange] = field(default_factory=list)
+    issued: float | None = None
     ended: set[VersionKind] = field(default_factory=set)
+    heard: float = 0.0
+    """The last end of a rung."""
+    passed: bool = False
+    failed: bool = False
+    broken_at: float | None = None
+
+
+@dataclass(slots=True)
+class _InFlight:
+    wish: Retrain
+    command: _Command
+    last_heard: float
 
 
 class Trigger:
@@ -60,36 +105,47 @@ class Trigger:
     Times are seconds since the epoch.
     """
 
-    def __init__(
-        self,
-        index: str,
-        *,
-        policies: Sequence[Policy],
-        kinds: Sequence[VersionKind],
-        threshold: int,
-        drift_min_examples: int,
-        cool_down_seconds: float,
-        budget_seconds: float,
-    ) -> None:
-        self._index = index
-        self._policies = tuple(policies)
-        self._kinds = list(kinds)
-        self._threshold = threshold
-        self._drift_min_examples = drift_min_examples
-        self._cool_down_seconds = cool_down_seconds
-        self._budget_seconds = budget_seconds
+    def __init__(self, settings: StreamsSettings) -> None:
+        self._settings = settings
+        self._rules = _rules(settings)
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._latest: dict[int, deque[tuple[str, ...]]] = defaultdict(lambda: deque(maxlen=LATEST))
-        self._commands: deque[tuple[list[OffsetRange], float]] = deque(maxlen=1000)
+        self._drifting: set[str] = set()
+        self._moved: deque[float] = deque(maxlen=LATEST)
+        self._commands: OrderedDict[str, _Command] = OrderedDict()
         self._in_flight: _InFlight | None = None
         self._ended_at: float | None = None
-        self._ended: OrderedDict[str, set[VersionKind]] = OrderedDict()
+        self._history = History()
+        self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._nodes: dict[str, int] = {}
+        self._trained_documents: int | None = None
         self.paused = False
+
+    def hear(self, message: Message, *, offset: int) -> None:
+        """Any message of the topics that the trigger follows. In whatever order the topics are read."""
+        match message:
+            case DriftMeasured():
+                self.report(message, offset=offset)
+            case Retrain():
+                self.retrain(message)
+            case TrainingProgressed():
+                self.training(message)
+            case ModelVersionPublished():
+                self.version(message)
+            case NodeReported(state="stopping"):
+                self._nodes.pop(message.node_id, None)
+            case NodeReported():
+                self._nodes[message.node_id] = message.documents
+            case Pause():
+                self.paused = message.paused
 
     def report(self, event: DriftMeasured, *, offset: int) -> None:
         """A window was measured. A report with a known id takes the place of that one."""
         end = event.window_end.timestamp()
-        if any(_is_covered(event.ranges, end, *command) for command in self._commands):
+        if any(
+            c.issued is not None and _is_covered(event.ranges, end, c.ranges, c.issued)
+            for c in self._commands.values()
+        ):
             return
         known = self._pending.get(event.event_id)
         ranges = merge_ranges([*event.ranges, *(known.ranges if known else [])])
@@ -97,85 +153,114 @@ class Trigger:
             known.offset if known else offset, end, event.queries, event.examples, ranges
         )
         if event.measurements and known is None:
-            exceeded = tuple(m.detector for m in event.measurements if m.exceeded)
-            self._latest[event.partition].append(exceeded)
+            self._latest[event.partition].append(tuple(m.detector for m in event.measurements if m.exceeded))
+            self._moved += [m.value for m in event.measurements if m.detector == "topic_shares" and m.exceeded]
+            self._watch()
         if len(self._pending) > MAX_PENDING:
             self._fold()
 
     def retrain(self, command: Retrain) -> None:
         """A command is in the log, whoever sent it: the reports that it covers are done with."""
-        if self._in_flight is not None and self._in_flight.command.command_id == command.command_id:
+        known = self._command(command.command_id)
+        if known.issued is not None:
             return
-        issued = command.issued_at.timestamp()
-        ranges = merge_ranges(command.ranges)
-        self._commands.append((ranges, issued))
+        known.issued = issued = command.issued_at.timestamp()
+        known.ranges = merge_ranges(command.ranges)
         self._pending = OrderedDict(
             (event_id, p)
             for event_id, p in self._pending.items()
-            if not _is_covered(p.ranges, p.window_end, ranges, issued)
+            if not _is_covered(p.ranges, p.window_end, known.ranges, issued)
         )
         self._latest.clear()
-        ended = self._ended.pop(command.command_id, set())
-        self._in_flight = _InFlight(command, issued, ended)
-        self._maybe_end(issued)
+        self._drifting.clear()
+        self._moved.clear()
+        self._in_flight = _InFlight(command, known, max(issued, known.heard))
+        self._maybe_end()
 
     def training(self, event: TrainingProgressed) -> None:
         """A run moved on. Its command ends with its last rung done, or with the run failed."""
         at = event.at.timestamp()
-        flight = self._in_flight
-        over = set(ALL_KINDS) if event.stage == "failed" else {event.kind} if event.stage == "done" else set()
-        if flight is None or flight.command.command_id != event.command_id:
-            # Read before its command, which lies on another topic.
-            if over:
-                self._ended.setdefault(event.command_id, set()).update(over)
-                while len(self._ended) > 1000:
-                    self._ended.popitem(last=False)
-            return
-        flight.last_heard = max(flight.last_heard, at)
+        over = set(LADDER) if event.stage == "failed" else {event.kind} if event.stage == "done" else set()
         if over:
-            flight.ended |= over
-            self._maybe_end(at)
+            command = self._command(event.command_id)
+            command.ended |= over
+            command.heard = max(command.heard, at)
+            if event.stage == "failed":
+                command.broken_at = at
+            self._judge(command, event.verdict)
+        flight = self._in_flight
+        if flight is not None and flight.wish.command_id == event.command_id:
+            flight.last_heard = max(flight.last_heard, at)
+            self._maybe_end()
+
+    def version(self, event: ModelVersionPublished) -> None:
+        """A version was published: what it brought and cost, and how it did at its gate."""
+        lineage = event.lineage
+        if not lineage.command_id:
+            return
+        self._history.version(event)
+        self._spent[event.version] = (event.published_at.timestamp(), lineage.train_seconds)
+        while len(self._spent) > MAX_COMMANDS:
+            self._spent.popitem(last=False)
+        self._trained_documents = lineage.documents or self._trained_documents
+        if event.gate is not None:
+            self._judge(self._command(lineage.command_id), event.gate.verdict)
 
     def decide(self, now: float) -> Retrain | NotNow:
         """A command with its ranges and reason, or the reason why there is none. Changes nothing."""
-        if self.paused:
-            return NotNow("paused by an operator")
-        waiting = self._waiting_for(now)
-        if waiting:
-            return NotNow(waiting)
-        examples = sum(p.examples for p in self._pending.values())
-        queries = sum(p.queries for p in self._pending.values())
-        ranges = merge_ranges(r for p in self._pending.values() for r in p.ranges)
-        drifted, measured, detectors = self._drift()
-        policies: list[Policy] = []
-        if "threshold" in self._policies and examples >= self._threshold:
-            policies.append("threshold")
-        if "drift" in self._policies and detectors and examples >= self._drift_min_examples:
-            policies.append("drift")
-        if not policies or not ranges:
-            return NotNow(self._too_little(examples, detectors))
-        parts = [f"{examples} new examples (threshold {self._threshold})"]
-        if detectors:
-            parts.append(f"drift in {drifted} of the last {measured} windows: {', '.join(detectors)}")
+        outlook = self.outlook(now)
+        if outlook.held_back:
+            return NotNow(outlook.held_back)
+        holding = outlook.holding
+        if not holding or not outlook.ranges:
+            return NotNow(", and ".join(case.text for case in outlook.cases if not case.holds) or "no examples")
+        if not outlook.kinds:
+            return NotNow(f"no rung is expected to pay for its time ({holding[0].text})")
         return Retrain(
-            command_id=_command_id(self._index, ranges),
-            index=self._index,
+            command_id=_command_id(self._settings.index, outlook.ranges),
+            index=self._settings.index,
             issued_at=datetime.fromtimestamp(now, UTC),
-            kinds=list(self._kinds),
-            ranges=ranges,
+            kinds=list(outlook.kinds),
+            ranges=list(outlook.ranges),
             reason=Reason(
-                policies=policies,
-                text="; ".join(parts),
-                figures={
-                    "examples": float(examples),
-                    "threshold": float(self._threshold),
-                    "queries": float(queries),
-                    "drifted_windows": float(drifted),
-                    "measured_windows": float(measured),
-                },
+                policies=[case.policy for case in holding],
+                text="; ".join(dict.fromkeys([self._count_text(), *(case.text for case in holding)])),
+                figures=outlook.figures,
             ),
-            budget_seconds=self._budget_seconds,
+            budget_seconds=min(self._settings.budget_seconds, self._left_today(now)),
         )
+
+    def outlook(self, now: float) -> Outlook:
+        """What the policies say, what stands in the way, what a retrain would bring and cost. Changes nothing."""
+        facts = self._facts(now)
+        moved = max(self._moved, default=0.0)
+        chosen = self._settings.kinds
+        kinds = [kind for kind in chosen if kind != "auto"] or self._history.choose(
+            examples=facts.examples, moved=moved, gain_per_hour=self._settings.gain_per_hour
+        )
+        expected = self._history.expect(kinds, examples=facts.examples, moved=moved)
+        return Outlook(
+            held_back=self._waiting_for(now) or self._too_dear(now, expected.seconds),
+            cases=[rule.case(facts) for rule in self._rules],
+            ranges=merge_ranges(r for p in self._pending.values() for r in p.ranges),
+            kinds=kinds,
+            expected=expected,
+            figures={
+                "examples": float(facts.examples),
+                "threshold": float(self._settings.threshold),
+                "queries": float(sum(p.queries for p in self._pending.values())),
+                "drifted_windows": float(facts.drifted_windows),
+                "measured_windows": float(facts.measured_windows),
+                "expected_gain": round(expected.gain, 6),
+                "expected_seconds": round(expected.seconds, 3),
+                "learnt_from_runs": float(expected.runs),
+            },
+            failures=self._failures(),
+        )
+
+    def expect(self, kinds: Sequence[VersionKind]) -> Expectation:
+        """What other rungs than the chosen ones would bring now, and cost."""
+        return self._history.expect(kinds, examples=self.new_examples, moved=max(self._moved, default=0.0))
 
     @property
     def low_water(self) -> int | None:
@@ -186,41 +271,118 @@ class Trigger:
     def new_examples(self) -> int:
         return sum(p.examples for p in self._pending.values())
 
+    def _facts(self, now: float) -> Facts:
+        counts = self._drift_counts()
+        measured = sum(len(latest) for latest in self._latest.values())
+        issued = [c.issued for c in self._commands.values() if c.issued is not None]
+        oldest = [p.window_end for p in self._pending.values()]
+        return Facts(
+            now=now,
+            examples=self.new_examples,
+            drifting=sorted(self._drifting),
+            drifted_windows=max(counts.values(), default=0),
+            measured_windows=measured,
+            documents=max(self._nodes.values(), default=None),
+            trained_documents=self._trained_documents,
+            since=max(issued, default=None) if issued else min(oldest, default=None),
+        )
+
+    # What stands in the way
+
     def _waiting_for(self, now: float) -> str:
+        if self.paused:
+            return "paused by an operator"
         flight = self._in_flight
         if flight is not None:
             silent = now - flight.last_heard
-            ended = bool(flight.ended) and silent > QUIET_SECONDS
-            lost = silent > flight.command.budget_seconds + GRACE_SECONDS
+            ended = bool(flight.command.ended) and silent > QUIET_SECONDS
+            lost = silent > flight.wish.budget_seconds + GRACE_SECONDS
             if not ended and not lost:
-                return f"command {flight.command.command_id} is in flight"
-        since = self._ended_at
-        if since is not None and now - since < self._cool_down_seconds:
-            return f"cooling down for another {self._cool_down_seconds - (now - since):.0f} s"
-        return ""
+                return f"command {flight.wish.command_id} is in flight"
+        if self._ended_at is None:
+            return ""
+        failures = self._failures()
+        left = self._ended_at + self._cool_down(failures) - now
+        if left <= 0.0:
+            return ""
+        after = f" after {failures} failed gate{'s' * (failures > 1)}" if failures else ""
+        return f"cooling down for another {left:.0f} s{after}"
 
-    def _drift(self) -> tuple[int, int, list[str]]:
-        """Windows that differ by the detector that says so most often, windows looked at, and the detectors
-        that agree on at least two of three."""
-        windows = [w for latest in self._latest.values() for w in latest]
-        names = sorted({name for window in windows for name in window})
-        counts = {name: sum(name in window for window in windows) for name in names}
-        needed = max(2.0, len(windows) * 2 / 3)
-        return max(counts.values(), default=0), len(windows), [n for n in names if counts[n] >= needed]
+    def _cool_down(self, failures: int) -> float:
+        """It doubles with each failed gate in a row, up to a day."""
+        normal = self._settings.cool_down_seconds
+        if not failures:
+            return normal
+        longer: float = self._settings.failed_cool_down_seconds * 2.0 ** min(failures - 1, 20)
+        return max(normal, min(longer, DAY_SECONDS))
 
-    def _too_little(self, examples: int, detectors: Sequence[str]) -> str:
-        if detectors and "drift" in self._policies:
-            return (
-                f"drift ({', '.join(detectors)}), but {examples} new examples, "
-                f"fewer than {self._drift_min_examples} to learn from"
-            )
-        return f"{examples} of {self._threshold} new examples, and no drift"
+    def _too_dear(self, now: float, seconds: float) -> str:
+        left = self._left_today(now)
+        if seconds <= left:
+            return ""
+        return (
+            f"the day's budget is spent: {left:.0f} of {self._settings.daily_budget_seconds:.0f} s are left, "
+            f"and a retrain takes about {seconds:.0f} s"
+        )
 
-    def _maybe_end(self, at: float) -> None:
+    def _left_today(self, now: float) -> float:
+        """Seconds of training that may still be spent in the 24 hours up to now."""
+        runs = [*self._spent.values()]
+        runs += [
+            (c.broken_at, c.broken_at - c.issued)
+            for c in self._commands.values()
+            if c.broken_at is not None and c.issued is not None
+        ]
+        spent = sum(seconds for at, seconds in runs if now - DAY_SECONDS < at <= now)
+        return max(0.0, self._settings.daily_budget_seconds - spent)
+
+    def _failures(self) -> int:
+        """Commands in a row that failed, up to the latest. One that was inconclusive says nothing."""
+        judged = sorted(
+            (c for c in self._commands.values() if c.issued is not None),
+            key=lambda c: c.issued or 0.0,
+            reverse=True,
+        )
+        count = 0
+        for command in judged:
+            if command.passed:
+                break
+            count += command.failed or command.broken_at is not None
+        return count
+
+    # What is known of drift
+
+    def _drift_counts(self) -> dict[str, int]:
+        """How many of the latest windows each detector found different."""
+        windows = [window for latest in self._latest.values() for window in latest]
+        return {name: sum(name in window for window in windows) for window in windows for name in window}
+
+    def _watch(self) -> None:
+        """Drift begins with two of three windows, and is over with fewer than one of three: no flicker between."""
+        counts = self._drift_counts()
+        windows = sum(len(latest) for latest in self._latest.values())
+        self._drifting = {name for name in self._drifting if counts.get(name, 0) >= windows * LEAVE}
+        self._drifting |= {name for name, count in counts.items() if count >= max(2.0, windows * ENTER)}
+
+    # The log, told in any order
+
+    def _judge(self, command: _Command, verdict: str | None) -> None:
+        command.passed = command.passed or verdict == "pass"
+        command.failed = command.failed or verdict == "fail"
+
+    def _command(self, command_id: str) -> _Command:
+        while len(self._commands) > MAX_COMMANDS:
+            self._commands.popitem(last=False)
+        return self._commands.setdefault(command_id, _Command())
+
+    def _maybe_end(self) -> None:
         flight = self._in_flight
-        if flight is not None and flight.ended >= set(flight.command.kinds):
+        if flight is not None and flight.command.ended >= set(flight.wish.kinds):
             self._in_flight = None
-            self._ended_at = max(at, self._ended_at or 0.0)
+            self._ended_at = max(flight.last_heard, self._ended_at or 0.0)
+
+    def _count_text(self) -> str:
+        return f"{self.new_examples} new examples (threshold {self._settings.threshold})"
 
     def _fold(self) -> None:
         _, first = self._pending.popitem(last=False)
@@ -234,6 +396,21 @@ class Trigger:
         )
         self._pending["folded"] = folded
         self._pending.move_to_end("folded", last=False)
+
+
+def _rules(settings: StreamsSettings) -> list[Rule]:
+    """The policies that are switched on, in the order of the setting."""
+    least = settings.drift_min_examples
+    known: dict[str, Rule] = {
+        "threshold": Threshold(settings.threshold),
+        "drift": Moved("drift", least),
+        "performance": Moved("performance", least),
+        "new_documents": NewDocuments(settings.document_threshold, least),
+        "manual": Manual(),
+    }
+    if settings.schedule:
+        known["schedule"] = Schedule.parse(settings.schedule, least=least)
+    return [known[name] for name in settings.policies]
 
 
 def _is_covered(

@@ -9,7 +9,9 @@ from clickloop.events import (
     Arm,
     ArmCounts,
     DriftMeasured,
+    Estimate,
     GateResult,
+    Lineage,
     Measurement,
     ModelVersionPublished,
     NodeReported,
@@ -94,7 +96,7 @@ def report(
     when: float = 0.0,
     arms: Sequence[ArmCounts] = (),
 ) -> DriftMeasured:
-    names = ("query_distance", "new_terms")
+    names = sorted({"query_distance", "new_terms", *(drift or ())})
     return DriftMeasured(
         event_id=f"default/{partition}/{number}",
         index="default",
@@ -111,7 +113,9 @@ def report(
     )
 
 
-def progress(command_id: str, kind: str, stage: str, *, when: float) -> TrainingProgressed:
+def progress(
+    command_id: str, kind: str, stage: str, *, when: float, verdict: str | None = None
+) -> TrainingProgressed:
     return TrainingProgressed(
         event_id=f"{command_id}-{kind}-{stage}-{when}",
         index="default",
@@ -120,6 +124,37 @@ def progress(command_id: str, kind: str, stage: str, *, when: float) -> Training
         kind=kind,  # type: ignore[arg-type]
         stage=stage,  # type: ignore[arg-type]
         at=at(when),
+        verdict=verdict,  # type: ignore[arg-type]
+    )
+
+
+def trained(
+    name: str,
+    command_id: str,
+    *,
+    kind: str = "adapter",
+    parent: str = "base-1",
+    verdict: str = "pass",
+    gain: float = 0.02,
+    examples: int = 100,
+    documents: int = 0,
+    seconds: float = 10.0,
+    when: float = 0.0,
+) -> ModelVersionPublished:
+    """A version as the trainer announces it, with what its gate measured."""
+    metric = Estimate(before=0.4, after=0.4 * (1 + gain), change=gain, low=gain - 0.01, high=gain + 0.01)
+    return ModelVersionPublished(
+        event_id=f"default/{name}",
+        index="default",
+        version=name,
+        kind=kind,  # type: ignore[arg-type]
+        space="base-1",
+        artifact_uri=f"file:///{name}",
+        digest="0" * 64,
+        published_at=at(when),
+        parent=parent,
+        lineage=Lineage(command_id=command_id, examples=examples, documents=documents, train_seconds=seconds),
+        gate=GateResult(verdict=verdict, queries=100, metrics={"mrr_at_10": metric}),  # type: ignore[arg-type]
     )
 
 
@@ -140,7 +175,7 @@ def version(
     )
 
 
-def node(name: str, *versions: str, state: str = "serving", about: str = "") -> NodeReported:
+def node(name: str, *versions: str, state: str = "serving", about: str = "", documents: int = 0) -> NodeReported:
     return NodeReported(
         event_id=f"{name}-{state}",
         index="default",
@@ -149,6 +184,7 @@ def node(name: str, *versions: str, state: str = "serving", about: str = "") -> 
         state=state,  # type: ignore[arg-type]
         versions=list(versions),
         version=about,
+        documents=documents,
     )
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from clickloop.commands import Retrain
+from clickloop.commands import Pause, Retrain
 from clickloop.events import OffsetRange
 from streams.buffer import covers, merge_ranges
+from streams.settings import StreamsSettings
 from streams.trigger import NotNow, Trigger
-from tests.unit.streams_facts import NOON, progress, range_, report
+from tests.unit.streams_facts import NOON, at, node, progress, range_, report, trained
 
 
 def trigger(**changes: Any) -> Trigger:
     options: dict[str, Any] = {
-        "policies": ["threshold", "drift"],
-        "kinds": ["adapter", "query_encoder"],
         "threshold": 100,
         "drift_min_examples": 40,
         "cool_down_seconds": 30.0,
+        "failed_cool_down_seconds": 30.0,
         "budget_seconds": 60.0,
     }
-    return Trigger("default", **(options | changes))
+    return Trigger(StreamsSettings(**(options | changes)))
 
 
 def tell(rule: Trigger, number: int, examples: int, **more: Any) -> None:
@@ -192,9 +192,187 @@ def test_after_a_command_drift_must_be_seen_anew() -> None:
         tell(rule, number, 20, drift=["query_distance"])
     wish = commanded(rule, 3)
     rule.retrain(wish)
-    rule.training(progress(wish.command_id, "adapter", "failed", when=4))
+    for kind in wish.kinds:
+        rule.training(progress(wish.command_id, kind, "done", when=4))
     tell(rule, 3, 50, drift=["query_distance"])
     assert "no drift" in refused(rule, 5)
+
+
+def test_drift_that_began_is_over_only_below_a_third_of_the_windows() -> None:
+    rule = trigger()
+    for number, drift in enumerate([["new_terms"], ["new_terms"], []]):
+        tell(rule, number, 5, drift=drift)
+    assert "fewer than 40" in refused(rule, 3)
+    tell(rule, 3, 0, drift=[])
+    assert "drift (new_terms)" in refused(rule, 4), "one of three keeps it, though two were needed to begin"
+    tell(rule, 4, 0, drift=[])
+    assert "no drift" in refused(rule, 5)
+
+
+def test_falling_clicks_are_the_performance_policys_case_and_no_drift() -> None:
+    rule, without = trigger(), trigger(policies=["threshold", "drift"])
+    for number in range(3):
+        for one in (rule, without):
+            tell(one, number, 20, drift=["click_mrr"])
+    wish = commanded(rule, 3)
+    assert wish.reason.policies == ["performance"]
+    assert "clicks or ratings fell in 3 of the last 3 windows: click_mrr" in wish.reason.text
+    assert "no drift" in refused(without, 3)
+
+
+def test_documents_that_no_version_was_trained_with_trigger_once_there_are_enough() -> None:
+    rule = trigger(policies=["new_documents"], document_threshold=500)
+    tell(rule, 0, 60)
+    assert "no node has counted" in refused(rule, 1)
+    rule.hear(node("n1", documents=1400), offset=0)
+    assert "no version was trained" in refused(rule, 1)
+    rule.hear(trained("v1", "k1", documents=1000), offset=0)
+    assert "400 of 500 new documents" in refused(rule, 1)
+    rule.hear(node("n2", documents=1500), offset=1)
+    assert commanded(rule, 1).reason.policies == ["new_documents"]
+    rule.hear(trained("v2", "k2", documents=1500), offset=1)
+    assert "0 of 500 new documents" in refused(rule, 1)
+
+
+def test_an_interval_is_counted_from_the_last_command() -> None:
+    rule = trigger(policies=["schedule"], schedule="2h", cool_down_seconds=0.0)
+    assert "nothing has been reported" in refused(rule, 0)
+    tell(rule, 0, 60, when=0)
+    assert "due in 3600 s" in refused(rule, 3600)
+    wish = commanded(rule, 7200)
+    assert wish.reason.policies == ["schedule"]
+    rule.retrain(wish)
+    rule.training(progress(wish.command_id, "adapter", "failed", when=7300))
+    tell(rule, 1, 60, when=7400)
+    assert "due in" in refused(rule, 14_300)
+    assert commanded(rule, 14_400)
+
+
+def test_a_time_of_day_comes_once_a_day() -> None:
+    rule = trigger(policies=["schedule"], schedule="22:30", cool_down_seconds=0.0)  # NOON is 22:13:20 UTC
+    tell(rule, 0, 60, when=0)
+    assert "due in 1000 s" in refused(rule, 0)
+    wish = commanded(rule, 1000)
+    rule.retrain(wish)
+    rule.training(progress(wish.command_id, "adapter", "failed", when=1100))
+    tell(rule, 1, 60, when=1200)
+    assert "due in" in refused(rule, 86_000)
+    assert commanded(rule, 1000 + 86_400)
+
+
+def test_a_schedule_without_examples_waits_for_some() -> None:
+    rule = trigger(policies=["schedule"], schedule="10m")
+    tell(rule, 0, 5, when=0)
+    assert "due, but 5 new examples, fewer than 40" in refused(rule, 700)
+
+
+def test_manual_alone_never_triggers() -> None:
+    rule = trigger(policies=["manual"])
+    tell(rule, 0, 10_000, drift=["new_terms"])
+    assert "an operator may ask" in refused(rule, 1)
+
+
+def fail(rule: Trigger, number: int, when: float, *, verdict: str = "fail") -> None:
+    """A command whose gate ends with the verdict, one second after it was given."""
+    tell(rule, number, 100, when=when)
+    wish = commanded(rule, when)
+    rule.retrain(wish)
+    for kind in wish.kinds:
+        rule.training(progress(wish.command_id, kind, "done", when=when + 1, verdict=verdict))
+
+
+def test_the_cool_down_doubles_with_each_failed_gate_and_a_pass_ends_that() -> None:
+    rule = trigger(failed_cool_down_seconds=100.0)
+    fail(rule, 0, 0)
+    assert "cooling down for another 51 s after 1 failed gate" in refused(rule, 50)
+    fail(rule, 1, 200)
+    assert "after 2 failed gates" in refused(rule, 201 + 199)
+    fail(rule, 2, 401)
+    assert "cooling down" in refused(rule, 402 + 399)
+    fail(rule, 3, 803, verdict="pass")
+    assert "cooling down for another 26 s" in refused(rule, 808)
+    tell(rule, 4, 100)
+    assert commanded(rule, 834)
+
+
+def test_an_inconclusive_gate_is_no_failure() -> None:
+    rule = trigger(failed_cool_down_seconds=1000.0)
+    fail(rule, 0, 0, verdict="inconclusive")
+    tell(rule, 1, 100)
+    assert commanded(rule, 32)
+
+
+def test_a_version_tells_the_verdict_where_the_runs_message_is_gone() -> None:
+    rule = trigger(failed_cool_down_seconds=100.0)
+    tell(rule, 0, 100)
+    wish = commanded(rule, 0)
+    rule.hear(trained("v1", wish.command_id, verdict="fail"), offset=0)
+    for kind in wish.kinds:
+        rule.training(progress(wish.command_id, kind, "done", when=1))
+    rule.retrain(wish)
+    assert "after 1 failed gate" in refused(rule, 50)
+
+
+def test_a_days_budget_is_kept_over_the_last_24_hours() -> None:
+    rule = trigger(daily_budget_seconds=1000.0, kinds=["adapter"], budget_seconds=600.0)
+    rule.hear(trained("v1", "k1", seconds=700, when=0), offset=0)
+    rule.hear(trained("v1", "k1", seconds=700, when=0), offset=1)
+    tell(rule, 0, 100)
+    assert "300 of 1000 s are left" in refused(rule, 10)
+    assert "takes about 700 s" in refused(rule, 10)
+    assert commanded(rule, 86_401).budget_seconds == 600.0
+
+
+def test_a_command_may_not_spend_more_than_the_day_has_left() -> None:
+    rule = trigger(daily_budget_seconds=100.0, kinds=["adapter"], budget_seconds=600.0)
+    rule.hear(trained("v1", "k1", seconds=40, when=0), offset=0)
+    tell(rule, 0, 100)
+    assert commanded(rule, 10).budget_seconds == 60.0
+
+
+def test_a_failed_run_costs_the_day_its_time_too() -> None:
+    rule = trigger(daily_budget_seconds=400.0, failed_cool_down_seconds=0.0, cool_down_seconds=0.0)
+    tell(rule, 0, 100)
+    wish = commanded(rule, 0)
+    rule.retrain(wish)
+    rule.training(progress(wish.command_id, "adapter", "failed", when=350))
+    tell(rule, 1, 100)
+    assert "50 of 400 s are left" in refused(rule, 360)
+
+
+def test_the_reason_carries_what_the_retrain_should_bring_and_cost() -> None:
+    rule = trigger(kinds=["adapter"])
+    tell(rule, 0, 100)
+    before = commanded(rule, 1).reason.figures
+    assert before["expected_gain"] > 0.0
+    assert before["learnt_from_runs"] == 0.0
+    rule.hear(trained("v1", "k1", gain=0.2, seconds=33), offset=0)
+    after = commanded(rule, 1).reason.figures
+    assert after["learnt_from_runs"] == 1.0
+    assert after["expected_seconds"] == 33.0
+    assert after["expected_gain"] > before["expected_gain"]
+
+
+def test_auto_takes_the_rungs_that_pay_and_none_where_none_does() -> None:
+    cheap, dear, never = (trigger(kinds="auto", gain_per_hour=g) for g in (0.001, 0.4, 1e9))
+    for rule in (cheap, dear, never):
+        tell(rule, 0, 1000)
+    assert commanded(cheap, 1).kinds == ["adapter", "query_encoder", "full"]
+    assert commanded(dear, 1).kinds == ["adapter", "full"]
+    assert "no rung is expected to pay" in refused(never, 1)
+
+
+def test_deciding_changes_nothing() -> None:
+    rule = trigger()
+    tell(rule, 0, 100, drift=["new_terms"])
+    assert len({repr(rule.decide(NOON + 1)) for _ in range(3)}) == 1
+
+
+def test_a_pause_in_the_log_is_heard() -> None:
+    rule = trigger()
+    tell(rule, 0, 100)
+    rule.hear(Pause(command_id="p", index="default", issued_at=at(0), paused=True), offset=0)
+    assert "paused" in refused(rule, 1)
 
 
 def test_policies_can_be_switched_off() -> None:
