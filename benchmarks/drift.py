@@ -131,15 +131,11 @@ def clustered_rate(counts: Iterable[tuple[int, int]]) -> tuple[float, float, flo
 
 def main(json_file: JsonFile = None, quick: Quick = False) -> None:
     """Measure false alarms, delay and missed shifts of every detector, and of all together."""
-    groups: dict[str, Group] = {"simulated": _simulated(quick)}
-    if quick:
-        say("real queries: left out of a quick run")
-    else:
-        groups.update(_real())
     names = [COMBINATION, *(detector.name for detector in default_detectors())]
-    worlds = {name: {detector: group.figures(detector) for detector in names} for name, group in groups.items()}
-    for name, by_detector in worlds.items():
-        _print(name, by_detector)
+    worlds = {}
+    for name, group in _groups(quick):
+        worlds[name] = {detector: group.figures(detector) for detector in names}
+        _print(name, worlds[name])
     headline = worlds["simulated"][COMBINATION]
     figures = {
         "compared": f"each window of {WINDOW} queries with the earlier ones; shift: {SHARE:.0%} of the traffic",
@@ -154,6 +150,14 @@ def _finish(figures: dict[str, Any], worlds: dict[str, Any], json_file: Path | N
     if json_file is not None:
         text = json.dumps(figures | {"detectors": worlds["simulated"], "worlds": worlds}, indent=2)
         json_file.write_text(text + "\n", encoding="utf-8")
+
+
+def _groups(quick: bool) -> Iterator[tuple[str, Group]]:
+    yield "simulated", _simulated(quick)
+    if quick:
+        say("real queries: left out of a quick run")
+    else:
+        yield from _real()
 
 
 def _simulated(quick: bool) -> Group:
@@ -191,7 +195,9 @@ def _print(name: str, by_detector: dict[str, dict[str, Any]]) -> None:
     for detector, found in by_detector.items():
         low, high = found["false_alarm_interval"]
         cells = "".join(f"{_cell(found['shifts'][shift]):>26}" for shift in shifts)
-        print(f"{detector:16}{found['false_alarm_rate']:>13.2%}{f'{low:.2%} to {high:.2%}':>18}{cells}")
+        print(
+            f"{detector:16}{found['false_alarm_rate']:>13.2%}{f'{low:.2%} to {high:.2%}':>18}{cells}", flush=True
+        )
 
 
 def _cell(shift: dict[str, Any]) -> str:

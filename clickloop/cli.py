@@ -79,19 +79,20 @@ def add_commands() -> None:
         try:
             command = point.load()
         except ModuleNotFoundError as error:
-            command = _unavailable(point.name, missing(error, extra=point.name))
+            extra = point.value.split(".")[0]  # a service's package has the name of its extra
+            command = _unavailable(point.name, missing(error, extra=extra), extra=extra)
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=point.name)
         else:
             app.command(point.name)(command)
 
 
-def _unavailable(name: str, reason: str) -> Any:
+def _unavailable(name: str, reason: str, *, extra: str) -> Any:
     def command() -> None:
         typer.echo(f"clickloop {name}: {reason}", err=True)
         raise typer.Exit(2)
 
-    command.__doc__ = f"(not installed: pip install 'clickloop[{name}]')"
+    command.__doc__ = f"(not installed: pip install 'clickloop[{extra}]')"
     return command
 
 

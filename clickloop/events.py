@@ -171,6 +171,10 @@ class DriftMeasured(Event, frozen=True, kw_only=True, omit_defaults=True):
     ranges: list[OffsetRange] = field(default_factory=list)
     """Where those examples lie in ``training-examples``."""
     arms: list[ArmCounts] = field(default_factory=list)
+    sketches: Count = 0
+    """Queries of the window with a sketch."""
+    sketch_sum: Annotated[list[int], Meta(max_length=1024)] = field(default_factory=list)
+    """Sum of those sketches, value by value."""
     measurements: list[Measurement] = field(default_factory=list)
 
 

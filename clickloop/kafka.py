@@ -426,6 +426,26 @@ async def end_offsets(bootstrap_servers: str, topic_name: str) -> dict[int, tupl
     return {p.partition: (first[p], end[p]) for p in partitions}
 
 
+async def offsets_since(bootstrap_servers: str, topic_name: str, since: float) -> dict[int, tuple[int, int]]:
+    """For each partition, the first offset that was appended at ``since`` (seconds) or later, and the end offset.
+
+    The embedded broker doesn't look up times, and gives the first offset that it has. Raises BrokerError.
+    """
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        partitions = await _partitions(consumer, topic_name)
+        first = await consumer.beginning_offsets(partitions)
+        end = await consumer.end_offsets(partitions)
+        found = await consumer.offsets_for_times({p: max(0, int(since * 1000)) for p in partitions})
+    except KafkaConnectionError as error:
+        raise _unreachable(bootstrap_servers, error) from None
+    finally:
+        await consumer.stop()
+    starts = {p: end[p] if found[p] is None else max(first[p], found[p].offset) for p in partitions}
+    return {p.partition: (starts[p], end[p]) for p in partitions}
+
+
 async def read_range(bootstrap_servers: str, wanted: OffsetRange, *, on_record: Callable[[Record], None]) -> None:
     """Hand every record with an offset in ``[start, end)`` to ``on_record``, in order.
 

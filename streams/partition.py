@@ -165,7 +165,7 @@ class Partition:
             return effects
         self._sample.query(event.query_id, event.query, event.sketch, event.version)
         if live:
-            self._counts.query(event.arm, event.version)
+            self._counts.query(event.arm, event.version, event.sketch)
         for joined in early:
             self._settle(joined, effects, now)
         return effects
@@ -236,6 +236,8 @@ class Partition:
             examples=counts.examples,
             ranges=list(self._ranges),
             arms=counts.by_arm(),
+            sketches=counts.sketches.count,
+            sketch_sum=counts.sketches.total,
             measurements=self._measure(now) if self._due(now) else [],
         )
         self._counts = Counts()

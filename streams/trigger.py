@@ -242,7 +242,7 @@ class Trigger:
         return Outlook(
             held_back=self._waiting_for(now) or self._too_dear(now, expected.seconds),
             cases=[rule.case(facts) for rule in self._rules],
-            ranges=merge_ranges(r for p in self._pending.values() for r in p.ranges),
+            ranges=self.ranges,
             kinds=kinds,
             expected=expected,
             figures={
@@ -261,6 +261,25 @@ class Trigger:
     def expect(self, kinds: Sequence[VersionKind]) -> Expectation:
         """What other rungs than the chosen ones would bring now, and cost."""
         return self._history.expect(kinds, examples=self.new_examples, moved=max(self._moved, default=0.0))
+
+    @property
+    def newest_version(self) -> str:
+        """The version that passed its gate last; empty where none did."""
+        return self._history.newest
+
+    @property
+    def documents(self) -> int | None:
+        """In the index, as its nodes count them; None where none has said so."""
+        return max(self._nodes.values(), default=None)
+
+    @property
+    def ranges(self) -> list[OffsetRange]:
+        """Where the new examples lie."""
+        return merge_ranges(r for p in self._pending.values() for r in p.ranges)
+
+    def is_new(self, report: DriftMeasured) -> bool:
+        """No command covers this report."""
+        return report.event_id in self._pending
 
     @property
     def low_water(self) -> int | None:
@@ -282,7 +301,7 @@ class Trigger:
             drifting=sorted(self._drifting),
             drifted_windows=max(counts.values(), default=0),
             measured_windows=measured,
-            documents=max(self._nodes.values(), default=None),
+            documents=self.documents,
             trained_documents=self._trained_documents,
             since=max(issued, default=None) if issued else min(oldest, default=None),
         )

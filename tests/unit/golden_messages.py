@@ -129,6 +129,27 @@ GOLDEN: dict[str, e.Message] = {
             e.Measurement(detector="query_distribution", value=0.081, threshold=0.052, p_value=0.01, exceeded=True)
         ],
     ),
+    "DriftMeasured.v1-2": e.DriftMeasured(
+        event_id="w-1",
+        index="products",
+        partition=2,
+        window_start=AT,
+        window_end=AT + timedelta(minutes=10),
+        queries=1200,
+        clicks=410,
+        ratings=12,
+        rating_sum=50.5,
+        reciprocal_rank_sum=266.3,
+        abandoned=820,
+        examples=310,
+        ranges=[RANGE],
+        arms=[e.ArmCounts(arm="live", version=BASE, queries=1200, clicked_queries=380, reciprocal_rank_sum=266.3)],
+        sketches=1200,
+        sketch_sum=[5120, -803, 0, 12],
+        measurements=[
+            e.Measurement(detector="query_distance", value=0.081, threshold=0.052, p_value=0.01, exceeded=True)
+        ],
+    ),
     "TrainingProgressed.v1": e.TrainingProgressed(
         event_id="t-1",
         index="products",

@@ -1,0 +1,124 @@
+"""What the trigger would have done: the log, put through the same rule again under other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from clickloop.commands import Pause, Retrain
+from clickloop.events import (
+    DriftMeasured,
+    GateResult,
+    Lineage,
+    Message,
+    ModelVersionPublished,
+    NodeReported,
+    TrainingProgressed,
+)
+from streams.settings import StreamsSettings
+from streams.trigger import Trigger
+
+
+@dataclass(frozen=True)
+class Told:
+    """A message of the log, and where it lies. ``at`` is its own time, seconds since the epoch."""
+
+    at: float
+    offset: int
+    message: Message
+
+
+def time_of(message: Message) -> float | None:
+    """When a message that the trigger follows was told; None for any other."""
+    match message:
+        case DriftMeasured():
+            return message.window_end.timestamp()
+        case Retrain() | Pause():
+            return message.issued_at.timestamp()
+        case TrainingProgressed():
+            return message.at.timestamp()
+        case ModelVersionPublished():
+            return message.published_at.timestamp()
+        case NodeReported():
+            return message.reported_at.timestamp()
+    return None
+
+
+def replay(settings: StreamsSettings, log: Iterable[Told], *, since: float) -> Iterator[Retrain]:
+    """The commands that the trigger would have given from ``since`` on, in the order of time.
+
+    Up to then everything is heard as it was. From then on the trigger's own commands and what came of them are
+    passed over, and those of operators are heard. Each command that it gives is taken to cost what it was expected
+    to, and to pass its gate.
+    """
+    trigger = Trigger(settings)
+    heard: set[str] = set()
+    flight: tuple[float, Retrain] | None = None
+    for told in sorted(log, key=lambda told: told.at):
+        if flight is not None and told.at >= flight[0]:
+            _finish(trigger, flight[1], flight[0])
+            flight = None
+        if told.at >= since and _passed_over(told.message, heard):
+            continue
+        if isinstance(told.message, Retrain):
+            heard.add(told.message.command_id)
+        trigger.hear(told.message, offset=told.offset)
+        if told.at < since:
+            continue
+        wish = trigger.decide(told.at)
+        if isinstance(wish, Retrain):
+            yield wish
+            trigger.retrain(wish)
+            flight = told.at + trigger.expect(wish.kinds).seconds, wish
+
+
+def _passed_over(message: Message, heard: set[str]) -> bool:
+    """A command that the trigger gave, or what came of a command that was passed over."""
+    match message:
+        case Retrain():
+            return "manual" not in message.reason.policies
+        case TrainingProgressed():
+            return message.command_id not in heard
+        case ModelVersionPublished():
+            return bool(message.lineage.command_id) and message.lineage.command_id not in heard
+    return False
+
+
+def _finish(trigger: Trigger, command: Retrain, at: float) -> None:
+    """Tell the trigger of a run as its trainer would have."""
+    end = datetime.fromtimestamp(at, UTC)
+    parent = trigger.newest_version
+    for kind in command.kinds:
+        version = f"replayed-{kind}-{command.command_id}"
+        published = ModelVersionPublished(
+            event_id=version,
+            index=command.index,
+            version=version,
+            kind=kind,
+            space="",
+            artifact_uri="",
+            digest="",
+            published_at=end,
+            parent=parent,
+            lineage=Lineage(
+                command_id=command.command_id,
+                examples=int(command.reason.figures["examples"]),
+                documents=trigger.documents or 0,
+                train_seconds=trigger.expect([kind]).seconds,
+            ),
+            gate=GateResult(verdict="pass", queries=0),
+        )
+        done = TrainingProgressed(
+            event_id=f"{version}/done",
+            index=command.index,
+            run_id=command.command_id,
+            command_id=command.command_id,
+            kind=kind,
+            stage="done",
+            at=end,
+            verdict="pass",
+        )
+        trigger.version(published)
+        trigger.training(done)
+        parent = version
