@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from clickloop import cli, codec, topics
-from clickloop.errors import SettingsError
-from clickloop.importing import Rejects, Report, read_files, send
+from clickloop.errors import ClickloopError, SettingsError
+from clickloop.events import DocumentChanged
+from clickloop.files import writer
+from clickloop.generating import example, generate
+from clickloop.importing import AT_ONCE, Rejects, Report, read_files, send
 from clickloop.kafka import Producer
-from clickloop.settings import Settings, load_mappings
+from clickloop.settings import GenerateSettings, Settings, load_mappings
 from clickloop.sources import Mapping, Sources
 
 IMPORTED = (topics.QUERIES, topics.CLICKS, topics.RATINGS, topics.DOCUMENTS)
@@ -22,6 +27,7 @@ PROGRESS_SECONDS = 5.0
 
 def add_to(app: typer.Typer) -> None:
     app.command("import")(import_files)
+    app.command("generate")(generate_pairs)
 
 
 def _say(line: str) -> None:
@@ -75,6 +81,62 @@ def import_files(
     typer.echo(report.line(dry_run=dry_run))
     if report.rejected:
         raise typer.Exit(1)
+
+
+def generate_pairs(
+    documents: Annotated[Path, typer.Option(help="JSON Lines, CSV or Parquet with doc_id, title and text.")],
+    output: Annotated[Path | None, typer.Option(help="File for the pairs, JSON Lines.")] = None,
+    send_them: Annotated[bool, typer.Option("--send", help="Send them as synthetic examples.")] = False,
+    mapping: Annotated[str, typer.Option(help="Mapping [sources.NAME] of the settings file.")] = "",
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Make queries from the documents themselves, so that a first model can train before the first click."""
+
+    async def work() -> str:
+        settings = GenerateSettings.load(
+            bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index
+        )
+        sources = Sources(settings.index, _chosen([mapping] if mapping else []))
+        found = list(_documents(documents, sources))
+        pairs = generate(found, per_document=settings.queries_per_document, seed=settings.seed)
+        if len(pairs) < settings.min_examples:
+            raise ClickloopError(
+                f"{len(pairs)} pairs from {len(found)} documents: too few to learn from, "
+                f"{settings.min_examples} are needed (min_examples)"
+            )
+        if output or not send_them:
+            with writer(output, "jsonl", [("query", str), ("doc_id", str), ("kind", str)]) as write:
+                for pair in pairs:
+                    write({"query": pair.query, "doc_id": pair.doc_id, "kind": pair.kind})
+        if send_them:
+            now, weight = codec.now(), settings.synthetic_weight
+            async with Producer(
+                settings.bootstrap_servers, prefix=settings.topic_prefix, source="generate"
+            ) as producer:
+                for first in range(0, len(pairs), AT_ONCE):
+                    made = [
+                        example(p, index=settings.index, weight=weight, now=now) for p in pairs[first:][:AT_ONCE]
+                    ]
+                    await producer.send_all((topics.TRAINING_EXAMPLES, one) for one in made)
+        kinds = Counter(pair.kind for pair in pairs)
+        counts = ", ".join(f"{count:,} from a {kind}" for kind, count in sorted(kinds.items()))
+        done = "sent as synthetic examples" if send_them else "made, none sent"
+        return f"{len(pairs):,} pairs {done}, from {len(found):,} documents: {counts}"
+
+    _say(cli.finish(work()))
+
+
+def _documents(path: Path, sources: Sources) -> Iterator[DocumentChanged]:
+    """The file's documents, each id once. Raises SettingsError for a row that is none."""
+    found: dict[str, DocumentChanged] = {}
+    for read in read_files([path], sources, topics.DOCUMENTS, now=codec.now()):
+        if not isinstance(read.message, DocumentChanged):
+            raise SettingsError(f"{read.row.place}: {read.reason}")
+        if not read.message.deleted:
+            found[read.message.doc_id] = read.message
+    yield from found.values()
 
 
 class _Progress:

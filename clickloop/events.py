@@ -119,6 +119,8 @@ class ExampleFormed(Event, frozen=True, kw_only=True, omit_defaults=True):
     version: str = ""
     space: str = ""
     arm: str = ""
+    origin: Literal["clicks", "synthetic"] = "clicks"
+    """``synthetic``: made from the document itself. It has no impression, and judges no model."""
 
 
 class Measurement(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -121,6 +121,19 @@ class Settings(BaseSettings):
             raise SettingsError(f"{error}: {error.__cause__ or 'not JSON'}") from None
 
 
+class GenerateSettings(Settings):
+    """What ``clickloop generate`` needs on top; the TOML table is ``[generate]``."""
+
+    table: ClassVar[str] = "generate"
+
+    queries_per_document: int = Field(3, ge=1, le=20, description="queries made from one document at most")
+    synthetic_weight: float = Field(
+        0.1, gt=0.0, le=1.0, description="what a synthetic example counts, in parts of a fully trusted click"
+    )
+    min_examples: int = Field(100, ge=1, description="fewer pairs than this are not sent")
+    seed: int = Field(0, ge=0, description="seed of the choice among a document's queries")
+
+
 class ArtifactSettings(Settings):
     """What services that write or load model artifacts need on top."""
 

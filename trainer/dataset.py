@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -89,6 +89,11 @@ class Prepared:
     """Everything that a run knows from the log."""
 
     clicks: Clicks
+    synthetic: Clicks
+    """What the documents themselves say, from ``clickloop generate``; never held out."""
+    positives: int
+    """Examples that weigh anything and whose document is known, synthetic ones among them."""
+    negatives: int
     newest_example_at: datetime | None
     unknown_documents: int
     """Examples whose document is no longer in the index."""
@@ -108,7 +113,8 @@ def prepare(examples: Sequence[ExampleFormed], documents: Sequence[Document]) ->
     known: dict[str, int] = {}
     rows: dict[tuple[int, int], list[float]] = {}
     skipped: dict[int, dict[int, None]] = {}
-    unknown = positives = 0
+    made: list[ExampleFormed] = []
+    unknown = positives = negative = 0
     newest: datetime | None = None
     for example in examples:
         newest = max(newest, example.formed_at) if newest else example.formed_at
@@ -119,12 +125,16 @@ def prepare(examples: Sequence[ExampleFormed], documents: Sequence[Document]) ->
         text = normal_text(example.query)
         if not text or example.weight <= 0.0:
             continue
+        if example.origin == "synthetic":
+            made.append(example)
+            continue
         query = known.setdefault(text, len(queries))
         if query == len(queries):
             queries.append(example.query)
         negatives = [position[d] for d in example.negatives if d in position]
         if example.label == "negative":
             negatives.append(document)
+            negative += 1
         else:
             correction = inverse.get(example.position or 0, example.weight)
             evidence = min(example.weight / correction, 1.0) * (RATED if _rated_good(example) else 1.0)
@@ -146,7 +156,38 @@ def prepare(examples: Sequence[ExampleFormed], documents: Sequence[Document]) ->
         examples=positives,
         skipped={q: kept for q, docs in skipped.items() if (kept := [d for d in docs if (q, d) not in clicked])},
     )
-    return Prepared(clicks, newest, unknown)
+    synthetic = _synthetic(made, position)
+    return Prepared(clicks, synthetic, positives + synthetic.examples, negative, newest, unknown)
+
+
+def _synthetic(made: Sequence[ExampleFormed], position: Mapping[str, int]) -> Clicks:
+    """Each example a query with one document, and its weight as the evidence, in parts of a trusted click."""
+    weight = np.asarray([example.weight for example in made], dtype=np.float32)
+    return Clicks(
+        queries=[example.query for example in made],
+        query=np.arange(len(made), dtype=np.int64),
+        document=np.asarray([position[example.doc_id] for example in made], dtype=np.int64),
+        weight=weight,
+        evidence=weight,
+        examples=len(made),
+    )
+
+
+def after_synthetic(synthetic: Clicks, clicks: Clicks) -> Clicks:
+    """The clicks, with what was known before any of them in front."""
+    if not len(synthetic):
+        return clicks
+    count = len(synthetic.queries)
+    return Clicks(
+        queries=[*synthetic.queries, *clicks.queries],
+        query=np.concatenate([synthetic.query, clicks.query + count]),
+        document=np.concatenate([synthetic.document, clicks.document]),
+        weight=np.concatenate([synthetic.weight, clicks.weight]),
+        evidence=np.concatenate([synthetic.evidence, clicks.evidence]),
+        examples=synthetic.examples + clicks.examples,
+        skipped={query + count: documents for query, documents in clicks.skipped.items()},
+        vectors=np.concatenate([synthetic.vectors, clicks.vectors]),
+    )
 
 
 def inverse_propensities(examples: Iterable[ExampleFormed]) -> dict[int, float]:

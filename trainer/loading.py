@@ -36,6 +36,8 @@ class Loaded:
     corpus: Corpus
     clicks: Clicks
     """with vectors"""
+    synthetic: Clicks
+    """with vectors"""
     domain: Clicks
     """with vectors"""
 
@@ -49,7 +51,9 @@ class Loader:
         self._seed = seed
         self._queries: OrderedDict[tuple[str, str], Vectors] = OrderedDict()
 
-    def load(self, manifest: Manifest, documents: list[Document], clicks: Clicks, *, on_text: OnText) -> Loaded:
+    def load(
+        self, manifest: Manifest, documents: list[Document], clicks: Clicks, synthetic: Clicks, *, on_text: OnText
+    ) -> Loaded:
         """The parent, the corpus in its space, and clicks and documents' pieces as its encoder sees them."""
         model = load_model(self._store, manifest.version, self._device)
         of_documents = load_space(self._store, model, self._device)
@@ -63,6 +67,7 @@ class Loader:
             Parent(manifest.version, model.encoder, model.adapter, of_documents),
             Corpus(documents, _stacked(vectors, [document.digest for document in documents])),
             replace(clicks, vectors=self._asked(manifest.encoder, clicks.queries, model.encoder, on_text)),
+            replace(synthetic, vectors=self._asked(manifest.encoder, synthetic.queries, model.encoder, on_text)),
             replace(domain, vectors=_stacked(of_pieces, digests)),
         )
 
@@ -91,6 +96,8 @@ class Loader:
         if new:
             encoded = encode(encoder, new, on_batch=lambda n: on_text(n, len(new)))
             self._queries.update({(version, text): encoded[i] for i, text in enumerate(new)})
+        if not queries:
+            return encode(encoder, [])
         found = np.stack([self._queries[version, text] for text in queries])
         while len(self._queries) > MOST_QUERIES:
             self._queries.popitem(last=False)

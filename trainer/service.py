@@ -27,7 +27,7 @@ from clickloop.logs import logger
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources
-from trainer.dataset import Clicks, Corpus, Prepared, moments, prepare
+from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare
 from trainer.examples import Document, Unreadable, read_documents, read_examples, read_live_version
 from trainer.gate import LADDER_MARGIN, Side, Thresholds, Trial, judge, measure
 from trainer.loading import Loader
@@ -197,6 +197,7 @@ class Trainer:
             "examples read",
             examples=len(read.examples),
             queries=len(prepared.clicks.queries),
+            synthetic=len(prepared.synthetic),
             documents=len(documents),
             unreadable=len(read.unreadable),
             of_other_indexes=read.of_other_indexes,
@@ -205,9 +206,22 @@ class Trainer:
         )
         if not documents:
             raise TrainingError(f"index {command.index!r} has no documents")
-        if not len(prepared.clicks):
-            raise TrainingError("the command's ranges hold no positive example of a document in the index")
+        self._check_enough(prepared)
         return Data(prepared, documents)
+
+    def _check_enough(self, prepared: Prepared) -> None:
+        """Raises TrainingError where a model trained on so little would only be noise."""
+        settings = self._settings
+        total = prepared.positives + prepared.negatives
+        if not prepared.positives:
+            raise TrainingError("the command's ranges hold no positive example of a document in the index")
+        if total < settings.min_examples:
+            raise TrainingError(f"{total} examples, {settings.min_examples} are needed (min_examples)")
+        if prepared.positives < settings.min_positive_share * total:
+            raise TrainingError(
+                f"{prepared.positives} of {total} examples are positive, a share of "
+                f"{settings.min_positive_share:g} is needed (min_positive_share)"
+            )
 
     async def _train(
         self,
@@ -224,14 +238,23 @@ class Trainer:
         settings = self._settings
         await report.stage(kind, "encoding", version=version)
         loaded = await asyncio.to_thread(
-            self._loader.load, manifest, data.documents, data.prepared.clicks, on_text=report.encoding
+            self._loader.load,
+            manifest,
+            data.documents,
+            data.prepared.clicks,
+            data.prepared.synthetic,
+            on_text=report.encoding,
         )
         parent, corpus = loaded.parent, loaded.corpus
         past = moments(loaded.clicks, share=settings.holdout_share, count=METHODS[kind].moments)
+        if not past and len(loaded.synthetic):
+            # Nothing to judge it by yet: the verdict will be inconclusive, and say so.
+            past = [(loaded.clicks, loaded.clicks.of_queries([]))]
         if not past:
             raise TrainingError(
                 f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out"
             )
+        past = [(after_synthetic(loaded.synthetic, known), later) for known, later in past]
         started = time.monotonic()
         trained, trials = Trained(), list[Trial]()
         left = deadline(seconds)
@@ -251,8 +274,9 @@ class Trainer:
             )
             trained = await asyncio.to_thread(METHODS[kind].train, job)
             await report.stage(kind, "gate", version=version, message=step)
-            before, after = await asyncio.to_thread(_sides, parent, trained, corpus, later, report)
-            trials.append(await asyncio.to_thread(measure, later, before, after))
+            if len(later):
+                before, after = await asyncio.to_thread(_sides, parent, trained, corpus, later, report)
+                trials.append(await asyncio.to_thread(measure, later, before, after))
         thresholds = Thresholds(settings.gate_min_queries, settings.gate_max_lost_recall)
         gate = await asyncio.to_thread(judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin)
 

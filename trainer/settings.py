@@ -29,6 +29,12 @@ class TrainerSettings(ArtifactSettings):
     max_examples: int = Field(
         200_000, ge=100, description="most examples one run holds in memory; beyond it the oldest go"
     )
+    min_examples: int = Field(
+        100, ge=1, description="fewer examples than this train nothing; synthetic ones count"
+    )
+    min_positive_share: float = Field(
+        0.5, ge=0.0, le=1.0, description="share of the examples that must be positive to train on them"
+    )
     holdout_share: float = Field(
         0.25,
         ge=0.05,
@@ -47,6 +53,8 @@ class TrainerSettings(ArtifactSettings):
         return {
             "seed": self.seed,
             "max_examples": self.max_examples,
+            "min_examples": self.min_examples,
+            "min_positive_share": self.min_positive_share,
             "holdout_share": self.holdout_share,
             "gate_min_queries": self.gate_min_queries,
             "gate_max_lost_recall": self.gate_max_lost_recall,

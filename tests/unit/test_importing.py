@@ -189,9 +189,9 @@ def clickloop(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_dry_run_needs_no_broker_and_its_exit_code_tells_of_rejects(tmp_path: Path) -> None:
     jsonl(tmp_path / "x.jsonl", QUERY, CLICK)
-    jsonl(tmp_path / "bad.jsonl", {"event": "stars", "q": "q", "d": "d", "n": 3, "at": AT.isoformat()}, b"{")
+    jsonl(tmp_path / "bad.jsonl", {"q": "q", "d": "d", "n": 3, "at": AT.isoformat()}, b"{")
     (tmp_path / "clickloop.toml").write_text(
-        '[sources.stars]\ntopic = "ratings"\nfields = { query_id = "q", doc_id = "d", rating = "n", time = "at" }\n'
+        '[sources.stars]\ntopic = "ratings"\nfields = { query_id = "q", doc_id = "d", rating = "n", time = "at" }'
     )
     good = clickloop("import", "x.jsonl", "--dry-run", cwd=tmp_path)
     assert (good.returncode, good.stderr) == (0, "")

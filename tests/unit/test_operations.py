@@ -12,14 +12,17 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from clickloop.settings import ArtifactSettings, Settings
+from clickloop.settings import ArtifactSettings, GenerateSettings, Settings
 from search.settings import SearchSettings
 from streams.settings import StreamsSettings
 from trainer.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-CLASSES: list[type[Settings]] = [Settings, ArtifactSettings, SearchSettings, StreamsSettings, TrainerSettings]
+CLASSES: list[type[Settings]] = [
+    *[Settings, ArtifactSettings, GenerateSettings],
+    *[SearchSettings, StreamsSettings, TrainerSettings],
+]
 SERVICES: dict[str, type[Settings]] = {
     "search": SearchSettings,
     "streams": StreamsSettings,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.unit.trainer_facts import documents, example, world
-from trainer.dataset import RATED, Clicks, moments, normal_text, prepare
+from trainer.dataset import RATED, Clicks, after_synthetic, moments, normal_text, prepare
 
 
 def rows(clicks: Clicks) -> dict[tuple[str, int], float]:
@@ -119,3 +119,36 @@ def test_choosing_queries_keeps_their_rows_and_vectors_together():
     assert part.queries == ["query 3", "query 7"]
     assert np.array_equal(part.vectors, clicks.vectors[[3, 7]])
     assert set(part.query.tolist()) <= {0, 1}
+
+
+def test_synthetic_examples_are_never_held_out_and_weigh_what_they_say():
+    clicked = [example(f"query {n}", f"d{n:04}", number=n) for n in range(20)]
+    made = [example(f"made {n}", f"d{n:04}", number=n, weight=0.1, origin="synthetic") for n in range(30)]
+    prepared = prepare([*clicked, *made], documents(30))
+    assert len(prepared.clicks.queries) == 20
+    assert not any(query.startswith("made") for query in prepared.clicks.queries)
+    assert prepared.synthetic.evidence.tolist() == pytest.approx([0.1] * 30)
+    assert (prepared.positives, prepared.negatives) == (50, 0)
+    vectors = np.random.default_rng(0).normal(size=(20, 200)).astype(np.float32)
+    clicks = replace(prepared.clicks, vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    synthetic = replace(prepared.synthetic, vectors=np.ones((30, 200), dtype=np.float32))
+    for known, later in moments(clicks, share=0.25, count=3):
+        everything = after_synthetic(synthetic, known)
+        assert everything.queries[:30] == prepared.synthetic.queries
+        assert everything.queries[30:] == known.queries
+        assert len(everything.vectors) == len(everything.queries)
+        assert rows(everything).keys() >= rows(known).keys()
+        assert not any(query.startswith("made") for query in later.queries)
+
+
+def test_examples_are_counted_by_label_for_the_minimums():
+    prepared = prepare(
+        [
+            example("one", "d0000", number=1),
+            example("two", "d0001", number=2, label="negative", rating=1.0),
+            example("three", "gone", number=3),
+            example("four", "d0002", number=4, weight=0.0),
+        ],
+        documents(3),
+    )
+    assert (prepared.positives, prepared.negatives, prepared.unknown_documents) == (1, 1, 1)

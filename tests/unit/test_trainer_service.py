@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -26,8 +27,10 @@ from trainer.settings import TrainerSettings
 NAMES = ("open a file", "close a socket", "parse json text", "sort a list", "join two paths", "wait for a thread")
 
 
-async def filled(broker: Broker) -> list[OffsetRange]:
-    """Documents and one click a query; where the examples lie."""
+async def filled(
+    broker: Broker, *, origin: Literal["clicks", "synthetic"] = "clicks", examples: int = 24
+) -> list[OffsetRange]:
+    """Documents and one click (or what else ``origin`` says) a query; where the examples lie."""
     async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
         for number, name in enumerate(NAMES * 2):
             await producer.send_and_wait(
@@ -40,21 +43,23 @@ async def filled(broker: Broker) -> list[OffsetRange]:
                     text=f"def {name.replace(' ', '_')}_{number}(): {name} number {number}",
                 ),
             )
-        for number in range(24):
-            one = example(f"{NAMES[number % 6]} please {number}", f"d{number % 12}", number=number)
+        for number in range(examples):
+            query = f"{NAMES[number % 6]} please {number}"
+            one = example(query, f"d{number % 12}", number=number, weight=0.1, origin=origin)
             await producer.send_and_wait(topics.TRAINING_EXAMPLES, one)
     name = topics.TRAINING_EXAMPLES.name(broker.prefix)
     ends = await end_offsets(broker.bootstrap_servers, name)
     return [OffsetRange(topic=name, partition=p, start=first, end=end) for p, (first, end) in ends.items()]
 
 
-def trainer_for(broker: Broker, folder: Path) -> tuple[Trainer, Producer]:
+def trainer_for(broker: Broker, folder: Path, *, min_examples: int = 20) -> tuple[Trainer, Producer]:
     settings = TrainerSettings.load(
         bootstrap_servers=broker.bootstrap_servers,
         topic_prefix=broker.prefix,
         store_url=f"file://{folder}/store",
         work_dir=folder / "work",
         device="cpu",
+        min_examples=min_examples,
     )
     trainer = build_trainer(settings)
     return trainer, trainer.producer
@@ -115,6 +120,30 @@ async def test_a_command_that_cannot_be_done_is_reported_and_the_trainer_goes_on
     ]
     assert [m.command_id for m in failed] == ["bad", "empty"]
     assert "no-such-version" in failed[0].message
+
+
+@pytest.mark.timeout(120)
+async def test_the_first_model_trains_before_the_first_click_and_says_that_nothing_judged_it(
+    broker: Broker, tmp_path: Path
+):
+    ranges = await filled(broker, origin="synthetic")
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        assert await trainer.handle(command(ranges))
+    (version,) = [m for m in await sent(broker, topics.MODEL_VERSIONS) if isinstance(m, ModelVersionPublished)]
+    assert version.gate is not None
+    assert (version.gate.verdict, version.gate.queries) == ("inconclusive", 0)
+    assert version.gate.reasons == ["no clicks were held out"]
+    assert version.lineage.examples == 24
+
+
+async def test_too_few_examples_train_nothing_and_the_reason_is_one_line(broker: Broker, tmp_path: Path):
+    ranges = await filled(broker, examples=15)
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        assert await trainer.handle(command(ranges))
+    runs = [m for m in await sent(broker, topics.TRAINING_RUNS) if isinstance(m, TrainingProgressed)]
+    assert [m.message for m in runs if m.stage == "failed"] == ["15 examples, 20 are needed (min_examples)"]
 
 
 async def test_an_unreadable_command_goes_to_the_dead_letters(broker: Broker, tmp_path: Path):

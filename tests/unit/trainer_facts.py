@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def example(
     revision: int = 1,
     index: str = "default",
     negatives: tuple[str, ...] = (),
+    origin: Literal["clicks", "synthetic"] = "clicks",
 ) -> ExampleFormed:
     return ExampleFormed(
         event_id=f"{number}/{doc_id}/{revision}",
@@ -44,6 +46,7 @@ def example(
         rating=rating,
         negatives=list(negatives),
         clicks=1,
+        origin=origin,
     )
 
 
