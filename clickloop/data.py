@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,8 @@ import typer
 from clickloop import cli, codec, topics
 from clickloop.errors import ClickloopError, SettingsError
 from clickloop.events import DocumentChanged
-from clickloop.files import writer
+from clickloop.exporting import COLUMNS, Filter, Shape, collected, read_topics
+from clickloop.files import Format, writer
 from clickloop.generating import example, generate
 from clickloop.importing import AT_ONCE, Rejects, Report, read_files, send
 from clickloop.kafka import Producer
@@ -27,6 +29,7 @@ PROGRESS_SECONDS = 5.0
 
 def add_to(app: typer.Typer) -> None:
     app.command("import")(import_files)
+    app.command("export")(export)
     app.command("generate")(generate_pairs)
 
 
@@ -81,6 +84,47 @@ def import_files(
     typer.echo(report.line(dry_run=dry_run))
     if report.rejected:
         raise typer.Exit(1)
+
+
+def export(
+    shape: Annotated[Shape, typer.Option("--format", help="What a row is.")],
+    kind: Annotated[Format, typer.Option("--as", help="Kind of file.")] = "jsonl",
+    since: Annotated[str, typer.Option(help="Only what was served at this time or later (RFC 3339).")] = "",
+    until: Annotated[str, typer.Option(help="Only what was served before this time.")] = "",
+    min_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least weight of an example.")] = 0.0,
+    output: Annotated[Path | None, typer.Option(help="File; without it standard output.")] = None,
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Write training data for other trainers: each example's last revision, with its documents' texts."""
+
+    async def work() -> str:
+        settings = Settings.load(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+        wanted = Filter(_time("--since", since), _time("--until", until), min_weight)
+        with collected(settings.index, Sources(settings.index, load_mappings())) as found:
+            with writer(output, kind, COLUMNS[shape]) as write:
+                await read_topics(settings.bootstrap_servers, prefix=settings.topic_prefix, into=found)
+                count = 0
+                for row in found.rows(shape, wanted):
+                    write(row)
+                    count += 1
+            for line in found.unreadable[: Rejects.SHOWN]:
+                _say(line)
+            examples, gone = found.counts(wanted)
+        return f"{count:,} {shape} from {examples:,} examples; {gone:,} of them of documents that are not there"
+
+    _say(cli.finish(work()))
+
+
+def _time(option: str, text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"{option} {text}: no time such as 2026-03-02 or 2026-03-02T09:15:00Z") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def generate_pairs(

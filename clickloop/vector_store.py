@@ -19,17 +19,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from clickloop.documents import document_text as document_text
 from clickloop.logs import logger
 
 
 def content_digest(title: str, text: str) -> bytes:
     """32 bytes that name a document's content, whatever its id."""
     return hashlib.sha256(document_text(title, text).encode()).digest()
-
-
-def document_text(title: str, text: str) -> str:
-    """What the encoder reads of a document."""
-    return f"{title}\n{text}" if title and text else title or text
 
 
 class VectorStore:

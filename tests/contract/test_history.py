@@ -88,3 +88,41 @@ async def test_imported_history_joins_however_old_and_counts_once_however_often_
     clicks = await read_all(broker, topics.CLICKS, ResultClicked)
     assert len({q.event_id for q in queries}) == QUERIES
     assert len({c.event_id for c in clicks}) == QUERIES + 3
+
+
+async def test_a_start_without_clicks_goes_in_as_synthetic_examples_and_out_as_pairs(
+    broker: Any, tmp_path: Path
+) -> None:
+    documents = tmp_path / "documents.jsonl"
+    lines = [json.dumps({"doc_id": f"d{n}", "title": f"Trail shoe model {n}"}) for n in range(110)]
+    documents.write_text("\n".join(lines))
+    sent = await asyncio.to_thread(clickloop, broker, "import", str(documents), "--topic", "documents")
+    assert sent.stdout == "110 rows: 110 documents sent; 0 rejected\n", sent.stderr
+    for _ in range(2):
+        made = await asyncio.to_thread(clickloop, broker, "generate", "--documents", str(documents), "--send")
+        assert made.returncode == 0, made.stderr
+    assert made.stderr == ("110 pairs sent as synthetic examples, from 110 documents: 110 from a title\n")
+    examples = await read_all(broker, topics.TRAINING_EXAMPLES, ExampleFormed)
+    assert len(examples) == 220
+    assert len(last_revisions(examples)) == 110
+    assert {(e.origin, e.weight, e.label) for e in examples} == {("synthetic", 0.1, "positive")}
+
+    out = await asyncio.to_thread(clickloop, broker, "export", "--format", "pairs", "--as", "csv")
+    assert out.returncode == 0, out.stderr
+    assert out.stderr == "110 pairs from 110 examples; 0 of them of documents that are not there\n"
+    assert out.stdout.startswith("query,document,label,weight,query_id,doc_id,origin\nTrail shoe model")
+    nothing = await asyncio.to_thread(
+        clickloop,
+        broker,
+        "export",
+        "--format",
+        "preferences",
+        "--until",
+        "2020-01-01",
+        "--output",
+        str(tmp_path / "p"),
+    )
+    assert nothing.stderr.startswith("0 preferences from 0 examples")
+    assert (tmp_path / "p").read_text() == ""
+    wrong = await asyncio.to_thread(clickloop, broker, "export", "--format", "pairs", "--since", "yesterday")
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)

@@ -1,0 +1,181 @@
+"""Training data out of the log: last revisions only, with texts, in the shapes that other trainers read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from clickloop import codec, topics
+from clickloop.errors import SettingsError
+from clickloop.events import DocumentChanged, ExampleFormed, Message
+from clickloop.exporting import COLUMNS, Collected, Filter, Shape, collected
+from clickloop.files import Format, writer
+from clickloop.kafka import Record
+from clickloop.sources import Sources
+
+AT = datetime(2026, 3, 2, tzinfo=UTC)
+SHAPES: list[Shape] = ["pairs", "triplets", "preferences"]
+
+
+def example(query_id: str, doc_id: str, **more: Any) -> ExampleFormed:
+    values: dict[str, Any] = {
+        "event_id": f"{query_id}/{doc_id}",
+        "index": "default",
+        "example_id": f"{query_id}/{doc_id}",
+        "revision": 1,
+        "query_id": query_id,
+        "query": f"query {query_id}",
+        "doc_id": doc_id,
+        "label": "positive",
+        "weight": 0.5,
+        "served_at": AT,
+        "formed_at": AT,
+    }
+    return ExampleFormed(**{**values, **more})
+
+
+def document(doc_id: str, **more: Any) -> DocumentChanged:
+    values = {"event_id": doc_id, "index": "default", "doc_id": doc_id, "changed_at": AT, "text": f"text {doc_id}"}
+    return DocumentChanged(**{**values, **more})
+
+
+@pytest.fixture
+def found() -> Iterator[Collected]:
+    with collected("default", Sources("default")) as collection:
+        yield collection
+
+
+def fill(found: Collected, *messages: Message) -> Collected:
+    for number, message in enumerate(messages):
+        topic = topics.DOCUMENTS if isinstance(message, DocumentChanged) else topics.TRAINING_EXAMPLES
+        found.add(topic, Record(topic.suffix, 0, number, topic.key(message).encode(), codec.encode(message)))
+    return found
+
+
+def rows(found: Collected, shape: Shape, wanted: Filter | None = None) -> list[dict[str, Any]]:
+    return list(found.rows(shape, wanted or Filter()))
+
+
+def compared(found: Collected) -> list[tuple[str, str, str]]:
+    return [(r["prompt"], r["chosen"], r["rejected"]) for r in rows(found, "preferences")]
+
+
+def test_the_last_revision_counts_wherever_it_lies_and_what_weighs_nothing_is_left_out(found: Collected) -> None:
+    second = example("q", "a", revision=2, weight=0.25)
+    fill(found, document("a"), document("b"), second, example("q", "a"), second, example("q", "b", weight=0.0))
+    assert rows(found, "pairs") == [
+        {
+            "query": "query q",
+            "document": "text a",
+            "label": 1,
+            "weight": 0.25,
+            "query_id": "q",
+            "doc_id": "a",
+            "origin": "clicks",
+        }
+    ]
+
+
+def test_documents_are_as_they_are_now(found: Collected) -> None:
+    fill(found, document("a"), document("a", text="new", title="Shoe"), document("b"), document("b", deleted=True))
+    fill(found, example("q", "a"), example("q", "b"), example("q", "c"))
+    found.add(topics.DOCUMENTS, Record("documents", 0, 9, b"a", None))
+    assert rows(found, "pairs") == []
+    fill(found, document("a", text="again", title="Shoe"))
+    assert [row["document"] for row in rows(found, "pairs")] == ["Shoe\nagain"]
+    assert found.counts(Filter()) == (3, 2)
+
+
+def test_a_positive_was_preferred_to_what_was_passed_over_and_to_what_was_rated_low(found: Collected) -> None:
+    fill(found, *(document(d) for d in "abcd"))
+    fill(
+        found,
+        example("q", "a", negatives=["b", "c"]),
+        example("q", "c", negatives=["b"]),
+        example("q", "d", label="negative", rating=1.0),
+        example("other", "b", label="negative", rating=1.0),
+    )
+    assert compared(found) == [
+        ("query q", "text a", "text b"),
+        ("query q", "text a", "text d"),
+        ("query q", "text c", "text b"),
+        ("query q", "text c", "text d"),
+    ]
+    assert [label for row in rows(found, "pairs") if (label := row["label"]) == 0] == [0, 0]
+    assert len(rows(found, "triplets")) == 4
+
+
+def test_examples_are_chosen_by_time_and_weight(found: Collected) -> None:
+    fill(found, *(document(d) for d in "abc"))
+    day = timedelta(days=1)
+    for number, doc_id in enumerate("abc"):
+        fill(found, example("q", doc_id, served_at=AT + number * day, weight=(number + 1) / 10))
+
+    def ids(wanted: Filter) -> str:
+        return "".join(row["doc_id"] for row in rows(found, "pairs", wanted))
+
+    assert ids(Filter()) == "abc"
+    assert ids(Filter(since=AT + day)) == "bc"
+    assert ids(Filter(since=AT, until=AT + 2 * day)) == "ab"
+    assert ids(Filter(min_weight=0.2)) == "bc"
+
+
+def test_other_indexes_and_unreadable_records_stay_out_and_are_told(found: Collected) -> None:
+    fill(found, document("a"), document("b", index="other"), example("q", "b"), example("q", "a", index="other"))
+    found.add(topics.TRAINING_EXAMPLES, Record("training-examples", 2, 7, None, b"\xff"))
+    assert rows(found, "pairs") == []
+    assert found.unreadable[0].startswith("training-examples/2 offset 7: no readable JSON")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_every_shape_is_the_same_in_every_kind_of_file(
+    found: Collected, tmp_path: Path, shape: Shape, form: Format
+) -> None:
+    fill(found, document("a", text='Größe, "5"\n🥾'), document("b"), example("q", "a", negatives=["b"]))
+    path = tmp_path / f"out.{form}"
+    expected = rows(found, shape)
+    with writer(path, form, COLUMNS[shape]) as write:
+        for row in expected:
+            write(row)
+    if form == "parquet":
+        read = pq.read_table(path).to_pylist()
+    elif form == "jsonl":
+        read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    else:
+        with path.open(encoding="utf-8", newline="") as stream:
+            read = list(csv.DictReader(stream))
+        expected = [{name: str(value) for name, value in row.items()} for row in expected]
+    assert read == expected
+    assert [list(row) for row in read] == [[name for name, _ in COLUMNS[shape]]]
+
+
+def test_preferences_begin_with_the_columns_that_trl_reads() -> None:
+    assert [name for name, _ in COLUMNS["preferences"]][:4] == ["prompt", "chosen", "rejected", "weight"]
+
+
+def test_a_file_that_is_not_complete_is_not_there(tmp_path: Path) -> None:
+    def fails() -> None:
+        with writer(tmp_path / "out.csv", "csv", COLUMNS["pairs"]):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--output"), writer(None, "parquet", COLUMNS["pairs"]):
+        pass
+    with (
+        pytest.raises(SettingsError, match="can't be written"),
+        writer(tmp_path / "no" / "x.csv", "csv", COLUMNS["pairs"]),
+    ):
+        pass
