@@ -7,12 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from clickloop import cli, codec, topics
+from clickloop.documents import document_text
 from clickloop.errors import ClickloopError, SettingsError
 from clickloop.events import DocumentChanged
 from clickloop.exporting import COLUMNS, Filter, Shape, collected, read_topics
@@ -20,6 +22,7 @@ from clickloop.files import Format, writer
 from clickloop.generating import example, generate
 from clickloop.importing import AT_ONCE, Rejects, Report, read_files, send
 from clickloop.kafka import Producer
+from clickloop.service import missing
 from clickloop.settings import GenerateSettings, Settings, load_mappings
 from clickloop.sources import Mapping, Sources
 
@@ -132,6 +135,7 @@ def generate_pairs(
     output: Annotated[Path | None, typer.Option(help="File for the pairs, JSON Lines.")] = None,
     send_them: Annotated[bool, typer.Option("--send", help="Send them as synthetic examples.")] = False,
     mapping: Annotated[str, typer.Option(help="Mapping [sources.NAME] of the settings file.")] = "",
+    model: Annotated[str, typer.Option(help="Query generator: a sequence-to-sequence model or its folder.")] = "",
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
     index: cli.Index = None,
@@ -144,7 +148,9 @@ def generate_pairs(
         )
         sources = Sources(settings.index, _chosen([mapping] if mapping else []))
         found = list(_documents(documents, sources))
-        pairs = generate(found, per_document=settings.queries_per_document, seed=settings.seed)
+        most, seed = settings.queries_per_document, settings.seed
+        asked = _asked(model, found, most, seed) if model else None
+        pairs = generate(found, per_document=most, seed=seed, asked=asked)
         if len(pairs) < settings.min_examples:
             raise ClickloopError(
                 f"{len(pairs)} pairs from {len(found)} documents: too few to learn from, "
@@ -170,6 +176,18 @@ def generate_pairs(
         return f"{len(pairs):,} pairs {done}, from {len(found):,} documents: {counts}"
 
     _say(cli.finish(work()))
+
+
+def _asked(model: str, documents: list[DocumentChanged], most: int, seed: int) -> dict[str, list[str]]:
+    """What a model asks of each document. Raises SettingsError where no installed service can run one."""
+    for point in entry_points(group="clickloop.query_generators"):
+        try:
+            texts = [document_text(document.title, document.text) for document in documents]
+            queries = point.load()(model, texts, per_document=most, seed=seed)
+        except ModuleNotFoundError as error:
+            raise SettingsError(f"--model {model}: {missing(error, extra='trainer')}") from None
+        return {document.doc_id: of_it for document, of_it in zip(documents, queries, strict=True)}
+    raise SettingsError(f"--model {model}: no query generator is installed; pip install 'clickloop[trainer]'")
 
 
 def _documents(path: Path, sources: Sources) -> Iterator[DocumentChanged]:

@@ -13,14 +13,14 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from clickloop.events import DocumentChanged, ExampleFormed
 
-Kind = Literal["title", "heading", "sentence", "phrase"]
+Kind = Literal["title", "heading", "sentence", "phrase", "model"]
 
 MOST_TEXT = 20_000
 """Characters of a document that are looked at."""
@@ -66,10 +66,20 @@ class Pair:
     kind: Kind
 
 
-def generate(documents: Sequence[DocumentChanged], *, per_document: int, seed: int) -> list[Pair]:
-    """At most ``per_document`` queries a document, of as many kinds as it has; the same for the same seed."""
+def generate(
+    documents: Sequence[DocumentChanged],
+    *,
+    per_document: int,
+    seed: int,
+    asked: Mapping[str, Sequence[str]] | None = None,
+) -> list[Pair]:
+    """At most ``per_document`` queries a document, of as many kinds as it has; the same for the same seed.
+
+    ``asked`` are a model's queries by document, of the kind ``model``.
+    """
     idf = _inverse_document_frequencies(documents)
-    candidates = {document.doc_id: list(_candidates(document, idf)) for document in documents}
+    models = asked or {}
+    candidates = {d.doc_id: list(_candidates(d, idf, models.get(d.doc_id, ()))) for d in documents}
     owners: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
     for doc_id, pairs in candidates.items():
         for pair in pairs:
@@ -113,15 +123,16 @@ def words(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(_CAMEL.sub(" ", text).replace("_", " "))]
 
 
-def _candidates(document: DocumentChanged, idf: dict[str, float]) -> Iterator[Pair]:
+def _candidates(document: DocumentChanged, idf: dict[str, float], asked: Sequence[str]) -> Iterator[Pair]:
     text = document.text[:MOST_TEXT]
     found: list[tuple[Kind, str]] = [("title", document.title)]
     headings = ("".join(match.groups(default="")) for match in _HEADING.finditer(text))
     found += [("heading", heading) for heading, _ in zip(headings, range(HEADINGS), strict=False)]
     found.append(("sentence", _first_sentence(text)))
     found += [("phrase", phrase) for phrase in _key_phrases(text, idf)]
-    for kind, words_of in found:
-        query = _readable(words_of)
+    found += [("model", query) for query in asked]
+    for kind, piece in found:
+        query = _readable(piece)
         if query:
             yield Pair(query, document.doc_id, kind)
 

@@ -23,6 +23,9 @@ from clickloop import codec, topics
 from clickloop.errors import BrokerError, MessageError
 from clickloop.events import Header, Message, MessageQuarantined, OffsetRange
 from clickloop.logs import logger
+from clickloop.records import read_any_header_name
+
+read_any_header_name()
 
 M = TypeVar("M", bound=Message)
 

@@ -52,7 +52,10 @@ def beliefs(clicks: Clicks, asked: Vectors, documents: Vectors) -> Floats:
 
 
 def believed(clicks: Clicks, asked: Vectors, documents: Vectors) -> Clicks:
-    """The rows that are believed at least ``LEAST``, with how far they are as their evidence."""
+    """The rows that are believed at least ``LEAST``, with how far they are as their evidence.
+
+    Less than a click, which a synthetic pair or a distrusted click is, stays less.
+    """
     belief = beliefs(clicks, asked, documents)
     kept = belief >= LEAST
     return replace(
@@ -60,7 +63,7 @@ def believed(clicks: Clicks, asked: Vectors, documents: Vectors) -> Clicks:
         query=clicks.query[kept],
         document=clicks.document[kept],
         weight=clicks.weight[kept],
-        evidence=belief[kept],
+        evidence=np.minimum(belief, clicks.evidence)[kept],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -92,7 +93,7 @@ class Prepared:
     synthetic: Clicks
     """What the documents themselves say, from ``clickloop generate``; never held out."""
     positives: int
-    """Examples that weigh anything and whose document is known, synthetic ones among them."""
+    """Examples by label, whatever they weigh, synthetic ones among them."""
     negatives: int
     newest_example_at: datetime | None
     unknown_documents: int
@@ -114,7 +115,7 @@ def prepare(examples: Sequence[ExampleFormed], documents: Sequence[Document]) ->
     rows: dict[tuple[int, int], list[float]] = {}
     skipped: dict[int, dict[int, None]] = {}
     made: list[ExampleFormed] = []
-    unknown = positives = negative = 0
+    unknown = positives = 0
     newest: datetime | None = None
     for example in examples:
         newest = max(newest, example.formed_at) if newest else example.formed_at
@@ -156,8 +157,9 @@ def prepare(examples: Sequence[ExampleFormed], documents: Sequence[Document]) ->
         examples=positives,
         skipped={q: kept for q, docs in skipped.items() if (kept := [d for d in docs if (q, d) not in clicked])},
     )
+    labels = Counter(example.label for example in examples)
     synthetic = _synthetic(made, position)
-    return Prepared(clicks, synthetic, positives + synthetic.examples, negative, newest, unknown)
+    return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown)
 
 
 def _synthetic(made: Sequence[ExampleFormed], position: Mapping[str, int]) -> Clicks:

@@ -157,7 +157,7 @@ class Trainer:
             if self._store.has(version):
                 published = self._store.published(version)
             else:
-                data = data or await self._read(command)
+                data = data or await self._read(command, first=parent.parent is None)
                 share = COST[kind] / sum(COST[k] for k in command.kinds[number:])
                 published = await self._train(
                     command, report, kind, version, parent, data, margin=margin, seconds=share * left()
@@ -182,7 +182,8 @@ class Trainer:
         base = await asyncio.to_thread(self._store.ensure_base, folder, name=self._settings.base_model)
         return base.manifest
 
-    async def _read(self, command: Retrain) -> Data:
+    async def _read(self, command: Retrain, *, first: bool) -> Data:
+        """``first``: it is to train from the base model, which takes more than going on from a trained one."""
         where = self._settings.bootstrap_servers
         prefix = self._settings.topic_prefix
         read = await read_examples(
@@ -206,17 +207,20 @@ class Trainer:
         )
         if not documents:
             raise TrainingError(f"index {command.index!r} has no documents")
-        self._check_enough(prepared)
+        if not len(prepared.clicks) and not len(prepared.synthetic):
+            raise TrainingError("the command's ranges hold no positive example of a document in the index")
+        if first:
+            self._check_enough(prepared)
         return Data(prepared, documents)
 
     def _check_enough(self, prepared: Prepared) -> None:
-        """Raises TrainingError where a model trained on so little would only be noise."""
+        """Raises TrainingError where a first model from so little would only be noise."""
         settings = self._settings
         total = prepared.positives + prepared.negatives
-        if not prepared.positives:
-            raise TrainingError("the command's ranges hold no positive example of a document in the index")
         if total < settings.min_examples:
-            raise TrainingError(f"{total} examples, {settings.min_examples} are needed (min_examples)")
+            raise TrainingError(
+                f"{total} examples, {settings.min_examples} are needed for a first model (min_examples)"
+            )
         if prepared.positives < settings.min_positive_share * total:
             raise TrainingError(
                 f"{prepared.positives} of {total} examples are positive, a share of "

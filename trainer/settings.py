@@ -30,10 +30,10 @@ class TrainerSettings(ArtifactSettings):
         200_000, ge=100, description="most examples one run holds in memory; beyond it the oldest go"
     )
     min_examples: int = Field(
-        100, ge=1, description="fewer examples than this train nothing; synthetic ones count"
+        100, ge=1, description="fewer examples than this train no first model; synthetic ones count"
     )
     min_positive_share: float = Field(
-        0.5, ge=0.0, le=1.0, description="share of the examples that must be positive to train on them"
+        0.5, ge=0.0, le=1.0, description="share of the examples that must be positive to train a first model"
     )
     holdout_share: float = Field(
         0.25,

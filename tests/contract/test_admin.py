@@ -45,7 +45,7 @@ async def test_a_dead_letter_is_listed_shown_and_replayed_byte_for_byte(broker: 
     original = b'\xff\x00 "poison"\n'
     name = topics.CLICKS.name(broker.prefix)
     async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
-        record = Record(name, 1, 7, b"key", original)
+        record = Record(name, 1, 7, b"key", original, [("ce_id", b"\xff7"), ("ce_id", b"again"), ("empty", None)])  # type: ignore[list-item]
         await producer.quarantine(record, InvalidMessageError("position 0"), service="streams", index="default")
     listed = clickloop(broker, "dead-letters", "list")
     assert f"{name}/1/7" in listed.stdout
@@ -55,6 +55,7 @@ async def test_a_dead_letter_is_listed_shown_and_replayed_byte_for_byte(broker: 
     assert clickloop(broker, "dead-letters", "replay", "0").returncode == 0
     (again,) = await read_all(broker, topics.CLICKS)
     assert (again.value, again.key) == (original, b"key")
+    assert list(again.headers) == [("ce_id", b"\xff7"), ("ce_id", b"again")]
     missing = clickloop(broker, "dead-letters", "show", "99")
     assert missing.returncode == 1
     assert "no dead letter 99" in missing.stderr

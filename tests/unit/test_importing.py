@@ -221,3 +221,15 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert said in done.stderr
+
+
+def test_without_pyarrow_a_parquet_file_is_one_line_that_names_the_extra(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"")
+    code = "import sys; sys.modules['pyarrow'] = None\nfrom clickloop.__main__ import main; main()"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "import", "x.parquet", "--dry-run"],
+        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path, env=env,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "clickloop: the module 'pyarrow' is not installed; pip install 'clickloop[files]'\n"

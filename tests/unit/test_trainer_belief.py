@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from trainer.belief import beliefs, believed
@@ -58,3 +60,11 @@ def test_where_no_query_was_asked_twice_everything_is_believed() -> None:
         clicks.queries, clicks.query[once], clicks.document[once], clicks.weight[once], clicks.evidence[once]
     )
     assert beliefs(single, queries, documents).tolist() == [1.0] * len(single)
+
+
+def test_what_is_less_than_a_click_is_not_made_more_by_being_believed() -> None:
+    clicks, asked, documents = clicked(asked=1.0, wrong=0.0)
+    faint = replace(clicks, evidence=np.full(len(clicks), 0.1, dtype=np.float32))
+    kept = believed(faint, asked, documents)
+    assert len(kept) == len(clicks)
+    assert float(kept.evidence.max()) <= 0.1 + 1e-6

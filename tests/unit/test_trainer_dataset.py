@@ -151,4 +151,4 @@ def test_examples_are_counted_by_label_for_the_minimums():
         ],
         documents(3),
     )
-    assert (prepared.positives, prepared.negatives, prepared.unknown_documents) == (1, 1, 1)
+    assert (prepared.positives, prepared.negatives, prepared.unknown_documents) == (3, 1, 1)

@@ -1,0 +1,90 @@
+"""Records whose header names are no UTF-8: read all the same.
+
+A broker takes any bytes for a header's name, and aiokafka fails on the whole fetch, again and again: one such
+record would stop every consumer of the topic for good. aiokafka has no hook for it, so ``read_any_header_name``
+puts our reader in front of its own. It costs a generator per batch; only a batch that fails is read again, in
+Python, with what can't be decoded replaced.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.memory_records import MemoryRecords
+
+_LENGTH = struct.Struct(">i")
+_LENGTH_OFFSET, _OVERHEAD = 8, 12
+
+
+def read_any_header_name() -> None:
+    """For every consumer of this process, Faust's too."""
+    fetcher.MemoryRecords = LenientRecords
+
+
+class LenientRecords:
+    """aiokafka's MemoryRecords, with batches that can be read again."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._records = MemoryRecords(data)
+        self._position = 0
+
+    def size_in_bytes(self) -> int:
+        return int(self._records.size_in_bytes())
+
+    def has_next(self) -> bool:
+        return bool(self._records.has_next())
+
+    def next_batch(self) -> Any:
+        batch = self._records.next_batch()
+        if batch is None:
+            return None
+        start = self._position
+        self._position += _OVERHEAD + _LENGTH.unpack_from(self._data, start + _LENGTH_OFFSET)[0]
+        return _Batch(batch, self._data[start : self._position])
+
+
+class _Batch:
+    """A record batch as aiokafka knows it, but for its records."""
+
+    def __init__(self, batch: Any, data: memoryview) -> None:
+        self._batch = batch
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __next__(self) -> Any:
+        return next(self._batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        last = -1
+        try:
+            for record in self._batch:
+                last = record.offset
+                yield record
+            return
+        except (UnicodeDecodeError, CorruptRecordException):
+            again = _DefaultRecordBatchPy(bytearray(self._data))
+        again._maybe_uncompress()
+        again._buffer = _Buffer(again._buffer)
+        for record in again:
+            if record.offset > last:
+                yield record
+
+
+class _Buffer(bytearray):
+    """Bytes that decode whatever they are."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return _Buffer(found) if isinstance(found, bytearray) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "replace") -> str:
+        del errors
+        return super().decode(encoding, "replace")
