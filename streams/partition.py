@@ -20,14 +20,16 @@ from clickloop.events import (
     OffsetRange,
     QueryServed,
     ResultClicked,
+    ResultPreferred,
     ResultRated,
 )
 from streams.buffer import Counts, merge_ranges
 from streams.drift import Detector, DriftWatch, Sample
-from streams.examples import Feedback, NoPositionBias, PositionBias, changed_examples
+from streams.examples import Feedback, Forming, NoPositionBias, PositionBias, changed_examples
 from streams.join import Arrival, Impression, Join, Joined
+from streams.quality import Quality
 from streams.settings import StreamsSettings
-from streams.trust import Trust
+from streams.trust import Judgement, Limits, Trust
 
 INPUTS = (topics.QUERIES.suffix, topics.CLICKS.suffix, topics.RATINGS.suffix)
 
@@ -103,12 +105,19 @@ class Partition:
         self._forgotten = forgotten
         self.join = Join(window=settings.window_seconds, max_open=max_open or settings.max_open_impressions)
         self.trust = Trust(
-            min_click_seconds=settings.min_click_seconds, clicks_per_minute=settings.clicks_per_minute
+            Limits(
+                min_click_seconds=settings.min_click_seconds,
+                clicks_per_minute=settings.clicks_per_minute,
+                clicks_per_document=settings.clicks_per_document,
+                max_key_share=settings.max_key_share,
+                max_document_share=settings.max_document_share,
+            )
         )
-        self._bias = (
-            PositionBias(settings.propensity_clip)
-            if settings.position_bias == "inverse_rank"
-            else NoPositionBias()
+        self._forming = Forming(
+            settings.index,
+            NoPositionBias() if settings.position_bias == "off" else PositionBias(settings.propensity_clip),
+            Quality(settings.min_rating, settings.min_accuracy, settings.min_relevance),
+            settings.trust_floor,
         )
         self._watch = DriftWatch(detectors=detectors, seed=number)
         self._handled = {suffix: handled.get(suffix, 0) for suffix in INPUTS}
@@ -168,7 +177,7 @@ class Partition:
 
     def feedback(
         self,
-        event: ResultClicked | ResultRated,
+        event: ResultClicked | ResultRated | ResultPreferred,
         *,
         offset: int,
         log_time: float,
@@ -176,7 +185,7 @@ class Partition:
         source: Any = None,
         suffix: str = "",
     ) -> Effects:
-        """Someone clicked or rated a result. ``source`` is handed back if that can't have happened.
+        """Someone clicked, rated or preferred a result. ``source`` is handed back if that can't have happened.
 
         ``suffix`` names the input that it came by, where that may be another than its own.
         """
@@ -251,21 +260,26 @@ class Partition:
     def _settle(self, joined: Joined, effects: Effects, now: float) -> None:
         arrival, impression = joined.arrival, joined.impression
         event = arrival.event
+        shown = impression.results if impression is not None else []
         if joined.fate == "not_shown" and arrival.live:
-            effects.impossible.append((arrival.source, f"{event.doc_id!r} was not shown for this query"))
+            effects.impossible.append((arrival.source, f"{arrival.unseen(shown)!r} was not shown for this query"))
         feedback = impression.feedback if impression is not None else None
         if joined.fate != "joined" or impression is None or feedback is None:
             return
         feedback.live = feedback.live or arrival.live
         if isinstance(event, ResultClicked):
             self._click(impression, feedback, event, arrival)
-        else:
+        elif isinstance(event, ResultRated):
             self._rate(impression, feedback, event, arrival)
+        else:
+            self._prefer(impression, feedback, event, arrival)
+        if impression.domain in self._settings.skip_domains:
+            self.join.keep(impression)
+            return
         examples = changed_examples(
             impression,
             event.doc_id,
-            index=self._settings.index,
-            bias=self._bias,
+            forming=self._forming,
             believed=self.trust.believed(feedback, len(impression.results)),
             now=datetime.fromtimestamp(now, UTC),
         )
@@ -276,10 +290,15 @@ class Partition:
             effects.examples.extend(examples)
 
     def _click(self, impression: Impression, feedback: Feedback, event: ResultClicked, arrival: Arrival) -> None:
-        trust = self.trust.click(
-            impression.split_key or event.split_key, at=arrival.at, served_at=impression.served_at
+        trust, reason = self.trust.click(
+            impression.split_key or event.split_key,
+            event.doc_id,
+            impression.query,
+            at=arrival.at,
+            served_at=impression.served_at,
+            again=_is_believed(feedback, event.doc_id),
         )
-        feedback.click(event.doc_id, at=arrival.at, dwell=event.dwell_seconds, trust=trust)
+        feedback.click(event.doc_id, at=arrival.at, dwell=event.dwell_seconds, trust=trust, reason=reason)
         if trust == 0.0:
             return
         position = impression.positions[impression.results.index(event.doc_id)]
@@ -293,10 +312,27 @@ class Partition:
             self._counts.click(impression.arm, impression.version, best_before=before, best_now=best)
 
     def _rate(self, impression: Impression, feedback: Feedback, event: ResultRated, arrival: Arrival) -> None:
-        trust = self.trust.rating(impression.split_key or event.split_key, at=arrival.at)
-        feedback.rate(event.doc_id, event.event_id, at=arrival.at, rating=event.rating, trust=trust)
+        trust, reason = self._opinion(impression, feedback, event, arrival)
+        feedback.rate(event, at=arrival.at, trust=trust, reason=reason)
         if arrival.live and trust > 0.0:
             self._counts.rating(event.rating)
+
+    def _prefer(
+        self, impression: Impression, feedback: Feedback, event: ResultPreferred, arrival: Arrival
+    ) -> None:
+        trust, reason = self._opinion(impression, feedback, event, arrival)
+        feedback.prefer(event, trust=trust, reason=reason)
+
+    def _opinion(
+        self, impression: Impression, feedback: Feedback, event: ResultRated | ResultPreferred, arrival: Arrival
+    ) -> Judgement:
+        return self.trust.opinion(
+            impression.split_key or event.split_key,
+            event.doc_id,
+            impression.query,
+            at=arrival.at,
+            again=_is_believed(feedback, event.doc_id),
+        )
 
     def _count(self, feedback: Feedback, example: ExampleFormed, arrival: Arrival, *, live: bool) -> None:
         """Count an example as new once, when it first weighs anything.
@@ -313,3 +349,8 @@ class Partition:
         elif result.counted_as_new and not live and example.doc_id == arrival.event.doc_id:
             result.counted_as_new = False
             self._counts.examples -= 1
+
+
+def _is_believed(feedback: Feedback, doc_id: str) -> bool:
+    result = feedback.results.get(doc_id)
+    return result is not None and result.believed

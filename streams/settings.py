@@ -25,6 +25,16 @@ class StreamsSettings(Settings):
         1_000_000, ge=1, description="open impressions a worker keeps; beyond it the oldest go, counted"
     )
 
+    min_rating: float = Field(4.0, ge=0, le=5, description="a positive rated lower weighs nothing; 0 is no filter")
+    min_accuracy: float = Field(
+        4.0, ge=0, le=5, description="the same for the accuracy that a rating may carry; 0 is no filter"
+    )
+    min_relevance: float = Field(
+        4.0, ge=0, le=5, description="the same for the relevance that a rating may carry; 0 is no filter"
+    )
+    skip_domains: Annotated[list[str], NoDecode] = Field(
+        [], description="domains whose impressions form no examples, comma-separated"
+    )
     position_bias: Literal["inverse_rank", "off"] = Field(
         "inverse_rank", description="correct weights for how far down a result was shown, or don't"
     )
@@ -35,7 +45,25 @@ class StreamsSettings(Settings):
         0.2, ge=0, description="a click sooner after its answer is not a person's; 0 switches the rule off"
     )
     clicks_per_minute: int = Field(
-        60, ge=1, description="clicks of one split key that count, for each partition and minute"
+        60, ge=0, description="clicks of one split key that count, a minute; 0 switches the rule off"
+    )
+    clicks_per_document: int = Field(
+        3, ge=0, description="clicks of one split key on one document that count, an hour; 0 switches the rule off"
+    )
+    max_key_share: float = Field(
+        0.01, ge=0, le=1, description="share of an hour's clicks that one split key may have; 0 switches it off"
+    )
+    max_document_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="share of an hour's clicks that one document or query text may have; 0 switches it off",
+    )
+    trust_floor: float = Field(
+        0.1, ge=0, le=1, description="an example that is believed less weighs nothing, and says why"
+    )
+    redis_url: str = Field(
+        "", description="redis://host:port/db for trust counts across partitions; empty counts in each alone"
     )
 
     report_seconds: float = Field(2.0, gt=0, description="time between a partition's drift reports")
@@ -75,7 +103,7 @@ class StreamsSettings(Settings):
     )
     metrics_port: int = Field(0, ge=0, le=65_535, description="port of /metrics for Prometheus; 0 is none")
 
-    @field_validator("policies", "kinds", "rollout_steps", mode="before")
+    @field_validator("policies", "kinds", "rollout_steps", "skip_domains", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """From the environment and from flags lists come as comma-separated text."""

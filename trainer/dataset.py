@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickloop.events import ExampleFormed
+from clickloop.text import normal_text
 from trainer.examples import Document
 from trainer.model import Vectors
 
@@ -92,12 +91,6 @@ class Prepared:
     newest_example_at: datetime | None
     unknown_documents: int
     """Examples whose document is no longer in the index."""
-
-
-def normal_text(text: str) -> str:
-    """Query texts that differ only in case, spaces, accents' encoding or punctuation have one normal text."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w]+", " ", folded).split())
 
 
 def prepare(examples: Sequence[ExampleFormed], documents: Sequence[Document]) -> Prepared:

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clickloop.text import normal_text
 from tests.unit.trainer_facts import documents, example, world
-from trainer.dataset import RATED, Clicks, moments, normal_text, prepare
+from trainer.dataset import RATED, Clicks, moments, prepare
 
 
 def rows(clicks: Clicks) -> dict[tuple[str, int], float]:
