@@ -13,15 +13,19 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from clickloop.events import QueryServed
 
-DEEPEST = 50
-"""Positions beyond it are looked at like this one."""
+Correction = Literal["estimated", "inverse_rank", "off"]
+"""How clicks are corrected for their position: by what swaps tell (and 1/position until they tell something),
+by 1/position, or not at all."""
+DEEPEST = 100
+"""Clicks further down are too few to tell anything."""
 PRIOR_ERROR = 0.5
 """Of the exponent: people look at position k with a chance of k to the minus 1, give or take so much."""
-BEND = 0.5
-"""By how much a step from one position to the next may differ from that of the power law, as a share of it."""
+LEAST_BEND = 0.05
+"""By how much a single step may differ from the power law's at least, in units of the exponent."""
 
 
 def swapped_pair(query_id: str, count: int, exploration: float) -> int | None:
@@ -73,9 +77,9 @@ class _Sum:
     value: float = 0.0
     squares: float = 0.0
 
-    def add(self, weight: float) -> None:
-        self.value += weight
-        self.squares += weight * weight
+    def add(self, weight: float, times: int) -> None:
+        self.value += weight * times
+        self.squares += weight * weight * times
 
     def merge(self, other: _Sum) -> None:
         self.value += other.value
@@ -99,21 +103,19 @@ class Examination:
         self._pairs: dict[int, tuple[_Sum, _Sum, _Sum, _Sum]] = {}
         """By upper position: the lower document where it is and above, the upper one where it is and below."""
 
-    def click(self, position: int, *, count: int, swapped: int, chance: float) -> None:
-        """A trusted click at ``position`` of ``count`` results, in an answer whose pairs are each swapped with
-        ``chance``; ``swapped`` is the upper position of the one that was, or 0."""
-        if not 0.0 < chance < 1.0:
+    def click(self, position: int, *, propensity: float, swapped: int | None, times: int = 1) -> None:
+        """Trusted clicks at ``position``; the others as they are in the example, or in the impression.
+
+        A propensity of 1 tells that there was no exploration: such a click says nothing here.
+        """
+        if not 0.0 < propensity < 1.0 or position > DEEPEST:
             return
         if swapped and position in (swapped, swapped + 1):
-            self._pair(swapped)[1 if position == swapped else 3].add(1.0 / chance)
+            self._pair(swapped)[1 if position == swapped else 3].add(1.0 / propensity, times)
             return
-        stays = 1.0 - chance * (1 + (1 < position < count))
-        if stays <= 0.0:
-            return
-        if position < count:
-            self._pair(position)[2].add(1.0 / stays)
+        self._pair(position)[2].add(1.0 / propensity, times)
         if position > 1:
-            self._pair(position - 1)[0].add(1.0 / stays)
+            self._pair(position - 1)[0].add(1.0 / propensity, times)
 
     def merge(self, other: Examination) -> None:
         for upper, sums in other._pairs.items():
@@ -130,29 +132,28 @@ class Examination:
     def curve(self, positions: int) -> list[float]:
         """Chance that positions 1 to ``positions`` are looked at, relative to the first.
 
-        A step from k to k+1 is held to be ``((k+1)/k)`` to the minus some exponent, which is 1 give or take
-        PRIOR_ERROR, and each single step to differ from that by BEND. What the swaps say is weighed against it by
-        its variance: without a swap the curve is 1/k, with many it is theirs (a Gaussian prior's posterior mean).
+        Each step from k to k+1 is a power law's, with one exponent for all, but for a deviation of its own. The
+        exponent is 1 give or take PRIOR_ERROR before there is any evidence, and how much the steps deviate is read
+        from how far they scatter beyond their own errors (random effects; DerSimonian and Laird 1986). A step is
+        then drawn towards the power law the more, the less is known of it: without a swap the curve is 1/k, and
+        with many it is theirs.
         """
-        seen = {upper: step for upper, sums in self._pairs.items() if (step := _step(sums)) is not None}
-        exponent, precision = 1.0 / PRIOR_ERROR**2, 1.0 / PRIOR_ERROR**2
-        for upper, (value, variance) in seen.items():
-            plain = math.log((upper + 1) / upper)
-            spread = variance + (BEND * plain) ** 2
-            exponent += value * plain / spread
-            precision += plain * plain / spread
-        exponent /= precision
+        plain = [math.log((upper + 1) / upper) for upper in range(1, positions)]
+        steps = [_step(self._pairs[upper]) if upper in self._pairs else None for upper in range(1, positions)]
+        seen = [(s[0] / x, s[1] / (x * x)) for s, x in zip(steps, plain, strict=True) if s is not None]
+        bend = max(_scatter(seen), LEAST_BEND**2)
+        exponent, _ = _combined([(1.0, PRIOR_ERROR**2), *((value, v + bend) for value, v in seen)])
         level, curve = 0.0, [1.0]
-        for upper in range(1, positions):
-            plain = math.log((upper + 1) / upper)
-            value, variance = seen.get(upper, (0.0, math.inf))
-            trusted = (BEND * plain) ** 2 / ((BEND * plain) ** 2 + variance)
-            level += exponent * plain + trusted * (value - exponent * plain)
+        for step, x in zip(steps, plain, strict=True):
+            expected = exponent * x
+            if step is not None:
+                room = bend * x * x
+                expected += room / (room + step[1]) * (step[0] - expected)
+            level += expected
             curve.append(math.exp(-level))
         return curve
 
     def _pair(self, upper: int) -> tuple[_Sum, _Sum, _Sum, _Sum]:
-        upper = min(upper, DEEPEST)
         if upper not in self._pairs:
             self._pairs[upper] = (_Sum(), _Sum(), _Sum(), _Sum())
         return self._pairs[upper]
@@ -170,6 +171,17 @@ def _step(sums: Sequence[_Sum]) -> tuple[float, float] | None:
         if above.value and below.value
     ]
     return _combined(told) if told else None
+
+
+def _scatter(told: Sequence[tuple[float, float]]) -> float:
+    """Variance of the values beyond their own variances."""
+    if len(told) < 2:
+        return 0.0
+    weights = [1.0 / variance for _, variance in told]
+    total = sum(weights)
+    mean, _ = _combined(told)
+    excess = sum(w * (value - mean) ** 2 for w, (value, _) in zip(weights, told, strict=True)) - (len(told) - 1)
+    return max(0.0, excess / (total - sum(w * w for w in weights) / total))
 
 
 def _combined(told: Iterable[tuple[float, float]]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from clickloop.events import VersionKind
+from clickloop.propensity import Correction
 from clickloop.settings import Settings
 
 Percent = Annotated[float, Field(gt=0.0, le=100.0)]
@@ -35,8 +36,10 @@ class StreamsSettings(Settings):
     skip_domains: Annotated[list[str], NoDecode] = Field(
         [], description="domains whose impressions form no examples, comma-separated"
     )
-    position_bias: Literal["inverse_rank", "off"] = Field(
-        "inverse_rank", description="correct weights for how far down a result was shown, or don't"
+    position_bias: Correction = Field(
+        "estimated",
+        description="how weights are corrected for the position: by 1/position (inverse_rank, or estimated, "
+        "where the trainer puts what swaps tell in its place), or off",
     )
     propensity_clip: float = Field(
         10.0, ge=1, description="no click weighs more than this many times a click on the first result"

@@ -27,6 +27,10 @@ def example(
     revision: int = 1,
     index: str = "default",
     negatives: tuple[str, ...] = (),
+    trust: float | None = None,
+    key: str = "",
+    propensity: float = 1.0,
+    swapped: int | None = None,
 ) -> ExampleFormed:
     return ExampleFormed(
         event_id=f"{number}/{doc_id}/{revision}",
@@ -44,6 +48,10 @@ def example(
         rating=rating,
         negatives=list(negatives),
         clicks=1,
+        trust=trust,
+        split_key=key,
+        propensity=propensity,
+        swapped=swapped,
     )
 
 
