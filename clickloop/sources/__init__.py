@@ -26,7 +26,7 @@ from clickloop.sources.values import EPOCH, moment, shown
 
 __all__ = ["Mapping", "Sources", "mappings_of", "time_of", "topic_of"]
 
-_TOPICS = {
+_TOPICS: dict[type[Message], topics.Topic] = {
     QueryServed: topics.QUERIES,
     ResultClicked: topics.CLICKS,
     ResultRated: topics.RATINGS,
