@@ -25,7 +25,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks.clicking import (
+from benchmarks._clicking import (
     ATTRACTIVE,
     BETWEEN,
     MISTAKEN,
@@ -240,16 +240,16 @@ def mrr(world: World, adapter: Adapter | None) -> float:
 
 
 def throughput(impressions: int = 20_000) -> float:
-    """Events a second of one process: decoded, joined, judged, and formed into examples."""
+    """Events in a second of one processor's time: decoded, joined, judged, and formed into examples."""
     from clickloop import codec
 
     events = list(_traffic(impressions))
     raw: list[tuple[type[Event], bytes]] = [(type(event), codec.encode(event)) for event in events]
     partition = partition_with()
-    started = time.perf_counter()
+    started = time.process_time()
     for offset, (kind, value) in enumerate(raw):
         put(partition, codec.decode(value, kind), offset=offset, at=START + 0.01 * offset)
-    return len(raw) / (time.perf_counter() - started)
+    return len(raw) / (time.process_time() - started)
 
 
 def _traffic(impressions: int) -> Iterator[Event]:

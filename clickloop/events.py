@@ -190,6 +190,14 @@ class ArmCounts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reciprocal_rank_sum: float = 0.0
 
 
+class SliceCounts(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Examples of one domain and difficulty: sums, as above."""
+
+    examples: Count
+    domain: Domain = ""
+    difficulty: Difficulty | None = None
+
+
 class DriftMeasured(Event, frozen=True, kw_only=True, omit_defaults=True):
     """One partition's window: counts that add up over partitions, and each detector's figure."""
 
@@ -208,6 +216,8 @@ class DriftMeasured(Event, frozen=True, kw_only=True, omit_defaults=True):
     ranges: list[OffsetRange] = field(default_factory=list)
     """Where those examples lie in ``training-examples``."""
     arms: list[ArmCounts] = field(default_factory=list)
+    slices: list[SliceCounts] = field(default_factory=list)
+    """Those examples by domain and difficulty."""
     measurements: list[Measurement] = field(default_factory=list)
 
 

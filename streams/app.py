@@ -318,9 +318,12 @@ class StreamsApp:
         if next_split is not None:
             await self._change_split(control, next_split)
         wish = control.trigger.decide(now)
+        if isinstance(wish, Retrain) and (lacking := control.balance.lacking()):
+            wish = NotNow(lacking)
         if isinstance(wish, Retrain):
             await self._send(topics.RETRAIN_COMMANDS, wish)
             control.trigger.retrain(wish)
+            control.balance.retrain(wish)
             logger().info("retrain", command=wish.command_id, reason=wish.reason.text)
             for policy in wish.reason.policies:
                 metrics.COMMANDS.labels(policy).inc()

@@ -16,6 +16,7 @@ from clickloop.events import (
     TrainingProgressed,
 )
 from clickloop.logs import logger
+from streams.balance import Balance, parsed
 from streams.rollout import Refused, Rollout
 from streams.settings import StreamsSettings
 from streams.trigger import Trigger
@@ -48,6 +49,9 @@ class Control:
             cool_down_seconds=settings.cool_down_seconds,
             budget_seconds=settings.budget_seconds,
         )
+        self.balance = Balance(
+            domains=parsed(settings.domain_minimums), difficulties=parsed(settings.difficulty_minimums)
+        )
         self.rollout = Rollout(
             settings.index,
             steps=settings.rollout_steps,
@@ -68,9 +72,11 @@ class Control:
         match message:
             case DriftMeasured():
                 self.trigger.report(message, offset=offset)
+                self.balance.report(message)
                 self.rollout.answers(message)
             case Retrain():
                 self.trigger.retrain(message)
+                self.balance.retrain(message)
             case TrainingProgressed():
                 self.trigger.training(message)
             case ModelVersionPublished():

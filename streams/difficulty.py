@@ -27,10 +27,10 @@ def difficulties(scores: Sequence[float]) -> str:
     """
     if len(scores) < 2:
         return ""
-    second, best = sorted(scores)[-2:]
-    spread = best - min(scores)
+    spread = max(scores) - min(scores)
     if not 0.0 < spread < float("inf"):
         return ""
+    second, best = sorted(scores)[-2:]
     behind = best + HARD * spread
     top = "e" if best - second >= EASY * spread else "m"
     return "".join([top if score == best else "h" if score <= behind else "m" for score in scores])

@@ -7,7 +7,7 @@ silently, and have no further effect.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from typing import Any
 
 from clickloop import topics
 from clickloop.events import (
+    Difficulty,
     DriftMeasured,
     ExampleFormed,
     OffsetRange,
@@ -22,6 +23,7 @@ from clickloop.events import (
     ResultClicked,
     ResultPreferred,
     ResultRated,
+    SliceCounts,
 )
 from streams.buffer import Counts, merge_ranges
 from streams.drift import Detector, DriftWatch, Sample
@@ -124,6 +126,7 @@ class Partition:
         self._inputs = {suffix: _Input() for suffix in INPUTS}
         self._watermark = 0.0
         self._counts = Counts()
+        self._slices: Counter[tuple[str, Difficulty | None]] = Counter()
         self._ranges: list[OffsetRange] = []
         self._sample = Sample()
         self._sample_since = now
@@ -240,9 +243,15 @@ class Partition:
             examples=counts.examples,
             ranges=list(self._ranges),
             arms=counts.by_arm(),
+            slices=[
+                SliceCounts(examples=count, domain=domain, difficulty=difficulty)
+                for (domain, difficulty), count in self._slices.items()
+                if count > 0
+            ],
             measurements=self._watch.measure(self._take_sample(now)) if self._due(now) else [],
         )
         self._counts = Counts()
+        self._slices.clear()
         self._ranges = []
         self._window_start = now
         for suffix, source in self._inputs.items():
@@ -346,9 +355,11 @@ class Partition:
         if result.counted_as_new is None:
             result.counted_as_new = live
             self._counts.examples += live
+            self._slices[example.domain, example.difficulty] += live
         elif result.counted_as_new and not live and example.doc_id == arrival.event.doc_id:
             result.counted_as_new = False
             self._counts.examples -= 1
+            self._slices[example.domain, example.difficulty] -= 1
 
 
 def _is_believed(feedback: Feedback, doc_id: str) -> bool:

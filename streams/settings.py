@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from clickloop.events import VersionKind
+from clickloop.events import Difficulty, VersionKind
 from clickloop.propensity import Correction
 from clickloop.settings import Settings
+from streams.balance import parsed
 
 Percent = Annotated[float, Field(gt=0.0, le=100.0)]
 
@@ -81,6 +82,12 @@ class StreamsSettings(Settings):
         ["threshold", "drift"], description="what may trigger a retrain, comma-separated"
     )
     threshold: int = Field(100, ge=1, description="new examples that are enough for a retrain")
+    domain_minimums: Annotated[list[str], NoDecode] = Field(
+        [], description="new examples of a domain without which nothing is trained: name=count, comma-separated"
+    )
+    difficulty_minimums: Annotated[list[str], NoDecode] = Field(
+        [], description="the same by difficulty, as in easy=20,hard=20"
+    )
     drift_min_examples: int = Field(50, ge=1, description="new examples without which drift triggers no retrain")
     cool_down_seconds: float = Field(30.0, ge=0, description="least time from the end of one retrain to the next")
     kinds: Annotated[list[VersionKind], NoDecode] = Field(
@@ -106,12 +113,34 @@ class StreamsSettings(Settings):
     )
     metrics_port: int = Field(0, ge=0, le=65_535, description="port of /metrics for Prometheus; 0 is none")
 
-    @field_validator("policies", "kinds", "rollout_steps", "skip_domains", mode="before")
+    @field_validator(
+        "policies",
+        "kinds",
+        "rollout_steps",
+        "skip_domains",
+        "domain_minimums",
+        "difficulty_minimums",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         """From the environment and from flags lists come as comma-separated text."""
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("domain_minimums", "difficulty_minimums")
+    @classmethod
+    def _are_counts(cls, value: list[str]) -> list[str]:
+        parsed(value)
+        return value
+
+    @field_validator("difficulty_minimums")
+    @classmethod
+    def _are_difficulties(cls, value: list[str]) -> list[str]:
+        unknown = sorted(set(parsed(value)) - set(get_args(Difficulty)))
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(get_args(Difficulty))}")
         return value
 
     @field_validator("rollout_steps")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.clicking import BETWEEN, Event, Farm, People, World, make_world, power_law
+from benchmarks._clicking import BETWEEN, Event, Farm, People, World, make_world, power_law
 from benchmarks.trust import DOCUMENT_SHARE, FARM_SHARE, RULES_OFF, examples_of, model_of, rise, seconds
 from clickloop.events import ResultClicked
 from trainer.model import Adapter

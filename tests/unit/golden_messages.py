@@ -255,3 +255,6 @@ GOLDEN["ExampleFormed.v1-2"] = replace(
     propensity=0.0022,
     swapped=2,
 )
+GOLDEN["DriftMeasured.v1-2"] = replace(
+    GOLDEN["DriftMeasured.v1"], slices=[e.SliceCounts(examples=310, domain="shoes", difficulty="hard")]
+)
