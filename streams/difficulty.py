@@ -25,12 +25,11 @@ def difficulties(scores: Sequence[float]) -> str:
     >>> difficulties([0.0, 0.0])
     ''
     """
-    if len(scores) < 2:
-        return ""
-    spread = max(scores) - min(scores)
+    best, worst = max(scores, default=0.0), min(scores, default=0.0)
+    spread = best - worst
     if not 0.0 < spread < float("inf"):
         return ""
-    second, best = sorted(scores)[-2:]
+    second = sorted(scores)[-2]
     behind = best + HARD * spread
     top = "e" if best - second >= EASY * spread else "m"
     return "".join([top if score == best else "h" if score <= behind else "m" for score in scores])

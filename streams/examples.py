@@ -226,9 +226,11 @@ def _example(
         judged = Judged(judged.label, 0.0, "everything")
     negatives: list[str] = []
     if judged.label == "positive":
-        worse = [shown for shown in impression.results if shown in result.preferred_over]
-        above = [shown for shown in passed_over if shown not in result.preferred_over]
-        negatives = [*above, *worse][-MAX_NEGATIVES:]
+        negatives = passed_over
+        if result.preferred_over:
+            above = [shown for shown in passed_over if shown not in result.preferred_over]
+            negatives = above + [shown for shown in impression.results if shown in result.preferred_over]
+        negatives = negatives[-MAX_NEGATIVES:]
     weight = judged.trust
     if not judged.is_opinion:
         weight *= forming.bias.weight(position)

@@ -84,7 +84,7 @@ class Impression(msgspec.Struct, array_like=True, gc=False, eq=False):
             domain=event.domain,
             difficulty=difficulties(scores),
             swapped=event.swapped or 0,
-            swap_chance=swap_chance(event),
+            swap_chance=swap_chance(event) if event.results and event.results[0].propensity < 1.0 else None,
         )
 
 

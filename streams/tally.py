@@ -17,7 +17,7 @@ class Tally:
     >>> tally = Tally("clicks", seconds=60)
     >>> tally.turn(5.0)
     >>> for _ in range(3):
-    ...     tally.add("ann", 1.0)
+    ...     _ = tally.add("ann", 1.0)
     >>> tally.untold()
     {'ann': 3.0}
     >>> tally.told(tally.window, {"ann": 10.0})
@@ -45,7 +45,8 @@ class Tally:
             self._others.clear()
             self._changed.clear()
 
-    def add(self, name: str, amount: float) -> None:
+    def add(self, name: str, amount: float) -> float:
+        """The sum with it, over all partitions as far as they have told."""
         own = self._own
         own[name] = total = own.get(name, 0.0) + amount
         if total >= TOLD_FROM:
@@ -53,10 +54,12 @@ class Tally:
         elif len(own) > MAX_NAMES:
             kept = heapq.nlargest(MAX_NAMES // 2, own.items(), key=lambda item: item[1])
             self._own = dict(kept)
+        return total + self._others.get(name, 0.0) if self._others else total
 
     def sum(self, name: str) -> float:
         """Over all partitions, as far as they have told."""
-        return self._own.get(name, 0.0) + self._others.get(name, 0.0)
+        own = self._own.get(name, 0.0)
+        return own + self._others.get(name, 0.0) if self._others else own
 
     def others(self, name: str) -> float:
         """What the other partitions have told."""

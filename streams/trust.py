@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from clickloop.text import normal_text
@@ -142,25 +143,21 @@ class Trust:
         """``judged`` where there is room for it, else 0. What is given is counted, what is not is not."""
         limits, tally, weight = self._limits, self._influence, judged.weight
         tally.turn(at)
-        tally.add(ALL, weight)
-        total = tally.sum(ALL)
-        document, asked = f"d:{doc_id}", f"q:{_short(normal_text(query))}"
-        claims = [
-            ("document_share", document, max(FREE, limits.max_document_share * total), limits.max_document_share),
-            ("query_share", asked, max(FREE, limits.max_document_share * total), limits.max_document_share),
-        ]
-        if split_key:
-            of_key, pair = f"k:{split_key}", f"p:{_short(f'{split_key} {doc_id}')}"
-            claims += [
-                ("repeat", pair, limits.clicks_per_document, limits.clicks_per_document),
-                ("key_share", of_key, max(FREE, limits.max_key_share * total), limits.max_key_share),
-            ]
-        for rule, name, allowance, is_on in claims:
-            if is_on and tally.sum(name) + weight > allowance:
+        total = tally.add(ALL, weight)
+        claims: list[tuple[str, str, float]] = []
+        if limits.max_document_share:
+            room = max(FREE, limits.max_document_share * total) - weight
+            claims += [("document_share", f"d:{doc_id}", room), ("query_share", _named(query), room)]
+        if split_key and limits.clicks_per_document:
+            claims.append(("repeat", f"p:{split_key} {doc_id}", limits.clicks_per_document - weight))
+        if split_key and limits.max_key_share:
+            room = max(FREE, limits.max_key_share * total) - weight
+            claims.append(("key_share", f"k:{split_key}", room))
+        for rule, name, room in claims:
+            if tally.sum(name) > room:
                 return self._lowered(rule, 0.0)
-        for _, name, _, is_on in claims:
-            if is_on:
-                tally.add(name, weight)
+        for _, name, _ in claims:
+            tally.add(name, weight)
         return judged
 
     def _habits_of(self, split_key: str) -> _Habits:
@@ -178,8 +175,10 @@ class Trust:
         return Judgement(weight, rule)
 
 
-def _short(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+@lru_cache(maxsize=10_000)
+def _named(query: str) -> str:
+    """Short for a query text in whatever spelling."""
+    return f"q:{hashlib.blake2b(normal_text(query).encode(), digest_size=8).hexdigest()}"
 
 
 def _add(times: deque[float], at: float, *, limit: int) -> None:
