@@ -16,6 +16,7 @@ from clickloop.events import (
     QueryServed,
     Result,
     ResultClicked,
+    ResultPreferred,
     ResultRated,
 )
 from clickloop.kafka import Follower, Producer
@@ -91,11 +92,16 @@ class FeedbackProducer:
         doc_id: str,
         rating: float,
         *,
+        accuracy: float | None = None,
+        relevance: float | None = None,
         split_key: str = "",
         rated_at: datetime | None = None,
         event_id: str | None = None,
     ) -> str:
-        """A user rated a result from 1 (useless) to 5 (just right). Returns the event's id."""
+        """A user rated a result from 1 (useless) to 5 (just right). Returns the event's id.
+
+        Where your app asks for them, ``accuracy`` and ``relevance`` are on the same scale.
+        """
         event = ResultRated(
             event_id=event_id or codec.new_id(),
             index=self._index,
@@ -103,6 +109,36 @@ class FeedbackProducer:
             doc_id=doc_id,
             rating=rating,
             rated_at=rated_at or codec.now(),
+            split_key=split_key,
+            accuracy=accuracy,
+            relevance=relevance,
+        )
+        await self._send(topics.RATINGS, event)
+        return event.event_id
+
+    async def prefer(
+        self,
+        query_id: str,
+        preferred: str,
+        alternative: str,
+        *,
+        strength: float = 1.0,
+        split_key: str = "",
+        preferred_at: datetime | None = None,
+        event_id: str | None = None,
+    ) -> str:
+        """Of two results of one query a user, or a judge, chose ``preferred``. Returns the event's id.
+
+        ``strength`` is above 0 (next to level) and at most 1 (beyond doubt).
+        """
+        event = ResultPreferred(
+            event_id=event_id or codec.new_id(),
+            index=self._index,
+            query_id=query_id,
+            preferred=preferred,
+            alternative=alternative,
+            preferred_at=preferred_at or codec.now(),
+            strength=strength,
             split_key=split_key,
         )
         await self._send(topics.RATINGS, event)
@@ -116,6 +152,7 @@ class FeedbackProducer:
         query_id: str | None = None,
         split_key: str = "",
         version: str = "",
+        domain: str = "",
         served_at: datetime | None = None,
     ) -> str:
         """Your own search served ``doc_ids``, best first. (A Clickloop node reports this by itself.)
@@ -131,6 +168,7 @@ class FeedbackProducer:
             results=[Result(doc_id=d, position=i) for i, d in enumerate(doc_ids, start=1)],
             split_key=split_key,
             version=version,
+            domain=domain,
         )
         await self._send(topics.QUERIES, event)
         return event.query_id

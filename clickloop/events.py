@@ -25,6 +25,9 @@ Weight = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0.0)]
 
+Difficulty = Literal["easy", "medium", "hard"]
+Domain = Annotated[str, Meta(max_length=256)]
+Stars = Annotated[float, Meta(ge=1.0, le=5.0)]
 VersionKind = Literal["adapter", "query_encoder", "full"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 
@@ -66,6 +69,10 @@ class QueryServed(Event, frozen=True, kw_only=True, omit_defaults=True):
     latency_seconds: Seconds = 0.0
     sketch: bytes = b""
     """Fixed random projection of the base encoder's vector, int8, base64 on the wire."""
+    domain: Domain = ""
+    """The part of the collection, or the kind of user, that this was for, in the app's own words."""
+    swapped: Position | None = None
+    """Exploration swapped the results at this position and the next; None where it left them as ranked."""
 
 
 class ResultClicked(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -81,8 +88,29 @@ class ResultRated(Event, frozen=True, kw_only=True, omit_defaults=True):
     query_id: Id
     doc_id: Id
     rated_at: Time
-    rating: Annotated[float, Meta(ge=1.0, le=5.0)]
+    rating: Stars
     split_key: str = ""
+    accuracy: Stars | None = None
+    """How right what it says is, where the app asks."""
+    relevance: Stars | None = None
+    """How much it has to do with the query, where the app asks."""
+
+
+class ResultPreferred(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Of two results of one impression a user, or a judge, chose one."""
+
+    query_id: Id
+    preferred: Id
+    alternative: Id
+    preferred_at: Time
+    strength: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    """From next to level to beyond doubt."""
+    split_key: str = ""
+
+    @property
+    def doc_id(self) -> str:
+        """The document that this speaks for."""
+        return self.preferred
 
 
 class DocumentChanged(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -106,11 +134,11 @@ class ExampleFormed(Event, frozen=True, kw_only=True, omit_defaults=True):
     doc_id: Id
     label: Literal["positive", "negative"]
     weight: Weight
-    """Trust, times the clipped inverse of the examination probability, scaled into [0, 1]."""
+    """Trust, times the clipped inverse of the examination probability, scaled into [0, 1]. 0: quarantined."""
     served_at: Time
     formed_at: Time
     negatives: list[Id] = field(default_factory=list)
-    """Documents shown above the positive and skipped, or rated low."""
+    """Documents shown above the positive and skipped, rated low, or named as the worse one of two."""
     position: Position | None = None
     clicks: Count = 0
     rating: float | None = None
@@ -121,6 +149,17 @@ class ExampleFormed(Event, frozen=True, kw_only=True, omit_defaults=True):
     arm: str = ""
     origin: Literal["clicks", "synthetic"] = "clicks"
     """``synthetic``: made from the document itself. It has no impression, and judges no model."""
+    trust: Weight | None = None
+    """How far the feedback is believed, before any correction for the position."""
+    reason: str = ""
+    """The rule that took weight away; "" where none did."""
+    difficulty: Difficulty | None = None
+    """By how far the serving model's score of it was ahead of, or behind, the best other one shown."""
+    domain: Domain = ""
+    propensity: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    """Probability with which the node's exploration policy shows this document at this position."""
+    swapped: Position | None = None
+    """As in its impression."""
 
 
 class Measurement(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -153,6 +192,14 @@ class ArmCounts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reciprocal_rank_sum: float = 0.0
 
 
+class SliceCounts(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Examples of one domain and difficulty: sums, as above."""
+
+    examples: Count
+    domain: Domain = ""
+    difficulty: Difficulty | None = None
+
+
 class DriftMeasured(Event, frozen=True, kw_only=True, omit_defaults=True):
     """One partition's window: counts that add up over partitions, and each detector's figure."""
 
@@ -175,6 +222,8 @@ class DriftMeasured(Event, frozen=True, kw_only=True, omit_defaults=True):
     """Queries of the window with a sketch."""
     sketch_sum: Annotated[list[int], Meta(max_length=1024)] = field(default_factory=list)
     """Sum of those sketches, value by value."""
+    slices: list[SliceCounts] = field(default_factory=list)
+    """Those examples by domain and difficulty."""
     measurements: list[Measurement] = field(default_factory=list)
 
 

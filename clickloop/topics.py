@@ -55,7 +55,7 @@ DOCUMENTS = Topic(
 )
 QUERIES = Topic("queries", (e.QueryServed,), _query_id, "query_id", partitioned=True)
 CLICKS = Topic("clicks", (e.ResultClicked,), _query_id, "query_id", partitioned=True)
-RATINGS = Topic("ratings", (e.ResultRated,), _query_id, "query_id", partitioned=True)
+RATINGS = Topic("ratings", (e.ResultRated, e.ResultPreferred), _query_id, "query_id", partitioned=True)
 TRAINING_EXAMPLES = Topic(
     "training-examples",
     (e.ExampleFormed,),

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from clickloop import codec
 from clickloop.events import QueryServed, Result
+from clickloop.propensity import propensities, swapped_pair
 from search.batcher import Batcher
 from search.cache import EmbeddingCache
 from search.encoder import LoadedVersion, Vectors
@@ -58,7 +59,9 @@ class Searcher:
         *,
         index_name: str,
         mode: Mode,
+        exploration: float = 0.0,
     ) -> None:
+        self._exploration = exploration
         self._index = index
         self._batcher = batcher
         self._cache = cache
@@ -97,6 +100,11 @@ class Searcher:
             filters=wanted.filters,
         )
         hits = await self._index.search(question)
+        # Who asks for a version wants to see that version; what is not recorded can teach nothing.
+        exploration = self._exploration if wanted.record and wanted.version is None else 0.0
+        swapped = swapped_pair(query_id, len(hits), exploration)
+        if swapped is not None:
+            hits[swapped - 1], hits[swapped] = hits[swapped], hits[swapped - 1]
         latency = time.perf_counter() - started
         self.queries += 1
         self._metrics.queries.labels(arm).inc()
@@ -109,7 +117,7 @@ class Searcher:
                     query_id=query_id,
                     query=text,
                     served_at=served_at,
-                    results=[Result(doc_id=h.doc_id, position=i, score=h.score) for i, h in _ranked(hits)],
+                    results=_results(hits, propensities(len(hits), exploration, swapped)),
                     split_key=wanted.split_key,
                     version=version.version,
                     space=version.space,
@@ -117,6 +125,8 @@ class Searcher:
                     arm=arm,
                     latency_seconds=latency,
                     sketch=sketch(encoded) if version.encoder is swap.base.encoder else b"",
+                    domain=wanted.domain,
+                    swapped=swapped,
                 )
             )
         return Answer(
@@ -154,6 +164,13 @@ def _choose(swap: Swap, serving: Serving, wanted: SearchRequest, query_id: str) 
         raise Problem(404, "Unknown version", f"no version {wanted.version[:200]!r} was announced to this node")
     reason = swap.rejection(wanted.version) or "it is being loaded, or was unloaded to save memory"
     raise Problem(409, "Version not loaded", f"{wanted.version}: {reason}")
+
+
+def _results(hits: list[Hit], chances: list[float]) -> list[Result]:
+    return [
+        Result(doc_id=hit.doc_id, position=position, score=hit.score, propensity=chance)
+        for (position, hit), chance in zip(_ranked(hits), chances, strict=True)
+    ]
 
 
 def _ranked(hits: list[Hit]) -> enumerate[Hit]:

@@ -87,6 +87,7 @@ class Node:
             self._metrics,
             index_name=settings.index,
             mode=settings.mode,
+            exploration=settings.exploration,
         )
         self._reporter = Reporter(self._producer, self._facts, heartbeat_seconds=settings.heartbeat_seconds)
         self._indexer.progress = self._reporter.progress

@@ -24,6 +24,7 @@ class SearchRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     query: Annotated[str, Meta(max_length=MAX_QUERY_CHARACTERS, description="What to search for")]
     k: Annotated[int, Meta(ge=1, le=MAX_K, description="How many results")] = 10
     split_key: Annotated[str, Meta(max_length=256, description="Hashed user or session")] = ""
+    domain: Annotated[str, Meta(max_length=256, description="What this is for; examples are counted by it")] = ""
     filters: Annotated[dict[AttributeName, FilterValue], Meta(max_length=16)] = field(default_factory=dict)
     mode: Literal["dense", "hybrid"] | None = None
     version: Annotated[str | None, Meta(description="Answer with this version, whatever the split says")] = None
@@ -70,7 +71,7 @@ def _check(wanted: SearchRequest) -> None:
     if not wanted.query.strip():
         raise Problem(400, "Invalid request", "query is empty - at `$.query`")
     try:
-        f"{wanted.query}{wanted.split_key}".encode()
+        f"{wanted.query}{wanted.split_key}{wanted.domain}".encode()
     except UnicodeEncodeError:
         raise Problem(400, "Invalid request", "half a surrogate pair is no text") from None
     for name, value in wanted.filters.items():

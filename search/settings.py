@@ -30,6 +30,12 @@ class SearchSettings(ArtifactSettings):
         "", description="http://host:6333 of a Qdrant server; empty keeps the index in process"
     )
     mode: Mode = Field("hybrid", description="dense, or hybrid: dense and BM25 fused")
+    exploration: float = Field(
+        0.02,
+        ge=0.0,
+        le=0.5,
+        description="share of the answers with one pair of neighbours swapped, from which position bias is learnt",
+    )
     encode_threads: int = Field(0, ge=0, le=256, description="CPU threads of one encode; 0 takes half of the CPUs")
     max_batch: int = Field(32, ge=1, le=1024, description="queries that are encoded together at most")
     max_versions: int = Field(8, ge=2, le=100, description="model versions kept loaded at most")

@@ -33,6 +33,7 @@ from clickloop.settings import load_mappings
 from clickloop.sources import Sources
 from streams import metrics
 from streams.batches import Batch, BatchTransport, Handled, KafkaError
+from streams.caps import Caps
 from streams.control import CONTROL, Control
 from streams.dead_letters import DeadLetterLimit
 from streams.partition import INPUTS, Effects, Partition
@@ -113,6 +114,7 @@ class StreamsApp:
         self._producer = Producer(where, prefix=prefix, source=f"clickloop/streams/{settings.index}")
         self._handled = Handled(where, group=f"{app.conf.id}-handled")
         self._follower = Follower(where, [topics.COMMANDS], prefix=prefix)
+        self._caps = Caps(settings.redis_url, prefix=prefix, index=settings.index)
         self._limit = DeadLetterLimit(settings.dead_letters_per_minute)
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lock = asyncio.Lock()
@@ -137,6 +139,7 @@ class StreamsApp:
                 await self._read_forgotten()
             following = asyncio.create_task(self._follow_forgotten())
             stack.callback(following.cancel)
+            stack.push_async_callback(self._caps.close)
             stack.push_async_callback(self._stop_app)
             await self._start_app()
             logger().info("streams ready", index=settings.index)
@@ -198,6 +201,7 @@ class StreamsApp:
                 effects = await self._apply(partition, topic, record, log_time, now)
                 examples.extend(effects.examples)
             await self._send_examples(partition, examples)
+            await self._caps.exchange(partition.number, partition.trust.tallies)
             partition.applied(topic.suffix, batch.records[0].offset, batch.next_offset, log_time=log_time)
             metrics.EVENTS.labels(topic.suffix).inc(len(batch.records))
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from clickloop.events import ExampleFormed
+from clickloop.events import ExampleFormed, ResultPreferred, ResultRated
+from streams.difficulty import difficulty
+from streams.quality import Quality
 
 if TYPE_CHECKING:
     from streams.join import Impression
@@ -53,9 +55,23 @@ class ResultFeedback(msgspec.Struct, array_like=True, eq=False):
     """When, and by which event: the latest rating counts, and ties are broken alike everywhere."""
     ratings: int = 0
     rating_trust: float = 0.0
+    click_reason: str = ""
+    """The trust rule that took weight from its most trusted click, and so for the others."""
+    rating_reason: str = ""
+    accuracy: float | None = None
+    relevance: float | None = None
+    preferred_over: dict[str, tuple[float, str]] = {}
+    """Alternative → strength times trust, and the rule that took trust away."""
+    preferences: int = 0
     sent_revision: int = 0
     counted_as_new: bool | None = None
     """None: not counted yet. False: counted before a restart."""
+
+    @property
+    def believed(self) -> bool:
+        """Something of it is."""
+        strengths = (strength for strength, _ in self.preferred_over.values())
+        return self.click_trust > 0.0 or self.rating_trust > 0.0 or any(strengths)
 
     @property
     def distinct_clicks(self) -> int:
@@ -68,7 +84,7 @@ class ResultFeedback(msgspec.Struct, array_like=True, eq=False):
 
     @property
     def weight_of_evidence(self) -> int:
-        return self.distinct_clicks + self.dwell_reports + self.ratings
+        return self.distinct_clicks + self.dwell_reports + self.ratings + self.preferences
 
 
 class Feedback(msgspec.Struct, array_like=True, eq=False):
@@ -82,20 +98,34 @@ class Feedback(msgspec.Struct, array_like=True, eq=False):
     best_position: int | None = None
     """Topmost trusted click."""
 
-    def click(self, doc_id: str, *, at: float, dwell: float | None, trust: float) -> ResultFeedback:
+    def click(
+        self, doc_id: str, *, at: float, dwell: float | None, trust: float, reason: str = ""
+    ) -> ResultFeedback:
         result = self.results.setdefault(doc_id, ResultFeedback())
+        # Of two clicks that are believed alike, the reason is the same whichever came first.
+        if (trust, reason) > (result.click_trust, result.click_reason) or not result.clicks:
+            result.click_trust, result.click_reason = trust, reason
         result.clicks.append(at)
-        result.click_trust = max(result.click_trust, trust)
         if dwell is not None:
             result.dwell = max(result.dwell or 0.0, dwell)
             result.dwell_reports += 1
         return result
 
-    def rate(self, doc_id: str, event_id: str, *, at: float, rating: float, trust: float) -> ResultFeedback:
-        result = self.results.setdefault(doc_id, ResultFeedback())
+    def rate(self, event: ResultRated, *, at: float, trust: float, reason: str = "") -> ResultFeedback:
+        result = self.results.setdefault(event.doc_id, ResultFeedback())
         result.ratings += 1
-        if (at, event_id) >= result.rated:
-            result.rated, result.rating, result.rating_trust = (at, event_id), rating, trust
+        if (at, event.event_id) >= result.rated:
+            result.rated, result.rating = (at, event.event_id), event.rating
+            result.accuracy, result.relevance = event.accuracy, event.relevance
+            result.rating_trust, result.rating_reason = trust, reason
+        return result
+
+    def prefer(self, event: ResultPreferred, *, trust: float, reason: str = "") -> ResultFeedback:
+        """Of several for one alternative the strongest that is believed counts."""
+        result = self.results.setdefault(event.preferred, ResultFeedback())
+        known = result.preferred_over.get(event.alternative, (0.0, ""))
+        result.preferred_over[event.alternative] = max(known, (event.strength * trust, reason))
+        result.preferences += 1
         return result
 
 
@@ -125,14 +155,19 @@ class NoPositionBias:
         return 1.0
 
 
+@dataclass(frozen=True)
+class Forming:
+    """What holds for every example of an index."""
+
+    index: str
+    bias: PositionBias | NoPositionBias
+    quality: Quality
+    trust_floor: float
+    """Quarantine: an example that is believed less is sent, weighs nothing, and says which rule it was."""
+
+
 def changed_examples(
-    impression: Impression,
-    doc_id: str,
-    *,
-    index: str,
-    bias: PositionBias | NoPositionBias,
-    believed: bool,
-    now: datetime,
+    impression: Impression, doc_id: str, *, forming: Forming, believed: bool, now: datetime
 ) -> list[ExampleFormed]:
     """The examples that new feedback on ``doc_id`` changes, each with its next revision.
 
@@ -147,7 +182,7 @@ def changed_examples(
     evidence = 0 if believed else DISBELIEVED
     negatives: list[str] = []
     reached = not believed
-    for shown, position in zip(impression.results, impression.positions, strict=True):
+    for number, shown in enumerate(impression.results):
         result = feedback.results.get(shown)
         if result is None:
             negatives.append(shown)
@@ -159,13 +194,11 @@ def changed_examples(
             examples.append(
                 _example(
                     impression,
-                    shown,
-                    position,
+                    number,
                     result,
-                    negatives[-MAX_NEGATIVES:],
+                    negatives,
                     revision=evidence,
-                    index=index,
-                    bias=bias,
+                    forming=forming,
                     believed=believed,
                     now=now,
                 )
@@ -177,32 +210,43 @@ def changed_examples(
 
 def _example(
     impression: Impression,
-    doc_id: str,
-    position: int,
+    number: int,
     result: ResultFeedback,
-    negatives: list[str],
+    passed_over: list[str],
     *,
     revision: int,
-    index: str,
-    bias: PositionBias | NoPositionBias,
+    forming: Forming,
     believed: bool,
     now: datetime,
 ) -> ExampleFormed:
+    doc_id, position = impression.results[number], impression.positions[number]
     identity = example_id(impression.query_id, doc_id)
-    label, weight = _judge(result, bias.weight(position))
+    judged = _judge(result, forming)
+    if not believed:
+        judged = Judged(judged.label, 0.0, "everything")
+    negatives: list[str] = []
+    if judged.label == "positive":
+        negatives = passed_over
+        if result.preferred_over:
+            above = [shown for shown in passed_over if shown not in result.preferred_over]
+            negatives = above + [shown for shown in impression.results if shown in result.preferred_over]
+        negatives = negatives[-MAX_NEGATIVES:]
+    weight = judged.trust
+    if not judged.is_opinion:
+        weight *= forming.bias.weight(position)
     return ExampleFormed(
         event_id=f"{identity}/{revision}",
-        index=index,
+        index=forming.index,
         example_id=identity,
         revision=revision,
         query_id=impression.query_id,
         query=impression.query,
         doc_id=doc_id,
-        label=label,
-        weight=round(weight, 6) if believed else 0.0,
+        label=judged.label,
+        weight=round(weight, 6),
         served_at=datetime.fromtimestamp(impression.served_at, UTC),
         formed_at=now,
-        negatives=list(negatives) if label == "positive" else [],
+        negatives=negatives,
         position=position,
         clicks=result.distinct_clicks,
         rating=result.rating,
@@ -211,16 +255,50 @@ def _example(
         version=impression.version,
         space=impression.space,
         arm=impression.arm,
+        trust=round(judged.trust, 6),
+        reason=judged.reason,
+        difficulty=difficulty(impression.difficulty, number),
+        domain=impression.domain,
+        propensity=_propensity(impression, position),
+        swapped=impression.swapped or None,
     )
 
 
-def _judge(result: ResultFeedback, click_weight: float) -> tuple[Literal["positive", "negative"], float]:
-    """Label and weight. A rating is not subject to position bias; a rating of 3 says nothing by itself."""
-    weight = result.click_trust * click_weight
-    if result.rating is None:
-        return "positive", weight
-    if result.rating <= BAD_RATING:
-        return "negative", result.rating_trust
-    if result.rating >= GOOD_RATING:
-        return "positive", max(weight, result.rating_trust)
-    return "positive", weight
+def _propensity(impression: Impression, position: int) -> float:
+    """Probability that exploration shows the document where it was shown."""
+    chance, count, swapped = impression.swap_chance, len(impression.positions), impression.swapped
+    if chance is None or not 1 <= position <= count:
+        return 1.0
+    if swapped and position in (swapped, swapped + 1):
+        return chance
+    stays = 1.0 - chance * (1 + (1 < position < count))
+    return round(stays, 9) if stays > 0.0 else 1.0
+
+
+class Judged(NamedTuple):
+    """Label, trust in [0, 1], and the rule that took trust away."""
+
+    label: Literal["positive", "negative"]
+    trust: float
+    reason: str = ""
+    is_opinion: bool = False
+    """It was said, not clicked, and so is not subject to position bias."""
+
+
+def _judge(result: ResultFeedback, forming: Forming) -> Judged:
+    """What was said counts before what was clicked. A rating of 3 says nothing by itself."""
+    rating = result.rating
+    if rating is not None and rating <= BAD_RATING:
+        judged = Judged("negative", result.rating_trust, result.rating_reason, is_opinion=True)
+    else:
+        judged = Judged("positive", result.click_trust, result.click_reason)
+        if result.preferred_over:
+            strength, reason = max(result.preferred_over.values())
+            if strength > judged.trust or not result.clicks:
+                judged = Judged("positive", strength, reason, is_opinion=True)
+        if rating is not None and rating >= GOOD_RATING and result.rating_trust >= judged.trust:
+            judged = Judged("positive", result.rating_trust, result.rating_reason, is_opinion=True)
+        objection = forming.quality.objection(rating=rating, accuracy=result.accuracy, relevance=result.relevance)
+        if objection:
+            return Judged("positive", 0.0, objection)
+    return judged if judged.trust >= forming.trust_floor else Judged(judged.label, 0.0, judged.reason)

@@ -13,13 +13,15 @@ one packed record of some 300 bytes, which costs the garbage collector nothing, 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
-from clickloop.events import QueryServed, ResultClicked, ResultRated
+from clickloop.events import QueryServed, ResultClicked, ResultPreferred, ResultRated
+from clickloop.propensity import swap_chance
+from streams.difficulty import difficulties
 from streams.examples import Feedback
 
 Fate = Literal["joined", "waiting", "duplicate", "late", "not_shown", "too_many"]
@@ -47,17 +49,25 @@ class Impression(msgspec.Struct, array_like=True, gc=False, eq=False):
     space: str
     arm: str
     feedback: Feedback | None = None
+    domain: str = ""
+    difficulty: str = ""
+    """A letter for each result, see streams/difficulty.py; empty where the scores are not known."""
+    swapped: int = 0
+    """Position of the upper one of the two results that exploration swapped; 0 where it did not."""
+    swap_chance: float | None = None
+    """Probability of each such swap; None where there was no exploration."""
 
     @classmethod
     def of(cls, event: QueryServed, *, offset: int, log_time: float, live: bool) -> Impression:
         positions = [result.position for result in event.results]
         results = [result.doc_id for result in event.results]
+        scores = [result.score for result in event.results]
         if sorted(positions) != positions or len(set(results)) != len(results):
             # A document that is listed twice counts where it was seen first.
             first: dict[str, int] = {}
             for position, doc_id in sorted(zip(positions, results, strict=True), key=lambda shown: shown[0]):
                 first.setdefault(doc_id, position)
-            results, positions = list(first), list(first.values())
+            results, positions, scores = list(first), list(first.values()), []
         return cls(
             query_id=event.query_id,
             log_time=log_time,
@@ -71,6 +81,10 @@ class Impression(msgspec.Struct, array_like=True, gc=False, eq=False):
             version=event.version,
             space=event.space,
             arm=event.arm,
+            domain=event.domain,
+            difficulty=difficulties(scores),
+            swapped=event.swapped or 0,
+            swap_chance=swap_chance(event) if event.results and event.results[0].propensity < 1.0 else None,
         )
 
 
@@ -82,7 +96,7 @@ _unpack = msgspec.msgpack.Decoder(Impression).decode
 class Arrival:
     """A click or rating with where it came from. ``source`` is handed back untouched."""
 
-    event: ResultClicked | ResultRated
+    event: ResultClicked | ResultRated | ResultPreferred
     log_time: float
     live: bool
     source: Any = None
@@ -90,7 +104,16 @@ class Arrival:
     @property
     def at(self) -> float:
         event = self.event
-        return (event.clicked_at if isinstance(event, ResultClicked) else event.rated_at).timestamp()
+        if isinstance(event, ResultClicked):
+            return event.clicked_at.timestamp()
+        return (event.rated_at if isinstance(event, ResultRated) else event.preferred_at).timestamp()
+
+    def unseen(self, shown: Sequence[str]) -> str:
+        """A document that the event speaks of and that is not in ``shown``; "" where all are."""
+        event = self.event
+        if isinstance(event, ResultPreferred) and event.alternative not in shown:
+            return event.alternative
+        return "" if event.doc_id in shown else event.doc_id
 
 
 @dataclass(slots=True)
@@ -211,7 +234,7 @@ class Join:
         event = arrival.event
         if abs(arrival.at - impression.served_at) > self._window:
             return self._fate("late", arrival, impression)
-        if event.doc_id not in impression.results:
+        if arrival.unseen(impression.results):
             return self._fate("not_shown", arrival, impression)
         if impression.feedback is None:
             impression.feedback = Feedback()

@@ -15,6 +15,7 @@ FEEDBACK = Counter(
     "clickloop_feedback", "Clicks and ratings by what became of them (joined, late, duplicate ...)", ["fate"]
 )
 DISTRUSTED = Counter("clickloop_distrusted", "Feedback that a trust rule took weight from", ["rule"])
+CAPS = Counter("clickloop_caps", "Batches whose trust counts were shared, or held for a partition alone", ["held"])
 QUARANTINED = Counter("clickloop_quarantined", "Messages sent to dead-letters", ["topic", "error"])
 OPEN_IMPRESSIONS = Gauge("clickloop_open_impressions", "Impressions within their window", ["partition"])
 WAITING = Gauge("clickloop_waiting_feedback", "Feedback that waits for its query", ["partition"])

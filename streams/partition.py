@@ -7,7 +7,7 @@ silently, and have no further effect.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,21 +15,25 @@ from typing import Any
 
 from clickloop import topics
 from clickloop.events import (
+    Difficulty,
     DriftMeasured,
     ExampleFormed,
     Measurement,
     OffsetRange,
     QueryServed,
     ResultClicked,
+    ResultPreferred,
     ResultRated,
+    SliceCounts,
 )
 from streams.buffer import Counts, merge_ranges
 from streams.detectors import Detector
 from streams.drift import DriftWatch
-from streams.examples import Feedback, NoPositionBias, PositionBias, changed_examples
+from streams.examples import Feedback, Forming, NoPositionBias, PositionBias, changed_examples
 from streams.join import Arrival, Impression, Join, Joined
+from streams.quality import Quality
 from streams.settings import StreamsSettings
-from streams.trust import Trust
+from streams.trust import Judgement, Limits, Trust
 
 INPUTS = (topics.QUERIES.suffix, topics.CLICKS.suffix, topics.RATINGS.suffix)
 
@@ -107,18 +111,26 @@ class Partition:
         self._forgotten = forgotten
         self.join = Join(window=settings.window_seconds, max_open=max_open or settings.max_open_impressions)
         self.trust = Trust(
-            min_click_seconds=settings.min_click_seconds, clicks_per_minute=settings.clicks_per_minute
+            Limits(
+                min_click_seconds=settings.min_click_seconds,
+                clicks_per_minute=settings.clicks_per_minute,
+                clicks_per_document=settings.clicks_per_document,
+                max_key_share=settings.max_key_share,
+                max_document_share=settings.max_document_share,
+            )
         )
-        self._bias = (
-            PositionBias(settings.propensity_clip)
-            if settings.position_bias == "inverse_rank"
-            else NoPositionBias()
+        self._forming = Forming(
+            settings.index,
+            NoPositionBias() if settings.position_bias == "off" else PositionBias(settings.propensity_clip),
+            Quality(settings.min_rating, settings.min_accuracy, settings.min_relevance),
+            settings.trust_floor,
         )
         self._watch = DriftWatch(detectors=detectors, seed=number)
         self._handled = {suffix: handled.get(suffix, 0) for suffix in INPUTS}
         self._inputs = {suffix: _Input() for suffix in INPUTS}
         self._watermark = 0.0
         self._counts = Counts()
+        self._slices: Counter[tuple[str, Difficulty | None]] = Counter()
         self._ranges: list[OffsetRange] = []
         self._sample = self._watch.window()
         self._sample_since = now
@@ -172,7 +184,7 @@ class Partition:
 
     def feedback(
         self,
-        event: ResultClicked | ResultRated,
+        event: ResultClicked | ResultRated | ResultPreferred,
         *,
         offset: int,
         log_time: float,
@@ -180,7 +192,7 @@ class Partition:
         source: Any = None,
         suffix: str = "",
     ) -> Effects:
-        """Someone clicked or rated a result. ``source`` is handed back if that can't have happened.
+        """Someone clicked, rated or preferred a result. ``source`` is handed back if that can't have happened.
 
         ``suffix`` names the input that it came by, where that may be another than its own.
         """
@@ -236,11 +248,17 @@ class Partition:
             examples=counts.examples,
             ranges=list(self._ranges),
             arms=counts.by_arm(),
+            slices=[
+                SliceCounts(examples=count, domain=domain, difficulty=difficulty)
+                for (domain, difficulty), count in self._slices.items()
+                if count > 0
+            ],
             sketches=counts.sketches.count,
             sketch_sum=counts.sketches.total,
             measurements=self._measure(now) if self._due(now) else [],
         )
         self._counts = Counts()
+        self._slices.clear()
         self._ranges = []
         self._window_start = now
         for suffix, source in self._inputs.items():
@@ -260,21 +278,26 @@ class Partition:
     def _settle(self, joined: Joined, effects: Effects, now: float) -> None:
         arrival, impression = joined.arrival, joined.impression
         event = arrival.event
+        shown = impression.results if impression is not None else []
         if joined.fate == "not_shown" and arrival.live:
-            effects.impossible.append((arrival.source, f"{event.doc_id!r} was not shown for this query"))
+            effects.impossible.append((arrival.source, f"{arrival.unseen(shown)!r} was not shown for this query"))
         feedback = impression.feedback if impression is not None else None
         if joined.fate != "joined" or impression is None or feedback is None:
             return
         feedback.live = feedback.live or arrival.live
         if isinstance(event, ResultClicked):
             self._click(impression, feedback, event, arrival)
-        else:
+        elif isinstance(event, ResultRated):
             self._rate(impression, feedback, event, arrival)
+        else:
+            self._prefer(impression, feedback, event, arrival)
+        if impression.domain in self._settings.skip_domains:
+            self.join.keep(impression)
+            return
         examples = changed_examples(
             impression,
             event.doc_id,
-            index=self._settings.index,
-            bias=self._bias,
+            forming=self._forming,
             believed=self.trust.believed(feedback, len(impression.results)),
             now=datetime.fromtimestamp(now, UTC),
         )
@@ -285,10 +308,15 @@ class Partition:
             effects.examples.extend(examples)
 
     def _click(self, impression: Impression, feedback: Feedback, event: ResultClicked, arrival: Arrival) -> None:
-        trust = self.trust.click(
-            impression.split_key or event.split_key, at=arrival.at, served_at=impression.served_at
+        trust, reason = self.trust.click(
+            impression.split_key or event.split_key,
+            event.doc_id,
+            impression.query,
+            at=arrival.at,
+            served_at=impression.served_at,
+            again=_is_believed(feedback, event.doc_id),
         )
-        feedback.click(event.doc_id, at=arrival.at, dwell=event.dwell_seconds, trust=trust)
+        feedback.click(event.doc_id, at=arrival.at, dwell=event.dwell_seconds, trust=trust, reason=reason)
         if trust == 0.0:
             return
         position = impression.positions[impression.results.index(event.doc_id)]
@@ -300,12 +328,29 @@ class Partition:
             self._counts.click(impression.arm, impression.version, best_before=before, best_now=best)
 
     def _rate(self, impression: Impression, feedback: Feedback, event: ResultRated, arrival: Arrival) -> None:
-        trust = self.trust.rating(impression.split_key or event.split_key, at=arrival.at)
-        feedback.rate(event.doc_id, event.event_id, at=arrival.at, rating=event.rating, trust=trust)
+        trust, reason = self._opinion(impression, feedback, event, arrival)
+        feedback.rate(event, at=arrival.at, trust=trust, reason=reason)
         if arrival.live and trust > 0.0:
             self._counts.rating(event.rating)
         if trust > 0.0:
             self._sample.ratings.add(event.rating)
+
+    def _prefer(
+        self, impression: Impression, feedback: Feedback, event: ResultPreferred, arrival: Arrival
+    ) -> None:
+        trust, reason = self._opinion(impression, feedback, event, arrival)
+        feedback.prefer(event, trust=trust, reason=reason)
+
+    def _opinion(
+        self, impression: Impression, feedback: Feedback, event: ResultRated | ResultPreferred, arrival: Arrival
+    ) -> Judgement:
+        return self.trust.opinion(
+            impression.split_key or event.split_key,
+            event.doc_id,
+            impression.query,
+            at=arrival.at,
+            again=_is_believed(feedback, event.doc_id),
+        )
 
     def _count(self, feedback: Feedback, example: ExampleFormed, arrival: Arrival, *, live: bool) -> None:
         """Count an example as new once, when it first weighs anything.
@@ -319,6 +364,13 @@ class Partition:
         if result.counted_as_new is None:
             result.counted_as_new = live
             self._counts.examples += live
+            self._slices[example.domain, example.difficulty] += live
         elif result.counted_as_new and not live and example.doc_id == arrival.event.doc_id:
             result.counted_as_new = False
             self._counts.examples -= 1
+            self._slices[example.domain, example.difficulty] -= 1
+
+
+def _is_believed(feedback: Feedback, doc_id: str) -> bool:
+    result = feedback.results.get(doc_id)
+    return result is not None and result.believed

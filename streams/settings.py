@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from clickloop.commands import Policy
-from clickloop.events import VersionKind
+from clickloop.events import Difficulty, VersionKind
+from clickloop.propensity import Correction
 from clickloop.settings import Settings
+from streams.balance import parsed
 from streams.policies import Schedule
 
 Percent = Annotated[float, Field(gt=0.0, le=100.0)]
@@ -27,8 +29,20 @@ class StreamsSettings(Settings):
         1_000_000, ge=1, description="open impressions a worker keeps; beyond it the oldest go, counted"
     )
 
-    position_bias: Literal["inverse_rank", "off"] = Field(
-        "inverse_rank", description="correct weights for how far down a result was shown, or don't"
+    min_rating: float = Field(4.0, ge=0, le=5, description="a positive rated lower weighs nothing; 0 is no filter")
+    min_accuracy: float = Field(
+        4.0, ge=0, le=5, description="the same for the accuracy that a rating may carry; 0 is no filter"
+    )
+    min_relevance: float = Field(
+        4.0, ge=0, le=5, description="the same for the relevance that a rating may carry; 0 is no filter"
+    )
+    skip_domains: Annotated[list[str], NoDecode] = Field(
+        [], description="domains whose impressions form no examples, comma-separated"
+    )
+    position_bias: Correction = Field(
+        "estimated",
+        description="how weights are corrected for the position: by 1/position (inverse_rank, or estimated, "
+        "where the trainer puts what swaps tell in its place), or off",
     )
     propensity_clip: float = Field(
         10.0, ge=1, description="no click weighs more than this many times a click on the first result"
@@ -37,7 +51,25 @@ class StreamsSettings(Settings):
         0.2, ge=0, description="a click sooner after its answer is not a person's; 0 switches the rule off"
     )
     clicks_per_minute: int = Field(
-        60, ge=1, description="clicks of one split key that count, for each partition and minute"
+        60, ge=0, description="clicks of one split key that count, a minute; 0 switches the rule off"
+    )
+    clicks_per_document: int = Field(
+        3, ge=0, description="clicks of one split key on one document that count, an hour; 0 switches the rule off"
+    )
+    max_key_share: float = Field(
+        0.01, ge=0, le=1, description="share of an hour's clicks that one split key may have; 0 switches it off"
+    )
+    max_document_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="share of an hour's clicks that one document or query text may have; 0 switches it off",
+    )
+    trust_floor: float = Field(
+        0.1, ge=0, le=1, description="an example that is believed less weighs nothing, and says why"
+    )
+    redis_url: str = Field(
+        "", description="redis://host:port/db for trust counts across partitions; empty counts in each alone"
     )
 
     report_seconds: float = Field(2.0, gt=0, description="time between a partition's drift reports")
@@ -65,6 +97,12 @@ class StreamsSettings(Settings):
         "",
         description="when the policy schedule retrains: an interval (90m, 12h, 7d), or a time of day in UTC "
         "(03:00)",
+    )
+    domain_minimums: Annotated[list[str], NoDecode] = Field(
+        [], description="new examples of a domain without which nothing is trained: name=count, comma-separated"
+    )
+    difficulty_minimums: Annotated[list[str], NoDecode] = Field(
+        [], description="the same by difficulty, as in easy=20,hard=20"
     )
     cool_down_seconds: float = Field(30.0, ge=0, description="least time from the end of one retrain to the next")
     failed_cool_down_seconds: float = Field(
@@ -103,7 +141,15 @@ class StreamsSettings(Settings):
     )
     metrics_port: int = Field(0, ge=0, le=65_535, description="port of /metrics for Prometheus; 0 is none")
 
-    @field_validator("policies", "kinds", "rollout_steps", mode="before")
+    @field_validator(
+        "policies",
+        "kinds",
+        "rollout_steps",
+        "skip_domains",
+        "domain_minimums",
+        "difficulty_minimums",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         """From the environment and from flags lists come as comma-separated text."""
@@ -130,6 +176,20 @@ class StreamsSettings(Settings):
         if "schedule" in self.policies and not self.schedule:
             raise ValueError("the policy schedule needs the setting schedule, such as 12h or 03:00")
         return self
+
+    @field_validator("domain_minimums", "difficulty_minimums")
+    @classmethod
+    def _are_counts(cls, value: list[str]) -> list[str]:
+        parsed(value)
+        return value
+
+    @field_validator("difficulty_minimums")
+    @classmethod
+    def _are_difficulties(cls, value: list[str]) -> list[str]:
+        unknown = sorted(set(parsed(value)) - set(get_args(Difficulty)))
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(get_args(Difficulty))}")
+        return value
 
     @field_validator("rollout_steps")
     @classmethod

@@ -2,8 +2,9 @@
 
 Policies (``streams/policies.py``) make the case for a retrain; any of those that are switched on is enough.
 Between a case and a command stand the pause switch, one command in flight, a cool-down, which grows while gates
-fail, and the seconds of training that a day may cost. What a training is expected to bring and cost
-(``streams/payoff.py``) goes with the command, and chooses its rungs where the setting ``kinds`` is ``auto``.
+fail, the seconds of training that a day may cost, and the least counts of examples by domain and difficulty
+(``streams/balance.py``). What a training is expected to bring and cost (``streams/payoff.py``) goes with the
+command, and chooses its rungs where the setting ``kinds`` is ``auto``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from clickloop.events import (
     ModelVersionPublished,
     NodeReported,
     OffsetRange,
+    SliceCounts,
     TrainingProgressed,
     VersionKind,
 )
+from streams.balance import Balance, parsed, summed
 from streams.buffer import covers, merge_ranges
 from streams.payoff import LADDER, Expectation, History
 from streams.policies import DAY_SECONDS, Case, Facts, Manual, Moved, NewDocuments, Rule, Schedule, Threshold
@@ -76,6 +79,7 @@ class _Pending:
     queries: int
     examples: int
     ranges: list[OffsetRange]
+    slices: list[SliceCounts]
 
 
 @dataclass(slots=True)
@@ -108,6 +112,7 @@ class Trigger:
     def __init__(self, settings: StreamsSettings) -> None:
         self._settings = settings
         self._rules = _rules(settings)
+        self._balance = Balance(parsed(settings.domain_minimums), parsed(settings.difficulty_minimums))
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._latest: dict[int, deque[tuple[str, ...]]] = defaultdict(lambda: deque(maxlen=LATEST))
         self._drifting: set[str] = set()
@@ -150,7 +155,7 @@ class Trigger:
         known = self._pending.get(event.event_id)
         ranges = merge_ranges([*event.ranges, *(known.ranges if known else [])])
         self._pending[event.event_id] = _Pending(
-            known.offset if known else offset, end, event.queries, event.examples, ranges
+            known.offset if known else offset, end, event.queries, event.examples, ranges, event.slices
         )
         if event.measurements and known is None:
             self._latest[event.partition].append(tuple(m.detector for m in event.measurements if m.exceeded))
@@ -240,7 +245,7 @@ class Trigger:
         )
         expected = self._history.expect(kinds, examples=facts.examples, moved=moved)
         return Outlook(
-            held_back=self._waiting_for(now) or self._too_dear(now, expected.seconds),
+            held_back=self._waiting_for(now) or self._too_dear(now, expected.seconds) or self._lacking(),
             cases=[rule.case(facts) for rule in self._rules],
             ranges=self.ranges,
             kinds=kinds,
@@ -344,6 +349,9 @@ class Trigger:
             f"and a retrain takes about {seconds:.0f} s"
         )
 
+    def _lacking(self) -> str:
+        return self._balance.lacking(part for p in self._pending.values() for part in p.slices)
+
     def _left_today(self, now: float) -> float:
         """Seconds of training that may still be spent in the 24 hours up to now."""
         runs = [*self._spent.values()]
@@ -412,6 +420,7 @@ class Trigger:
             first.queries + second.queries,
             first.examples + second.examples,
             merge_ranges([*first.ranges, *second.ranges]),
+            summed([*first.slices, *second.slices]),
         )
         self._pending["folded"] = folded
         self._pending.move_to_end("folded", last=False)

@@ -1,17 +1,28 @@
 """How far feedback is believed.
 
 A click on what was not shown can't have happened: it goes to ``dead-letters``. All else stays, with a weight in
-[0, 1], so that the log still shows what was believed how far. Times are seconds, and event time.
+[0, 1] and the rule that took weight away, so that the log still shows what was believed how far. Times are
+seconds, and event time.
+
+Two kinds of rule. A key's own habits (speed, rate) tell a machine from a person. Shares bound what anyone can
+reach who looks like a person: of all that is believed within an hour, one split key, one document and one query
+text can each have a part only, and one key counts a few times for one document.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
+from clickloop.text import normal_text
 from streams.examples import Feedback
+from streams.tally import Tally
 
 MINUTE = 60.0
+HOUR = 3600.0
 MAX_KEYS = 50_000
 """Split keys whose rates are remembered; the one that was silent the longest goes first."""
 FAST_WEIGHT = 0.5
@@ -21,6 +32,29 @@ FAST_REPEATS = 3
 EVERYTHING_CLICKS = 5
 EVERYTHING_SHARE = 0.6
 EVERYTHING_SECONDS = 2.0
+FREE = 20.0
+"""Clicks an hour that a share never takes: of a few clicks, anyone has a large part."""
+ALL = "*"
+
+
+class Judgement(NamedTuple):
+    """Weight in [0, 1], and the rule that lowered it ("" where none did)."""
+
+    weight: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is allowed. 0 switches a rule off."""
+
+    min_click_seconds: float = 0.2
+    clicks_per_minute: int = 60
+    clicks_per_document: int = 3
+    """Of one key, an hour."""
+    max_key_share: float = 0.01
+    max_document_share: float = 0.02
+    """Of one document, and of one query text."""
 
 
 @dataclass(slots=True)
@@ -30,41 +64,52 @@ class _Habits:
 
 
 class Trust:
-    """The weight of each click, from what its split key did within the last minute.
+    """The weight of each click, rating and preference of one partition.
 
-    ``counts`` tells how often each rule took weight away: ``too_fast``, ``rate``, ``everything``.
+    ``counts`` tells how often each rule took weight away: ``too_fast``, ``rate``, ``everything``, ``repeat``,
+    ``key_share``, ``document_share``, ``query_share``. ``tallies`` are what other partitions' counts are added
+    to (``streams/caps.py``); without that, each partition bounds its own part alone.
     """
 
-    def __init__(self, *, min_click_seconds: float, clicks_per_minute: int) -> None:
-        self._min_click_seconds = min_click_seconds
-        self._clicks_per_minute = clicks_per_minute
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._habits: OrderedDict[str, _Habits] = OrderedDict()
+        self._rates = Tally("rate", seconds=MINUTE)
+        self._influence = Tally("influence", seconds=HOUR)
+        self.tallies = (self._rates, self._influence)
         self.counts: Counter[str] = Counter()
 
-    def click(self, split_key: str, *, at: float, served_at: float) -> float:
-        """Weight of one click in [0, 1]. Without a key, only the click's own speed is judged."""
-        # Far before its answer it is a clock that is wrong, not a hand that is quick.
-        fast = -1.0 <= at - served_at < self._min_click_seconds
-        if not split_key:
-            return self._lowered("too_fast", FAST_WEIGHT) if fast else 1.0
-        habits = self._habits_of(split_key)
-        _add(habits.clicks, at, limit=self._clicks_per_minute + 1)
-        if fast:
-            _add(habits.fast, at, limit=FAST_REPEATS)
-        _prune(habits.fast, at)
-        if len(habits.clicks) > self._clicks_per_minute:
-            return self._lowered("rate", 0.0)
-        if len(habits.fast) >= FAST_REPEATS:
-            return self._lowered("too_fast", 0.0)
-        return self._lowered("too_fast", FAST_WEIGHT) if fast else 1.0
+    def click(
+        self, split_key: str, doc_id: str, query: str, *, at: float, served_at: float, again: bool = False
+    ) -> Judgement:
+        """Weigh one click. Without a key, only its own speed and the shares of document and query are judged.
 
-    def rating(self, split_key: str, *, at: float) -> float:
-        """Weight of one rating, which counts against the key's rate as a click does."""
-        if not split_key:
-            return 1.0
-        habits = self._habits_of(split_key)
-        _add(habits.clicks, at, limit=self._clicks_per_minute + 1)
-        return self._lowered("rate", 0.0) if len(habits.clicks) > self._clicks_per_minute else 1.0
+        ``again``: the same impression holds something about the document that is believed, so that this takes up
+        no more of anyone's share.
+        """
+        # Far before its answer it is a clock that is wrong, not a hand that is quick.
+        fast = -1.0 <= at - served_at < self._limits.min_click_seconds
+        weight = 1.0
+        if split_key:
+            habits = self._habits_of(split_key)
+            if self._is_over_rate(split_key, habits, at):
+                return self._lowered("rate", 0.0)
+            if fast:
+                _add(habits.fast, at, limit=FAST_REPEATS)
+            _prune(habits.fast, at)
+            if len(habits.fast) >= FAST_REPEATS:
+                return self._lowered("too_fast", 0.0)
+        if fast:
+            weight = self._lowered("too_fast", FAST_WEIGHT).weight
+        judged = Judgement(weight, "too_fast" if fast else "")
+        return judged if again else self._within_shares(split_key, doc_id, query, judged, at)
+
+    def opinion(self, split_key: str, doc_id: str, query: str, *, at: float, again: bool = False) -> Judgement:
+        """Weigh a rating or a preference, which counts against the rate and the shares as a click does."""
+        if split_key and self._is_over_rate(split_key, self._habits_of(split_key), at):
+            return self._lowered("rate", 0.0)
+        judged = Judgement(1.0)
+        return judged if again else self._within_shares(split_key, doc_id, query, judged, at)
 
     def believed(self, feedback: Feedback, shown: int) -> bool:
         """False for an impression nearly all of whose results were clicked within two seconds.
@@ -85,6 +130,36 @@ class Trust:
                 return False
         return True
 
+    def _is_over_rate(self, split_key: str, habits: _Habits, at: float) -> bool:
+        limit = self._limits.clicks_per_minute
+        if not limit:
+            return False
+        _add(habits.clicks, at, limit=limit + 1)
+        self._rates.turn(at)
+        self._rates.add(split_key, 1.0)
+        return len(habits.clicks) + self._rates.others(split_key) > limit
+
+    def _within_shares(self, split_key: str, doc_id: str, query: str, judged: Judgement, at: float) -> Judgement:
+        """``judged`` where there is room for it, else 0. What is given is counted, what is not is not."""
+        limits, tally, weight = self._limits, self._influence, judged.weight
+        tally.turn(at)
+        total = tally.add(ALL, weight)
+        claims: list[tuple[str, str, float]] = []
+        if limits.max_document_share:
+            room = max(FREE, limits.max_document_share * total) - weight
+            claims += [("document_share", f"d:{doc_id}", room), ("query_share", _named(query), room)]
+        if split_key and limits.clicks_per_document:
+            claims.append(("repeat", f"p:{split_key} {doc_id}", limits.clicks_per_document - weight))
+        if split_key and limits.max_key_share:
+            room = max(FREE, limits.max_key_share * total) - weight
+            claims.append(("key_share", f"k:{split_key}", room))
+        for rule, name, room in claims:
+            if tally.sum(name) > room:
+                return self._lowered(rule, 0.0)
+        for _, name, _ in claims:
+            tally.add(name, weight)
+        return judged
+
     def _habits_of(self, split_key: str) -> _Habits:
         habits = self._habits.get(split_key)
         if habits is None:
@@ -95,9 +170,15 @@ class Trust:
             self._habits.move_to_end(split_key)
         return habits
 
-    def _lowered(self, rule: str, weight: float) -> float:
+    def _lowered(self, rule: str, weight: float) -> Judgement:
         self.counts[rule] += 1
-        return weight
+        return Judgement(weight, rule)
+
+
+@lru_cache(maxsize=10_000)
+def _named(query: str) -> str:
+    """Short for a query text in whatever spelling."""
+    return f"q:{hashlib.blake2b(normal_text(query).encode(), digest_size=8).hexdigest()}"
 
 
 def _add(times: deque[float], at: float, *, limit: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickloop.events import ExampleFormed
+from clickloop.propensity import Correction, Examination
+from clickloop.text import normal_text
 from trainer.examples import Document
+from trainer.influence import proportionate
 from trainer.model import Vectors
 
 Indexes = NDArray[np.int64]
@@ -22,6 +23,8 @@ Floats = NDArray[np.float32]
 GOOD_RATING = 4.0
 RATED = 3.0
 """How many clicks a good rating is worth: hardly any is given by mistake, where one click in four or five is."""
+BELIEVED = 0.5
+"""Clicks that are trusted less don't tell where people look."""
 _BLOCK = 512
 NEAR_DUPLICATE = 0.97
 """Queries whose vectors have at least this cosine are one query in other words, e.g. a plural or a typo."""
@@ -100,16 +103,22 @@ class Prepared:
     """Examples whose document is no longer in the index."""
 
 
-def normal_text(text: str) -> str:
-    """Query texts that differ only in case, spaces, accents' encoding or punctuation have one normal text."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w]+", " ", folded).split())
+def prepare(
+    examples: Sequence[ExampleFormed],
+    documents: Sequence[Document],
+    *,
+    bias: Correction = "estimated",
+    clip: float = 10.0,
+    max_document_share: float = 0.0,
+) -> Prepared:
+    """Group the examples (oldest impression first) by normal query text and document.
 
-
-def prepare(examples: Sequence[ExampleFormed], documents: Sequence[Document]) -> Prepared:
-    """Group the examples (oldest impression first) by normal query text and document."""
+    ``bias`` and ``clip``: see ``inverse_propensities``. ``max_document_share``: see ``proportionate``.
+    """
+    labels = Counter(example.label for example in examples)
+    examples = proportionate(examples, max_share=max_document_share)
     position = {document.doc_id: i for i, document in enumerate(documents)}
-    inverse = inverse_propensities(examples)
+    inverse, told = inverse_propensities(examples, bias=bias, clip=clip), told_propensities(examples)
     queries: list[str] = []
     known: dict[str, int] = {}
     rows: dict[tuple[int, int], list[float]] = {}
@@ -135,10 +144,12 @@ def prepare(examples: Sequence[ExampleFormed], documents: Sequence[Document]) ->
         negatives = [position[d] for d in example.negatives if d in position]
         if example.label == "negative":
             negatives.append(document)
-            negative += 1
         else:
-            correction = inverse.get(example.position or 0, example.weight)
-            evidence = min(example.weight / correction, 1.0) * (RATED if _rated_good(example) else 1.0)
+            correction = inverse.get(example.position or 0, 1.0)
+            trust = example.trust
+            if trust is None:
+                trust = min(example.weight / told.get(example.position or 0, example.weight), 1.0)
+            evidence = trust * (RATED if _rated_good(example) else 1.0)
             row = rows.setdefault((query, document), [0.0, 0.0])
             row[0] += evidence * correction
             row[1] += evidence
@@ -157,7 +168,6 @@ def prepare(examples: Sequence[ExampleFormed], documents: Sequence[Document]) ->
         examples=positives,
         skipped={q: kept for q, docs in skipped.items() if (kept := [d for d in docs if (q, d) not in clicked])},
     )
-    labels = Counter(example.label for example in examples)
     synthetic = _synthetic(made, position)
     return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown)
 
@@ -192,16 +202,34 @@ def after_synthetic(synthetic: Clicks, clicks: Clicks) -> Clicks:
     )
 
 
-def inverse_propensities(examples: Iterable[ExampleFormed]) -> dict[int, float]:
-    """Position → what a trusted click there weighs, which is the inverse of its chance to be examined, clipped.
+def inverse_propensities(examples: Iterable[ExampleFormed], *, bias: Correction, clip: float) -> dict[int, float]:
+    """Position → the inverse of its chance to be looked at, at most ``clip``, as a share of ``clip``.
 
-    The stream rules choose that curve and an example carries only its product with trust, so it is read from the
-    examples: the largest weight of a mere click at the position. Without it a rating, which has a weight of its
-    own, would count on top as much as a click far down, though it too was only given where people look.
+    ``estimated`` is what the swapped pairs among the examples tell, and 1/position where they tell nothing;
+    ``inverse_rank`` is 1/position; with ``off`` every position is 1.
+    """
+    positions: set[int] = set()
+    swaps = Examination()
+    for example in examples:
+        if example.label == "positive" and example.position:
+            positions.add(example.position)
+            if example.clicks and (example.trust or 0.0) >= BELIEVED:
+                swaps.click(example.position, propensity=example.propensity, swapped=example.swapped)
+    if not positions or bias == "off":
+        return dict.fromkeys(positions, 1.0)
+    curve = (swaps if bias == "estimated" else Examination()).curve(max(positions))
+    return {position: min(1.0 / curve[position - 1], clip) / clip for position in positions}
+
+
+def told_propensities(examples: Iterable[ExampleFormed]) -> dict[int, float]:
+    """Position → what a trusted click there weighs in examples that don't say how far they are trusted.
+
+    The stream rules choose that curve and such an example carries only its product with trust: it is the largest
+    weight of a mere click at the position.
     """
     curve: dict[int, float] = {}
     for example in examples:
-        if example.label == "positive" and example.position and not _rated_good(example):
+        if example.trust is None and example.label == "positive" and example.position and not _rated_good(example):
             curve[example.position] = max(curve.get(example.position, 0.0), example.weight)
     return {place: weight for place, weight in curve.items() if weight > 0.0}
 

@@ -193,7 +193,13 @@ class Trainer:
             where, prefix=prefix, index=command.index, sources=self._sources
         )
         await self._quarantine(read.unreadable + unreadable)
-        prepared = prepare(read.examples, documents)
+        prepared = prepare(
+            read.examples,
+            documents,
+            bias=self._settings.position_bias,
+            clip=self._settings.propensity_clip,
+            max_document_share=self._settings.max_document_share,
+        )
         logger().info(
             "examples read",
             examples=len(read.examples),

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field, SecretStr
 
+from clickloop.propensity import Correction
 from clickloop.settings import ArtifactSettings
 
 
@@ -48,6 +49,20 @@ class TrainerSettings(ArtifactSettings):
         0.1, ge=0.0, le=1.0, description="share of surely wanted documents that a version may lose from its top 10"
     )
 
+    position_bias: Correction = Field(
+        "estimated",
+        description="how clicks are corrected for their position: estimated from swaps, inverse_rank, or off",
+    )
+    propensity_clip: float = Field(
+        10.0, ge=1, description="no click weighs more than this many times a click on the first result"
+    )
+    max_document_share: float = Field(
+        0.02,
+        ge=0.0,
+        le=1.0,
+        description="a document with a larger share of the clicks teaches as much as the average one; 0 lets it",
+    )
+
     def for_lineage(self) -> dict[str, str | int | float | bool]:
         """What a reader of the artifact needs to train it again. No secrets, no addresses."""
         return {
@@ -55,6 +70,9 @@ class TrainerSettings(ArtifactSettings):
             "max_examples": self.max_examples,
             "min_examples": self.min_examples,
             "min_positive_share": self.min_positive_share,
+            "position_bias": self.position_bias,
+            "propensity_clip": self.propensity_clip,
+            "max_document_share": self.max_document_share,
             "holdout_share": self.holdout_share,
             "gate_min_queries": self.gate_min_queries,
             "gate_max_lost_recall": self.gate_max_lost_recall,

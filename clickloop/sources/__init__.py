@@ -18,7 +18,7 @@ import msgspec
 
 from clickloop import codec, topics
 from clickloop.errors import InvalidMessageError, MessageError, UnreadableMessageError
-from clickloop.events import DocumentChanged, Message, QueryServed, ResultClicked, ResultRated
+from clickloop.events import DocumentChanged, Message, QueryServed, ResultClicked, ResultPreferred, ResultRated
 from clickloop.sources import cloudevents, ubi
 from clickloop.sources.cloudevents import Context, Headers
 from clickloop.sources.mapping import KINDS, TIMES, Mapping, mappings_of
@@ -26,13 +26,14 @@ from clickloop.sources.values import EPOCH, moment, shown
 
 __all__ = ["Mapping", "Sources", "mappings_of", "time_of", "topic_of"]
 
-_NAMES: dict[str, type[Message]] = {kind.__name__: kind for kind in KINDS.values()}
-_TOPICS = {
+_TOPICS: dict[type[Message], topics.Topic] = {
     QueryServed: topics.QUERIES,
     ResultClicked: topics.CLICKS,
     ResultRated: topics.RATINGS,
+    ResultPreferred: topics.RATINGS,
     DocumentChanged: topics.DOCUMENTS,
 }
+_NAMES: dict[str, type[Message]] = {kind.__name__: kind for kind in _TOPICS}
 _FEEDBACK = (ResultClicked, ResultRated)
 _UNNAMED = "-"
 
@@ -62,7 +63,7 @@ class Sources:
         self._of_topic = {
             topic: [m for m in every if m.kind is kind]
             + [m for m in every if m.kind is not kind and {m.kind, kind} == set(_FEEDBACK) and m.when]
-            for kind, topic in _TOPICS.items()
+            for kind, topic in ((kind, _TOPICS[kind]) for kind in KINDS.values())
         }
 
     def read(
@@ -86,7 +87,7 @@ class Sources:
         if found is None:
             raise own
         kind, fields = found
-        if kind not in (_FEEDBACK if topic.types[0] in _FEEDBACK else topic.types):
+        if kind not in ((*_FEEDBACK, ResultPreferred) if topic.types[0] in _FEEDBACK else topic.types):
             raise InvalidMessageError(f"a {kind.__name__} on {topic.suffix}: its topic is {_TOPICS[kind].suffix}")
         return self._finished(kind, fields, context, logged)
 

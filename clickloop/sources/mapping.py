@@ -20,7 +20,15 @@ from msgspec import Struct
 
 from clickloop.codec import split_key
 from clickloop.errors import InvalidMessageError, SettingsError
-from clickloop.events import DocumentChanged, Message, QueryServed, Result, ResultClicked, ResultRated
+from clickloop.events import (
+    DocumentChanged,
+    Message,
+    QueryServed,
+    Result,
+    ResultClicked,
+    ResultPreferred,
+    ResultRated,
+)
 from clickloop.sources.values import MOST_RESULTS, TimeFormat, identity, moment, number, shown, whole
 
 Suffix = Literal["queries", "clicks", "ratings", "documents"]
@@ -35,6 +43,7 @@ TIMES: dict[type[Message], str] = {
     QueryServed: "served_at",
     ResultClicked: "clicked_at",
     ResultRated: "rated_at",
+    ResultPreferred: "preferred_at",
     DocumentChanged: "changed_at",
 }
 _NEEDED = {

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 
+from msgspec.structs import replace
+
 from clickloop import commands as c
 from clickloop import events as e
 
@@ -18,6 +20,16 @@ QUERY = "0195563f2a1070018a4b3c2d1e0faaaa"
 RANGE = e.OffsetRange(topic="clickloop.training-examples.v1", partition=2, start=1000, end=1310)
 
 GOLDEN: dict[str, e.Message] = {
+    "ResultPreferred.v1": e.ResultPreferred(
+        event_id="p-1",
+        index="products",
+        query_id=QUERY,
+        preferred="sku-17",
+        alternative="sku-4",
+        preferred_at=AT,
+        strength=0.7,
+        split_key="5d41402abc4b2a76b9719d911017c592",
+    ),
     "DocumentChanged.v1": e.DocumentChanged(
         event_id="d-1",
         index="products",
@@ -275,3 +287,18 @@ GOLDEN: dict[str, e.Message] = {
         command_id="k-5", index="products", issued_at=AT, split_key="5d41402abc4b2a76b9719d911017c592"
     ),
 }
+
+GOLDEN["QueryServed.v1-2"] = replace(GOLDEN["QueryServed.v1"], domain="shoes", swapped=1)
+GOLDEN["ResultRated.v1-2"] = replace(GOLDEN["ResultRated.v1"], accuracy=4.0, relevance=5.0)
+GOLDEN["ExampleFormed.v1-3"] = replace(
+    GOLDEN["ExampleFormed.v1-2"],
+    trust=0.75,
+    reason="too_fast",
+    difficulty="hard",
+    domain="shoes",
+    propensity=0.0022,
+    swapped=2,
+)
+GOLDEN["DriftMeasured.v1-3"] = replace(
+    GOLDEN["DriftMeasured.v1-2"], slices=[e.SliceCounts(examples=310, domain="shoes", difficulty="hard")]
+)

@@ -19,6 +19,7 @@ from clickloop.events import (
     QueryServed,
     Result,
     ResultClicked,
+    ResultPreferred,
     ResultRated,
     SplitChanged,
     TrainingProgressed,
@@ -42,6 +43,8 @@ def query(
     version: str = "base-1",
     text: str = "how to sort",
     sketch: bytes = b"",
+    scores: Sequence[float] = (),
+    domain: str = "",
 ) -> QueryServed:
     return QueryServed(
         event_id=f"served-{query_id}",
@@ -49,12 +52,16 @@ def query(
         query_id=query_id,
         query=text,
         served_at=at(served),
-        results=[Result(doc_id=d, position=p) for p, d in enumerate(docs, start=1)],
+        results=[
+            Result(doc_id=d, position=p, score=scores[p - 1] if scores else 0.0)
+            for p, d in enumerate(docs, start=1)
+        ],
         split_key=key,
         version=version,
         space="base-1",
         arm="live",
         sketch=sketch,
+        domain=domain,
     )
 
 
@@ -71,7 +78,16 @@ def click(
     )
 
 
-def rating(doc: str, stars: float, query_id: str = "q1", *, when: float = 3.0, event: str = "") -> ResultRated:
+def rating(
+    doc: str,
+    stars: float,
+    query_id: str = "q1",
+    *,
+    when: float = 3.0,
+    event: str = "",
+    accuracy: float | None = None,
+    relevance: float | None = None,
+) -> ResultRated:
     return ResultRated(
         event_id=event or f"rating-{query_id}-{doc}-{when}",
         index="default",
@@ -79,6 +95,22 @@ def rating(doc: str, stars: float, query_id: str = "q1", *, when: float = 3.0, e
         doc_id=doc,
         rating=stars,
         rated_at=at(when),
+        accuracy=accuracy,
+        relevance=relevance,
+    )
+
+
+def preference(
+    doc: str, over: str, query_id: str = "q1", *, strength: float = 1.0, when: float = 4.0
+) -> ResultPreferred:
+    return ResultPreferred(
+        event_id=f"preference-{query_id}-{doc}-{over}-{when}-{strength}",
+        index="default",
+        query_id=query_id,
+        preferred=doc,
+        alternative=over,
+        preferred_at=at(when),
+        strength=strength,
     )
 
 

@@ -20,6 +20,7 @@ from clickloop.events import (
     QueryServed,
     Result,
     ResultClicked,
+    ResultPreferred,
     ResultRated,
     Verdict,
 )
@@ -90,6 +91,27 @@ async def test_rating_query_and_document_go_to_their_topics(feedback: FeedbackPr
     assert new.attributes == {"size": 42}
     assert isinstance(gone, DocumentChanged)
     assert gone.deleted
+
+
+async def test_a_preference_goes_to_ratings_and_speaks_for_what_was_preferred(
+    feedback: FeedbackProducer, log: Log
+) -> None:
+    event_id = await feedback.prefer("q-1", "good", "worse", strength=0.7, preferred_at=AT)
+    [(topic, event)] = log.sent
+    assert topic is topics.RATINGS
+    assert event == ResultPreferred(
+        event_id=event_id,
+        index="products",
+        query_id="q-1",
+        preferred="good",
+        alternative="worse",
+        preferred_at=AT,
+        strength=0.7,
+    )
+    assert isinstance(event, ResultPreferred)
+    assert event.doc_id == "good"
+    with pytest.raises(InvalidMessageError):
+        await feedback.prefer("q-1", "good", "worse", strength=0.0)
 
 
 async def test_times_are_now_where_the_app_gives_none(feedback: FeedbackProducer, log: Log) -> None:

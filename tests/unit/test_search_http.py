@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from clickloop import codec
 from clickloop.errors import ArtifactError
 from clickloop.events import QueryServed
+from clickloop.propensity import propensities, swapped_pair
 from search.answer import Searcher
 from search.backfill import Backfill, NoLeases
 from search.batcher import Batcher, OverloadedError
@@ -134,6 +135,33 @@ async def test_what_was_served_is_recorded_word_for_word(node: Served) -> None:
 async def test_a_query_that_is_not_to_be_recorded_leaves_no_event(node: Served) -> None:
     assert (await node.ask(record=False)).status_code == 200
     assert node.events == []
+
+
+async def test_exploration_swaps_a_pair_for_user_and_log_alike_and_logs_how_likely_that_was(node: Served) -> None:
+    node.searcher._exploration = 0.5
+    plain = [r["doc_id"] for r in (await node.ask(record=False)).json()["results"]]
+    count = len(plain)
+    bodies = [(await node.ask(domain="files")).json() for _ in range(60)]
+    assert len(node.events) == 60
+    for body, event in zip(bodies, node.events, strict=True):
+        assert [r.doc_id for r in event.results] == [r["doc_id"] for r in body["results"]]
+        assert event.swapped == swapped_pair(event.query_id, count, 0.5)
+        wanted = plain.copy()
+        if event.swapped is not None:
+            place = event.swapped
+            wanted[place - 1 : place + 1] = [plain[place], plain[place - 1]]
+        assert [r.doc_id for r in event.results] == wanted
+        assert [r.propensity for r in event.results] == propensities(count, 0.5, event.swapped)
+        assert event.domain == "files"
+    assert 15 <= sum(event.swapped is not None for event in node.events) <= 45
+
+
+async def test_a_pinned_version_and_a_query_that_is_not_recorded_are_shown_as_ranked(node: Served) -> None:
+    node.searcher._exploration = 0.5
+    unrecorded = [(await node.ask(record=False)).json() for _ in range(20)]
+    pinned = [(await node.ask(version="base-1")).json() for _ in range(20)]
+    assert len({tuple(r["doc_id"] for r in body["results"]) for body in [*unrecorded, *pinned]}) == 1
+    assert {(event.swapped, event.results[0].propensity) for event in node.events} == {(None, 1.0)}
 
 
 async def test_filters_and_hybrid_mode_reach_the_index(node: Served) -> None:

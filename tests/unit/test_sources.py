@@ -14,9 +14,9 @@ import pytest
 
 from clickloop import codec, topics
 from clickloop.errors import InvalidMessageError, MessageError, SettingsError, UnreadableMessageError
-from clickloop.events import DocumentChanged, QueryServed, Result, ResultClicked, ResultRated
+from clickloop.events import DocumentChanged, QueryServed, Result, ResultClicked, ResultPreferred, ResultRated
 from clickloop.settings import load_mappings
-from clickloop.sources import Sources, mappings_of
+from clickloop.sources import Sources, mappings_of, time_of, topic_of
 from tests.unit.golden_messages import GOLDEN
 from tests.unit.test_schemas import strict_validator as ubi_validator
 
@@ -435,3 +435,14 @@ def test_the_page_shows_every_form() -> None:
     shown = [suffix for kind, suffix, _ in shown_examples() if kind == "sends"]
     assert len(shown) >= 9
     assert set(shown) == {"queries", "clicks", "ratings", "documents"}
+
+
+def test_a_preference_is_read_from_ratings_and_from_a_file() -> None:
+    event = ResultPreferred(
+        event_id="p-1", index="default", query_id="q", preferred="a", alternative="b", preferred_at=AT
+    )
+    raw = codec.encode(event)
+    assert Sources("default").read(raw, (), topics.RATINGS) == event
+    assert Sources("default").read_row(raw, now=AT) == event
+    assert topic_of(event) is topics.RATINGS
+    assert time_of(event) == AT

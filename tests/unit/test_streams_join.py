@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clickloop.events import ExampleFormed, QueryServed, ResultClicked, ResultRated
+from clickloop.events import ExampleFormed, QueryServed, ResultClicked, ResultPreferred, ResultRated
 from streams.examples import example_id
 from streams.partition import Partition
-from tests.unit.streams_facts import NOON, click, partition, query, rating
+from tests.unit.streams_facts import NOON, click, partition, preference, query, rating
 
 
 class Log:
@@ -24,9 +24,9 @@ class Log:
         self.impossible: list[Any] = []
 
     def put(
-        self, event: QueryServed | ResultClicked | ResultRated, *, appended: float = 1.0
+        self, event: QueryServed | ResultClicked | ResultRated | ResultPreferred, *, appended: float = 1.0
     ) -> list[ExampleFormed]:
-        suffix = {QueryServed: "queries", ResultClicked: "clicks", ResultRated: "ratings"}[type(event)]
+        suffix = {QueryServed: "queries", ResultClicked: "clicks"}.get(type(event), "ratings")
         offset = self.offsets[suffix]
         self.offsets[suffix] += 1
         when = {"log_time": NOON + appended, "now": NOON + appended, "offset": offset}
@@ -119,6 +119,64 @@ def test_a_low_rating_turns_a_click_into_a_negative_and_a_high_one_makes_a_posit
     (liked,) = feed.put(rating("c", 5))
     assert (liked.label, liked.weight) == ("positive", 1.0)
     assert liked.negatives == ["a", "b"], "what was rated low is a negative for what is below it"
+
+
+def test_a_preference_makes_an_example_against_the_alternative_that_weighs_its_strength() -> None:
+    feed = log()
+    feed.put(query())
+    (example,) = feed.put(preference("b", "d", strength=0.6))
+    assert (example.doc_id, example.label, example.weight, example.trust) == ("b", "positive", 0.6, 0.6)
+    assert example.negatives == ["a", "d"], "what was passed over, and what was worse"
+    (stronger,) = feed.put(preference("b", "d", strength=0.9, when=5.0))
+    assert (stronger.weight, stronger.revision, stronger.negatives) == (0.9, 2, ["a", "d"])
+    (clicked,) = feed.put(click("b"))
+    assert (clicked.weight, clicked.clicks) == (0.2, 1), "what was clicked is believed whole, and is biased"
+
+
+def test_a_preference_over_what_was_not_shown_is_impossible() -> None:
+    feed = log()
+    feed.put(query(docs=("a", "b")))
+    assert feed.put(preference("a", "z")) == []
+    ((_, reason),) = feed.impossible
+    assert "'z'" in reason
+
+
+def test_a_positive_whose_own_ratings_are_low_weighs_nothing_and_says_which() -> None:
+    feed = log()
+    feed.put(query())
+    (example,) = feed.put(rating("a", 5, accuracy=3))
+    assert (example.label, example.weight, example.reason) == ("positive", 0.0, "accuracy")
+    (example,) = feed.put(rating("b", 5, accuracy=4, relevance=2))
+    assert (example.weight, example.reason) == (0.0, "relevance")
+    feed.put(click("c"))
+    (example,) = feed.put(rating("c", 3))
+    assert (example.weight, example.reason) == (0.0, "rating")
+    off = log(min_rating=0, min_accuracy=0)
+    off.put(query())
+    off.put(click("c"))
+    (example,) = off.put(rating("c", 3, accuracy=1))
+    assert (example.weight, example.reason) == (0.3, "")
+
+
+def test_impressions_of_a_skipped_domain_form_no_examples_and_are_counted_all_the_same() -> None:
+    feed = log(skip_domains="toys, games")
+    feed.put(query("q1", domain="toys"))
+    feed.put(query("q2", domain="shoes"))
+    assert feed.put(click("a", "q1")) == []
+    (example,) = feed.put(click("a", "q2"))
+    assert example.domain == "shoes"
+    done = feed.part.report(NOON + 1)
+    assert done is not None
+    assert (done.event.queries, done.event.clicks, done.event.examples) == (2, 2, 1)
+
+
+def test_an_example_is_as_hard_as_its_model_was_behind() -> None:
+    feed = log()
+    feed.put(query(docs=("a", "b", "c", "d"), scores=(0.9, 0.7, 0.65, 0.2)))
+    made = [feed.put(click(doc, when=2.0 + n))[0] for n, doc in enumerate("dcba")]
+    assert [e.difficulty for e in made] == ["hard", "medium", "medium", "easy"]
+    feed.put(query("q2"))
+    assert feed.put(click("a", "q2"))[0].difficulty is None, "the scores are not known"
 
 
 def test_a_click_after_the_window_is_counted_as_late_and_makes_nothing() -> None:
@@ -228,6 +286,13 @@ EVENTS = st.lists(
         st.builds(
             rating, st.sampled_from("abcd"), st.sampled_from([1.0, 3.0, 5.0]), when=st.sampled_from([3.0, 9.0])
         ),
+        st.builds(
+            preference,
+            st.sampled_from("ab"),
+            st.sampled_from("cd"),
+            strength=st.sampled_from([0.3, 1.0]),
+            when=st.sampled_from([4.0, 8.0]),
+        ),
     ),
     min_size=1,
     max_size=9,
@@ -253,7 +318,7 @@ def test_a_restart_at_any_point_ends_at_the_same_examples_and_counts_each_once()
     for n in range(6):
         q = f"q{n}"
         events += [
-            query(q, served=n),
+            query(q, served=n, key=f"user-{n}"),
             click("b", q, when=n + 2),
             rating("b", 5, q, when=n + 3),
             click("a", q, when=n + 4),

@@ -5,49 +5,141 @@ from __future__ import annotations
 from clickloop.events import ExampleFormed
 from streams.dead_letters import DeadLetterLimit
 from streams.examples import Feedback, NoPositionBias, PositionBias
-from streams.trust import MAX_KEYS, Trust
+from streams.trust import MAX_KEYS, Limits, Trust
 from tests.unit.streams_facts import NOON, click, partition, query, rating
 
 
 def trust() -> Trust:
-    return Trust(min_click_seconds=0.2, clicks_per_minute=10)
+    """Speed and rate alone: the shares have tests of their own."""
+    return Trust(Limits(clicks_per_minute=10, clicks_per_document=0, max_key_share=0.0, max_document_share=0.0))
+
+
+def weigh(rules: Trust, key: str, *, at: float, served_at: float, doc: str = "d", text: str = "t") -> float:
+    return rules.click(key, doc, text, at=at, served_at=served_at).weight
+
+
+def weigh_rating(rules: Trust, key: str, *, at: float) -> float:
+    return rules.opinion(key, "d", "t", at=at).weight
 
 
 def test_a_person_who_clicks_now_and_then_is_believed() -> None:
     rules = trust()
-    assert [rules.click("ann", at=t, served_at=t - 2) for t in range(0, 600, 10)] == [1.0] * 60
+    assert [weigh(rules, "ann", at=t, served_at=t - 2) for t in range(0, 600, 10)] == [1.0] * 60
 
 
 def test_clicks_faster_than_a_person_lose_weight_and_repeated_they_lose_it_all() -> None:
     rules = trust()
-    assert [rules.click("bot", at=t + 0.05, served_at=t) for t in range(4)] == [0.5, 0.5, 0.0, 0.0]
+    assert [weigh(rules, "bot", at=t + 0.05, served_at=t) for t in range(4)] == [0.5, 0.5, 0.0, 0.0]
     assert rules.counts["too_fast"] == 4
-    assert rules.click("bot", at=100.0, served_at=90.0) == 1.0, "a minute later it may be a person again"
+    assert weigh(rules, "bot", at=100.0, served_at=90.0) == 1.0, "a minute later it may be a person again"
 
 
 def test_a_clock_that_is_minutes_behind_is_no_machine() -> None:
-    assert trust().click("ann", at=0.0, served_at=180.0) == 1.0
+    assert weigh(trust(), "ann", at=0.0, served_at=180.0) == 1.0
 
 
 def test_a_key_over_its_rate_counts_no_more_within_the_minute() -> None:
     rules = trust()
-    weights = [rules.click("flood", at=t, served_at=t - 5) for t in range(20)]
+    weights = [weigh(rules, "flood", at=t, served_at=t - 5) for t in range(20)]
     assert weights == [1.0] * 10 + [0.0] * 10
-    assert rules.click("other", at=20, served_at=15) == 1.0
-    assert rules.click("flood", at=200, served_at=190) == 1.0
-    assert rules.rating("flood", at=201) == 1.0
+    assert weigh(rules, "other", at=20, served_at=15) == 1.0
+    assert weigh(rules, "flood", at=200, served_at=190) == 1.0
+    assert weigh_rating(rules, "flood", at=201) == 1.0
 
 
 def test_a_flood_of_ratings_counts_against_the_rate_too() -> None:
     rules = trust()
-    assert [rules.rating("flood", at=t) for t in range(12)] == [1.0] * 10 + [0.0] * 2
+    assert [weigh_rating(rules, "flood", at=t) for t in range(12)] == [1.0] * 10 + [0.0] * 2
 
 
 def test_the_memory_of_keys_is_bounded() -> None:
     rules = trust()
     for n in range(MAX_KEYS + 100):
-        rules.click(f"key-{n}", at=float(n), served_at=n - 5.0)
+        weigh(rules, f"key-{n}", at=float(n), served_at=n - 5.0)
     assert len(rules._habits) == MAX_KEYS
+
+
+def farm(rules: Trust, doc: str, *, clicks: int, keys: int, texts: int = 1000) -> float:
+    """What a farm's clicks on one document weigh together, a second apart."""
+    return sum(
+        weigh(rules, f"farm-{n % keys}", at=float(n), served_at=n - 3.0, doc=doc, text=f"farm {n % texts}")
+        for n in range(clicks)
+    )
+
+
+def crowd(rules: Trust, *, clicks: int) -> float:
+    """What people's clicks weigh together: many people, many documents, many queries."""
+    return sum(
+        weigh(rules, f"user-{n % 500}", at=n * 0.5, served_at=n * 0.5 - 3.0, doc=f"d{n % 300}", text=f"text {n}")
+        for n in range(clicks)
+    )
+
+
+def test_people_lose_nothing_to_the_shares() -> None:
+    assert crowd(Trust(Limits()), clicks=2000) == 2000
+
+
+def test_one_key_counts_a_few_times_for_one_document_and_has_a_share_of_all() -> None:
+    rules = Trust(Limits(clicks_per_minute=0))
+    assert farm(rules, "pushed", clicks=100, keys=1) == 3
+    rules = Trust(Limits(clicks_per_minute=0))
+    crowd(rules, clicks=1000)
+    many = [weigh(rules, "busy", at=500.0 + n, served_at=490.0 + n, doc=f"d{n}", text=f"t{n}") for n in range(100)]
+    assert sum(many) == 20, "1 % of some 1,100 clicks is less than the 20 that are free"
+
+
+def test_one_document_has_a_share_of_all_however_many_keys_push_it() -> None:
+    rules = Trust(Limits())
+    crowd(rules, clicks=2000)
+    pushed = farm(rules, "pushed", clicks=1000, keys=1000)
+    assert 40 <= pushed <= 0.02 * 3000
+    assert rules.counts["document_share"] == 1000 - pushed
+
+
+def test_one_query_text_has_a_share_of_all_in_whatever_spelling() -> None:
+    rules = Trust(Limits())
+    crowd(rules, clicks=2000)
+    spelt = ("Cheap shoes", "cheap  SHOES!", "cheap shoes")
+    pushed = sum(
+        weigh(rules, f"k{n}", at=float(n), served_at=n - 3.0, doc=f"x{n}", text=spelt[n % 3]) for n in range(500)
+    )
+    assert pushed <= 0.02 * 2500
+
+
+def test_shares_start_afresh_every_hour() -> None:
+    rules = Trust(Limits(clicks_per_minute=0))
+    assert [weigh(rules, "ann", at=float(n), served_at=n - 5.0) for n in range(5)] == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert weigh(rules, "ann", at=3601.0, served_at=3599.0) == 1.0
+
+
+def test_what_other_partitions_have_counted_is_counted() -> None:
+    rules = trust()
+    assert weigh(rules, "flood", at=30.0, served_at=25.0) == 1.0
+    rates = rules.tallies[0]
+    rates.told(rates.window, {"flood": 10.0})
+    assert weigh(rules, "flood", at=31.0, served_at=26.0) == 0.0
+    assert weigh(rules, "flood", at=91.0, served_at=86.0) == 1.0, "they counted it a minute ago"
+
+
+def test_more_about_a_result_that_is_believed_takes_up_no_more_of_a_share() -> None:
+    part = partition(clicks_per_document=1)
+    part.query(query(), offset=0, log_time=NOON, now=NOON)
+    part.feedback(click("a"), offset=0, log_time=NOON, now=NOON)
+    (again,) = part.feedback(click("a", when=90.0), offset=1, log_time=NOON, now=NOON).examples
+    assert (again.clicks, again.trust, again.reason) == (2, 1.0, "")
+
+
+def test_what_is_hardly_believed_is_sent_with_no_weight_and_with_the_reason() -> None:
+    part = partition(clicks_per_document=1, trust_floor=0.6)
+    now = {"log_time": NOON, "now": NOON}
+    for n in range(2):
+        part.query(query(f"q{n}"), offset=n, **now)
+    first, second = (part.feedback(click("b", f"q{n}"), offset=n, **now).examples[0] for n in range(2))
+    assert (first.weight, first.trust, first.reason) == (0.2, 1.0, "")
+    assert (second.weight, second.trust, second.reason) == (0.0, 0.0, "repeat")
+    part.query(query("q3", key="hasty"), offset=3, **now)
+    (hasty,) = part.feedback(click("c", "q3", when=0.1), offset=3, **now).examples
+    assert (hasty.weight, hasty.trust, hasty.reason) == (0.0, 0.0, "too_fast"), "half is below the floor"
 
 
 def test_an_impression_whose_results_were_all_clicked_at_once_is_not_believed() -> None:

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clickloop.text import normal_text
 from tests.unit.trainer_facts import documents, example, world
-from trainer.dataset import RATED, Clicks, after_synthetic, moments, normal_text, prepare
+from trainer.dataset import RATED, Clicks, after_synthetic, moments, prepare
 
 
 def rows(clicks: Clicks) -> dict[tuple[str, int], float]:
@@ -53,6 +54,48 @@ def test_a_distrusted_click_is_less_evidence():
         documents(3),
     ).clicks
     assert clicks.evidence.tolist() == pytest.approx([1.0, 0.25])
+
+
+def test_an_example_that_says_how_far_it_is_trusted_is_taken_at_its_word() -> None:
+    clicks = prepare(
+        [
+            example("one", "d0000", number=1, position=4, weight=0.4, trust=1.0),
+            example("two", "d0001", number=2, position=4, weight=0.2, trust=0.5),
+            example("three", "d0002", number=3, position=1, weight=1.0, trust=1.0, rating=5),
+        ],
+        documents(3),
+    ).clicks
+    assert clicks.evidence.tolist() == pytest.approx([1.0, 0.5, RATED])
+    assert clicks.weight.tolist() == pytest.approx([0.4, 0.2, RATED * 0.1])
+
+
+def test_what_swaps_tell_takes_the_place_of_one_over_the_position() -> None:
+    flat = [
+        example(f"q{n}", "d0000", number=n, position=1 + n % 2, trust=1.0, propensity=p, swapped=s)
+        for n, (p, s) in enumerate([(0.5, 1), (0.5, 1), (0.5, None), (0.5, None)] * 300)
+    ]
+    ratios = {}
+    for bias in ("estimated", "inverse_rank", "off"):
+        clicks = prepare(flat, documents(1), bias=bias).clicks  # type: ignore[arg-type]
+        ratios[bias] = float(clicks.weight[1] / clicks.weight[0])
+    assert ratios == pytest.approx({"estimated": 1.0, "inverse_rank": 2.0, "off": 1.0}, rel=0.1)
+
+
+def test_a_document_that_claims_out_of_proportion_teaches_no_more_than_the_average_one() -> None:
+    people = [
+        example(f"q{n}", f"d{n % 40:04}", number=n, key=f"user-{n % 60}", weight=1.0, trust=1.0)
+        for n in range(400)
+    ]
+    farm = [
+        example(f"f{n}", "d0007", number=1000 + n, key=f"farm-{n}", weight=float(n < 50), trust=float(n < 50))
+        for n in range(300)
+    ]
+    clicks = prepare([*people, *farm], documents(40), max_document_share=0.02).clicks
+    pushed = clicks.document == 7
+    assert 8 <= clicks.evidence[pushed].sum() <= 18
+    assert not [text for text in clicks.queries if text.startswith("f")], "those go first who click nothing else"
+    assert len(prepare([*people, *farm], documents(40)).clicks) == 450
+    assert len(prepare(people, documents(40), max_document_share=0.02).clicks) == 400, "people lose nothing"
 
 
 def test_what_was_skipped_or_rated_low_is_a_negative_unless_it_was_clicked_too():

@@ -29,6 +29,10 @@ def example(
     index: str = "default",
     negatives: tuple[str, ...] = (),
     origin: Literal["clicks", "synthetic"] = "clicks",
+    trust: float | None = None,
+    key: str = "",
+    propensity: float = 1.0,
+    swapped: int | None = None,
 ) -> ExampleFormed:
     return ExampleFormed(
         event_id=f"{number}/{doc_id}/{revision}",
@@ -47,6 +51,10 @@ def example(
         negatives=list(negatives),
         clicks=1,
         origin=origin,
+        trust=trust,
+        split_key=key,
+        propensity=propensity,
+        swapped=swapped,
     )
 
 

@@ -1,0 +1,81 @@
+"""Sums by name that hold across partitions: this partition's own, and what the others have told."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+
+MAX_NAMES = 100_000
+"""Names of one window; beyond it the smaller half goes, of which hardly any is near a limit."""
+TOLD_FROM = 3.0
+"""Smaller sums are kept to oneself: they are nearly all of the names, and far from any limit."""
+
+
+class Tally:
+    """Sums within consecutive windows of event time, each ``seconds`` long. What is late counts in the latest.
+
+    >>> tally = Tally("clicks", seconds=60)
+    >>> tally.turn(5.0)
+    >>> for _ in range(3):
+    ...     _ = tally.add("ann", 1.0)
+    >>> tally.untold()
+    {'ann': 3.0}
+    >>> tally.told(tally.window, {"ann": 10.0})
+    >>> tally.sum("ann"), tally.others("ann")
+    (10.0, 7.0)
+    >>> tally.turn(61.0)
+    >>> tally.sum("ann")
+    0.0
+    """
+
+    def __init__(self, name: str, *, seconds: float) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.window = 0
+        self._own: dict[str, float] = {}
+        self._others: dict[str, float] = {}
+        self._changed: set[str] = set()
+
+    def turn(self, at: float) -> None:
+        """Go on to the window of ``at``, if that is a later one."""
+        window = int(at // self.seconds)
+        if window > self.window:
+            self.window = window
+            self._own.clear()
+            self._others.clear()
+            self._changed.clear()
+
+    def add(self, name: str, amount: float) -> float:
+        """The sum with it, over all partitions as far as they have told."""
+        own = self._own
+        own[name] = total = own.get(name, 0.0) + amount
+        if total >= TOLD_FROM:
+            self._changed.add(name)
+        elif len(own) > MAX_NAMES:
+            kept = heapq.nlargest(MAX_NAMES // 2, own.items(), key=lambda item: item[1])
+            self._own = dict(kept)
+        return total + self._others.get(name, 0.0) if self._others else total
+
+    def sum(self, name: str) -> float:
+        """Over all partitions, as far as they have told."""
+        own = self._own.get(name, 0.0)
+        return own + self._others.get(name, 0.0) if self._others else own
+
+    def others(self, name: str) -> float:
+        """What the other partitions have told."""
+        return self._others.get(name, 0.0)
+
+    def untold(self) -> dict[str, float]:
+        """Own sums that changed since the last time this was asked."""
+        changed, self._changed = self._changed, set()
+        return {name: self._own[name] for name in changed if name in self._own}
+
+    def tell_again(self, window: int, names: Iterable[str]) -> None:
+        """These could not be told."""
+        if window == self.window:
+            self._changed.update(names)
+
+    def told(self, window: int, totals: Mapping[str, float]) -> None:
+        """The sums over all partitions as they are known to all, this one's included."""
+        if window == self.window:
+            self._others.update({name: max(0.0, t - self._own.get(name, 0.0)) for name, t in totals.items()})

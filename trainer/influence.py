@@ -1,0 +1,79 @@
+"""No document may teach out of all proportion: the last defence against a flood of clicks, and the only one that
+sees all of a run's examples at once.
+
+A document that claims far more than its share has been pushed, or is so well known that it needs no more teaching.
+Either way it keeps at most as many examples as the average document has: those whose keys click the most other
+things, for people do, and what was made up to push one document does not. This is a redescending estimate (Hampel
+1974): what lies too far out does not count at its limit, but next to nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from statistics import mean, median
+
+from msgspec.structs import replace
+
+from clickloop.events import ExampleFormed
+
+OUT_OF_PROPORTION = 10.0
+"""Times the median document's claim."""
+FREE = 20
+"""Claims that no document is too much for."""
+
+SHARES = frozenset({"document_share", "query_share"})
+"""Reasons of the stream rules that are not the key's own fault."""
+
+
+def proportionate(examples: Sequence[ExampleFormed], *, max_share: float) -> list[ExampleFormed]:
+    """The examples without the surplus of documents that claim more than ``max_share`` of all, in their order.
+
+    A claim is a positive example of someone's feedback, whatever it weighs: what the stream rules have quarantined
+    is a claim as well.
+    With ``max_share`` 0 nothing is left out.
+    """
+    claims = Counter(example.doc_id for example in examples if _is_claim(example))
+    if not claims or not max_share:
+        return list(examples)
+    limit = max(FREE, max_share * claims.total(), OUT_OF_PROPORTION * median(claims.values()))
+    pushed = {doc_id for doc_id, count in claims.items() if count > limit}
+    if not pushed:
+        return list(examples)
+    usual = mean([count for doc_id, count in claims.items() if doc_id not in pushed] or [FREE])
+    kept = _most_credible(examples, pushed, each=round(usual))
+    chosen = []
+    for example in examples:
+        if example.doc_id not in pushed or not _is_claim(example):
+            chosen.append(example)
+        elif example.example_id in kept:
+            # Its key did nothing wrong: what the stream took away for the document's sake is given back.
+            shared = example.reason in SHARES
+            chosen.append(replace(example, weight=1.0, trust=1.0, reason="") if shared else example)
+    return chosen
+
+
+def _is_claim(example: ExampleFormed) -> bool:
+    return example.label == "positive" and example.origin == "clicks"
+
+
+def _most_credible(examples: Sequence[ExampleFormed], pushed: set[str], *, each: int) -> set[str]:
+    """Ids of at most ``each`` examples of every pushed document."""
+    breadth: defaultdict[str, set[str]] = defaultdict(set)
+    for example in examples:
+        if example.split_key and example.weight > 0.0 and example.doc_id not in pushed:
+            breadth[example.split_key].add(example.doc_id)
+    candidates: defaultdict[str, list[tuple[int, bytes, str]]] = defaultdict(list)
+    for example in examples:
+        if example.doc_id not in pushed or not _is_claim(example):
+            continue
+        if example.weight > 0.0 or example.reason in SHARES:
+            chance = hashlib.blake2b(example.example_id.encode(), digest_size=8).digest()
+            others = len(breadth.get(example.split_key, ()))
+            candidates[example.doc_id].append((-others, chance, example.example_id))
+    kept: set[str] = set()
+    for found in candidates.values():
+        known = [candidate for candidate in found if candidate[0]]
+        kept.update(example_id for _, _, example_id in sorted(known or found)[:each])
+    return kept
