@@ -35,6 +35,10 @@ BootstrapServers = Annotated[
 TopicPrefix = Annotated[str | None, typer.Option(help="First part of topic names.", show_default="clickloop")]
 Index = Annotated[str | None, typer.Option(help="Name of the index.", show_default="default")]
 
+StoreUrl = Annotated[
+    str | None, typer.Option(help="fsspec URL of the model store.", show_default="file://.clickloop/store")
+]
+
 
 def checked(work: Callable[[], T]) -> T:
     """Do ``work``; a user's mistake ends the process with one line and 2, a failure with one line and 1."""

@@ -156,6 +156,7 @@ def _usage(manifest: Manifest) -> list[str]:
     elif manifest.kind == "query_encoder":
         steps.append("Where `adapter.safetensors` is there: query vector = normalise(weight @ e + bias).")
     steps.append(f"Compare with documents of space `{manifest.space}` only.")
+    steps.append(f"Or `clickloop export {manifest.version} --as sentence-transformers`, which does 1 and 2.")
     return [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
 
 
