@@ -79,7 +79,7 @@ class Ladder:
         self._settings = settings
         self._store = store
         self.device = pick_device(settings.device)
-        self._loader = Loader(store, self.device, seed=settings.seed)
+        self.loader = Loader(store, self.device, seed=settings.seed)
 
     def base(self) -> Manifest:
         """The base model as the store's first version; published where it is not there yet."""
@@ -129,7 +129,7 @@ class Ladder:
         settings = self._settings
         await told.stage(kind, "encoding", version=version)
         loaded = await asyncio.to_thread(
-            self._loader.load,
+            self.loader.load,
             manifest,
             data.documents,
             data.prepared.clicks,
@@ -188,7 +188,7 @@ class Ladder:
         )
         new = describe(version=version, kind=kind, parent=manifest, lineage=lineage, gate=gate)
         if kind == "full" and gate.verdict == "pass":
-            await asyncio.to_thread(self._loader.keep, version, corpus.documents, after.documents)
+            await asyncio.to_thread(self.loader.keep, version, corpus.documents, after.documents)
         return await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
 
 
