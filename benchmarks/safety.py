@@ -4,15 +4,16 @@
     python -m benchmarks.safety --rungs adapter,query_encoder --sets clinc150 --seeds 2
     python -m benchmarks.safety --quick                     one set, one seed, few clicks
 
-The sets: clinc150 and scifact of ``CLICKLOOP_DATA`` (clicks on their train queries, truth on test and dev queries) and
-the standard library (always there). Each is clicked in three manners: ``usual`` as in the demo, ``noisy`` with more
-than half of the clicks mistaken, and ``few`` with a tenth of the clicks. Each manner and seed goes through
+The sets: clinc150 and scifact of ``CLICKLOOP_DATA`` (clicks on their train queries, truth on test and dev queries)
+and the standard library (always there). Each is clicked in three manners: ``usual`` as in the demo, ``noisy`` with
+more than half of the clicks mistaken, and ``few`` with a tenth of the clicks. Each manner and seed goes through
 ``clickloop replay`` by itself, so the gate sees only what those people did.
 
 A pass is **wrong** where the version is worse than its parent on the held-out truth beyond noise: the whole 95 %
 interval (paired bootstrap over the judged queries) of its relative change of MRR@10 lies below 0. The gate never
-sees that truth. ``wrong_passes`` counts them over all sets, manners, seeds and rungs; the target is 0. ``missed`` are
-the opposite: versions that are better beyond noise and did not pass. They cost a gain, but no user is worse off.
+sees that truth. ``wrong_passes`` counts them over all sets, manners, seeds and rungs; the target is 0. ``missed``
+are the opposite: versions that are better beyond noise and did not pass. A gain is lost then, but no user is worse
+off.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def _line(one: Try) -> str:
 
 
 def _print(tries: list[Try]) -> None:
-    """Rung × set and manner: the mean gain, the verdicts, and the wrong passes, over the seeds."""
+    """For each rung, set and manner the mean gain, the verdicts, and the wrong passes, over the seeds."""
     groups: dict[tuple[str, str, str], list[Try]] = {}
     for one in tries:
         groups.setdefault((one.rung, one.set, one.manner), []).append(one)

@@ -124,8 +124,9 @@ class Events:
         return named[0] if named else ""
 
 
-def _order(event: Event) -> tuple[datetime, bool]:
-    return time_of(event), not isinstance(event, QueryServed)
+def _order(event: Event) -> tuple[datetime, bool, str]:
+    """The same whatever order a file has."""
+    return time_of(event), not isinstance(event, QueryServed), event.event_id
 
 
 def _read_part(part: IO[bytes]) -> Iterator[Event]:

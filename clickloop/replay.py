@@ -191,7 +191,8 @@ def _rung(rung: RungResult) -> dict[str, Any]:
     if rung.gate is not None:
         gate = {**msgspec.to_builtins(rung.gate), "metrics": _all(rung.gate.metrics)}
     out: dict[str, Any] = {
-        **(_all(shown_metrics(rung)) or unknown),
+        **unknown,
+        **_all(shown_metrics(rung)),
         "train_seconds": round(rung.train_seconds, 3),
         "verdict": rung.verdict,
         "reasons": rung.reasons,
