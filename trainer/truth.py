@@ -15,7 +15,7 @@ from clickloop.evaluation import NOT_FOUND, Floats, compare, per_query_metrics
 from clickloop.events import Estimate
 from clickloop.recorded import Judged, SliceTruth
 from trainer.examples import Document
-from trainer.model import Model, Vectors
+from trainer.model import Model, Vectors, encode
 
 DEPTH = 10
 _BLOCK = 256
@@ -31,6 +31,7 @@ class Truth:
         place = {document.doc_id: number for number, document in enumerate(documents)}
         self._texts = [one.query for one in judged]
         self._grades = [{place[doc_id]: grade for doc_id, grade in one.relevant.items()} for one in judged]
+        self._encoded: dict[str, Vectors] = {}
         self._slices = np.asarray([one.slice for one in judged], dtype=object)
 
     def __len__(self) -> int:
@@ -38,7 +39,11 @@ class Truth:
 
     def measure(self, model: Model, documents: Vectors) -> Measured:
         """Each query's figures with this version; ``documents`` (documents, dim) are of its space."""
-        return self.of_top(top(model.encode_queries(self._texts), documents, DEPTH))
+        # Versions that differ in their adapters alone see the same vectors before it.
+        if model.encoder_version not in self._encoded:
+            self._encoded = {model.encoder_version: encode(model.encoder, self._texts)}
+        encoded = self._encoded[model.encoder_version]
+        return self.of_top(top(model.adapter.apply(encoded) if model.adapter else encoded, documents, DEPTH))
 
     def of_top(self, found: NDArray[np.int64]) -> Measured:
         """Each query's figures where these documents (queries, up to DEPTH) are on top, best first."""
