@@ -50,7 +50,7 @@ def main(
         answers = base_answers(world, folder)
         habits = Habits(impressions=5000 if quick else 10_000)
         outcome = replayed(world, answers, habits, kinds=kinds, work=folder, seed=seed, say=say)
-    print_outcome(outcome, Console(highlight=False))
+    print_outcome(outcome, Console(highlight=False, markup=False))
     figures = outcome.to_json()
     summary: dict[str, Any] = {"quick": quick}
     for kind, rung in figures["rungs"].items():

@@ -50,7 +50,7 @@ class Judged(msgspec.Struct, frozen=True):
 
     query: Text
     relevant: dict[str, float]
-    slice: str = ""
+    slice: str | None = None
 
 
 class SliceTruth(msgspec.Struct, frozen=True):

@@ -293,7 +293,7 @@ def replay(
         return replay_files(options, _load_parts(), say=lambda line: typer.echo(line, err=True))
 
     outcome = cli.checked(work_through)
-    print_outcome(outcome, Console(highlight=False))
+    print_outcome(outcome, Console(highlight=False, markup=False))
     if json_file is not None:
         cli.checked(lambda: write_json(outcome, json_file))
 

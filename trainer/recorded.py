@@ -20,7 +20,7 @@ from clickloop.events import DocumentChanged, ExampleFormed, Verdict, VersionKin
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.recorded import Climbed, Judged, RungResult
 from trainer.examples import Document, ExampleCollector, document_of
-from trainer.methods.base import Progress
+from trainer.methods.base import Progress, StoppedError
 from trainer.rung import Data, Ladder, data_of
 from trainer.settings import TrainerSettings
 from trainer.truth import Measured, Truth, comparison
@@ -59,13 +59,8 @@ def climb(
     kept = collector.result().examples
     data = data_of(kept, corpus, settings)
     command = _command(settings, kinds, corpus, kept, budget_seconds)
-    store = ModelStore(
-        settings.store_url,
-        cache=settings.work_dir / "cache",
-        private_key=settings.private_key.get_secret_value(),
-        public_key=settings.public_key,
-    )
-    ladder = Ladder(settings, store)
+    # No one but this process reads these versions, so they are neither signed nor checked for a signature.
+    ladder = Ladder(settings, ModelStore(settings.store_url, cache=settings.work_dir / "cache"))
     start = ladder.base()
     told = _Lines(say)
     published, reason = asyncio.run(_climb(ladder, command, start, data, told))
@@ -120,6 +115,10 @@ async def _climb(
                 await told.stage(manifest.kind, "done", verdict=manifest.gate.verdict, message=reasons)
     except TrainingError as error:
         return published, str(error)
+    except asyncio.CancelledError:
+        # By Ctrl-C. The training thread would go on, and the process would wait for it.
+        told.stopped = True
+        raise
     return published, ""
 
 
@@ -180,6 +179,7 @@ class _Lines:
         self._say = say
         self._next = time.monotonic() + EVERY_SECONDS
         self.kind: str = ""
+        self.stopped = False
 
     async def stage(
         self,
@@ -195,6 +195,8 @@ class _Lines:
         self._line(f"{kind}: {stage}{f' ({said})' if said else ''}")
 
     def from_thread(self, progress: Progress) -> None:
+        if self.stopped:
+            raise StoppedError("interrupted")
         if time.monotonic() >= self._next:
             loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
             self._line(f"{self.kind}: {progress.stage} {progress.step:,} of {progress.steps:,}{loss}")

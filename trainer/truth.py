@@ -32,7 +32,7 @@ class Truth:
         self._texts = [one.query for one in judged]
         self._grades = [{place[doc_id]: grade for doc_id, grade in one.relevant.items()} for one in judged]
         self._encoded: dict[str, Vectors] = {}
-        self._slices = np.asarray([one.slice for one in judged], dtype=object)
+        self._slices = np.asarray([one.slice or "" for one in judged], dtype=object)
 
     def __len__(self) -> int:
         return len(self._texts)
