@@ -26,6 +26,7 @@ from trainer.methods.base import Job, Parent, Progress, Trained, deadline
 from trainer.model import encode, pick_device
 from trainer.publish import describe, publish, run_name, version_name
 from trainer.settings import TrainerSettings
+from trainer.sharing import shared
 
 COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 80.0}
 """How the budget is shared among a command's rungs, as measured on CPUs."""
@@ -145,7 +146,8 @@ class Ladder:
             raise TrainingError(
                 f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out"
             )
-        past = [(after_synthetic(loaded.synthetic, known), later) for known, later in past]
+        cap = settings.shared_evidence
+        past = [(after_synthetic(loaded.synthetic, shared(known, cap=cap)), later) for known, later in past]
         started = time.monotonic()
         trained, trials = Trained(), list[Trial]()
         left = deadline(seconds)
