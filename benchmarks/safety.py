@@ -1,8 +1,8 @@
 """Does a rung that passes its gate ever make search worse? Real documents and queries, simulated clicks.
 
-    python -m benchmarks.safety                             adapter on every set, five seeds
+    python -m benchmarks.safety                             adapter on every set, five seeds: twenty minutes
     python -m benchmarks.safety --rungs adapter,query_encoder --sets clinc150 --seeds 2
-    python -m benchmarks.safety --quick                     one set, one seed, few clicks
+    python -m benchmarks.safety --quick                     one set, one manner, one seed
 
 The sets: clinc150 and scifact of ``CLICKLOOP_DATA`` (clicks on their train queries, truth on test and dev queries)
 and the standard library (always there). Each is clicked in three manners: ``usual`` as in the demo, ``noisy`` with
