@@ -31,7 +31,7 @@ TARGETS: dict[str, dict[str, float]] = {
     "full": {"mrr_at_10": 0.25, "recall_at_1": 0.30},
 }
 """Least relative change of a metric, and most seconds of training."""
-QUICK_DOCUMENTS = 1500
+QUICK_DOCUMENTS = 1000
 
 
 def main(
@@ -48,7 +48,7 @@ def main(
         world = stdlib_world(documents=QUICK_DOCUMENTS if quick else None, seed=seed)
         say(f"{len(world.documents):,} documents, {len(world.held_out):,} queries held out; encoding ...")
         answers = base_answers(world, folder)
-        habits = Habits(impressions=5000 if quick else 10_000)
+        habits = Habits(impressions=4000 if quick else 10_000)
         outcome = replayed(world, answers, habits, kinds=kinds, work=folder, seed=seed, say=say)
     print_outcome(outcome, Console(highlight=False, markup=False))
     figures = outcome.to_json()

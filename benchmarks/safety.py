@@ -1,8 +1,8 @@
 """Does a rung that passes its gate ever make search worse? Real documents and queries, simulated clicks.
 
-    python -m benchmarks.safety                             adapter on every set, five seeds
+    python -m benchmarks.safety                             adapter on every set, five seeds: twenty minutes
     python -m benchmarks.safety --rungs adapter,query_encoder --sets clinc150 --seeds 2
-    python -m benchmarks.safety --quick                     one set, one seed, few clicks
+    python -m benchmarks.safety --quick                     one set, one manner, one seed
 
 The sets: clinc150 and scifact of ``CLICKLOOP_DATA`` (clicks on their train queries, truth on test and dev queries)
 and the standard library (always there). Each is clicked in three manners: ``usual`` as in the demo, ``noisy`` with
@@ -27,7 +27,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks._recorded import Habits, World, base_answers, data_world, replayed, stdlib_world
+from benchmarks._recorded import Asked, Habits, World, base_answers, data_world, replayed, stdlib_world
 from benchmarks.common import JsonFile, Quick, finish, say
 from clickloop import cli
 from clickloop.errors import SettingsError
@@ -42,7 +42,7 @@ MANNERS = {
     "noisy": Habits(impressions=8000, attractive=0.5, mistaken=0.3),
     "few": Habits(impressions=800),
 }
-QUICK_JUDGED = 1000
+QUICK_ASKED, QUICK_JUDGED, QUICK_IMPRESSIONS = 2500, 1000, 4000
 SETS: dict[str, Callable[[], World | None]] = {
     "clinc150": lambda: data_world("clinc150", clicking="train", held_out="test"),
     "scifact": lambda: data_world("scifact", clicking="train", held_out="dev", documents=MOST_DOCUMENTS),
@@ -99,12 +99,17 @@ def main(
     for name in names:
         world = SETS[name]()
         if world is not None and quick:
-            world = replace(world, held_out=world.held_out[:: -(-len(world.held_out) // QUICK_JUDGED)])
+            world = replace(
+                world, clicking=_some(world.clicking, QUICK_ASKED), held_out=_some(world.held_out, QUICK_JUDGED)
+            )
         if world is None:
             say(f"{name}: left out, CLICKLOOP_DATA names no folder that has it")
             left_out.append(name)
             continue
-        tries += _tries(name, world, wanted, kinds, seeds)
+        habits = {manner: MANNERS[manner] for manner in wanted}
+        if quick:
+            habits = {manner: replace(one, impressions=QUICK_IMPRESSIONS) for manner, one in habits.items()}
+        tries += _tries(name, world, habits, kinds, seeds)
     _print(tries)
     figures = {
         "tries": len(tries),
@@ -121,17 +126,17 @@ def main(
         json_file.write_text(text + "\n", encoding="utf-8")
 
 
-def _tries(name: str, world: World, manners: list[str], kinds: list[VersionKind], seeds: int) -> list[Try]:
+def _tries(name: str, world: World, manners: dict[str, Habits], kinds: list[VersionKind], seeds: int) -> list[Try]:
     found: list[Try] = []
     with tempfile.TemporaryDirectory(prefix="clickloop-safety-") as work:
         say(f"{name}: {len(world.documents):,} documents, {len(world.held_out):,} judged queries; encoding ...")
         answers = base_answers(world, Path(work))
-        for manner in manners:
+        for manner, habits in manners.items():
             for seed in range(seeds):
                 outcome = replayed(
                     world,
                     answers,
-                    MANNERS[manner],
+                    habits,
                     kinds=kinds,
                     work=Path(work),
                     seed=seed,
@@ -175,6 +180,11 @@ def _chosen(option: str, text: str, known: list[str]) -> list[str]:
     if not names:
         raise SettingsError(f"{option}: name some of {', '.join(known)}")
     return names
+
+
+def _some(queries: list[Asked], most: int) -> list[Asked]:
+    """One in so many, from everywhere."""
+    return queries[:: -(-len(queries) // most)]
 
 
 def _quick_set(names: list[str]) -> str:
