@@ -29,7 +29,10 @@ class _State:
     verdict: Verdict | None = None
     message: str = ""
     progress: Progress | None = None
-    training_since: float = 0.0
+    first: Progress | None = None
+    """The stage's first: what a resumed training did before is no sign of its speed."""
+    since: float = 0.0
+    """When that was, monotonic seconds."""
 
 
 class RunReport:
@@ -52,7 +55,7 @@ class RunReport:
         message: str = "",
     ) -> None:
         """Enter a stage, and say so at once."""
-        self._state = _State(kind, stage, version, verdict, message, None, time.monotonic())
+        self._state = _State(kind, stage, version, verdict, message)
         await self._send()
 
     async def failed(self, message: str) -> None:
@@ -64,8 +67,10 @@ class RunReport:
         if self._stopping.is_set():
             raise StoppedError("stopped before the end of training; it starts anew with the next start")
         state = self._state
-        since = state.training_since if state.stage == progress.stage else time.monotonic()
-        self._state = replace(state, stage=progress.stage, progress=progress, training_since=since)
+        first, since = state.first, state.since
+        if state.stage != progress.stage or first is None or progress.steps != first.steps:
+            first, since = progress, time.monotonic()
+        self._state = replace(state, stage=progress.stage, progress=progress, first=first, since=since)
 
     def encoding(self, done: int, texts: int) -> None:
         """Note how many of ``texts`` are encoded."""
@@ -95,9 +100,11 @@ class RunReport:
 
     def _event(self, state: _State) -> TrainingProgressed:
         progress = state.progress or Progress("training")
-        seconds = max(time.monotonic() - state.training_since, 1e-6)
-        rate = progress.examples / seconds if progress.examples else None
-        left = (progress.steps - progress.step) * seconds / progress.step if progress.step else None
+        first = state.first or progress
+        seconds = max(time.monotonic() - state.since, 1e-6)
+        examples, steps = progress.examples - first.examples, progress.step - first.step
+        rate = examples / seconds if examples > 0 else None
+        left = (progress.steps - progress.step) * seconds / steps if steps > 0 else None
         return TrainingProgressed(
             event_id=codec.new_id(),
             index=self._command.index,

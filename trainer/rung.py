@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 import clickloop
 from clickloop.commands import Retrain
 from clickloop.errors import TrainingError
@@ -22,7 +24,9 @@ from trainer.examples import Document
 from trainer.gate import LADDER_MARGIN, Side, Thresholds, Trial, judge, measure
 from trainer.loading import Loader
 from trainer.methods import METHODS
-from trainer.methods.base import Job, Parent, Progress, Trained, deadline
+from trainer.methods.base import Job, Notes, Parent, Progress, Trained, deadline
+from trainer.methods.checkpoint import Checkpoints
+from trainer.methods.towers import NOT_REPRODUCIBLE
 from trainer.model import encode, pick_device
 from trainer.publish import describe, publish, run_name, version_name
 from trainer.settings import TrainerSettings
@@ -147,6 +151,7 @@ class Ladder:
             )
         past = [(after_synthetic(loaded.synthetic, known), later) for known, later in past]
         started = time.monotonic()
+        checkpoints = Checkpoints(settings.work_dir, version)
         trained, trials = Trained(), list[Trial]()
         left = deadline(seconds)
         for number, (known, later) in enumerate(past):
@@ -162,6 +167,7 @@ class Ladder:
                 told.from_thread,
                 trained,
                 deadline(share * left()),
+                checkpoints.of(f"moment-{number + 1}", *self._facts(command, manifest, corpus)),
             )
             trained = await asyncio.to_thread(METHODS[kind].train, job)
             await told.stage(kind, "gate", version=version, message=step)
@@ -180,7 +186,7 @@ class Ladder:
             examples=known.examples,
             documents=len(corpus),
             base_model=settings.base_model,
-            settings=settings.for_lineage() | trained.notes | {"steps": trained.steps},
+            settings=settings.for_lineage() | self._circumstances() | trained.notes | {"steps": trained.steps},
             seed=settings.seed,
             code_version=clickloop.__version__,
             train_seconds=time.monotonic() - started,
@@ -189,7 +195,29 @@ class Ladder:
         new = describe(version=version, kind=kind, parent=manifest, lineage=lineage, gate=gate)
         if kind == "full" and gate.verdict == "pass":
             await asyncio.to_thread(self._loader.keep, version, corpus.documents, after.documents)
-        return await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
+        published = await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
+        checkpoints.remove()
+        return published
+
+    def _facts(self, command: Retrain, parent: Manifest, corpus: Corpus) -> list[object]:
+        """What must be the same for a checkpoint to fit, beside what the method knows itself."""
+        documents = b"".join(document.digest for document in corpus.documents)
+        return [
+            command,
+            parent.version,
+            self._settings.seed,
+            self.device,
+            torch.__version__,
+            clickloop.__version__,
+            documents,
+        ]
+
+    def _circumstances(self) -> Notes:
+        """On what the bits of the weights depend, beside settings and data."""
+        found: Notes = {"device": self.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        if not self.device.startswith("cpu"):
+            found[NOT_REPRODUCIBLE] = f"sums on {self.device} are not made in a fixed order"
+        return found
 
 
 def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
