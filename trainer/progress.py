@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from clickloop import codec, topics
 from clickloop.commands import Retrain
-from clickloop.errors import BrokerError
+from clickloop.errors import BrokerError, TrainingError
 from clickloop.events import TrainingProgressed, Verdict, VersionKind
 from clickloop.kafka import Producer
 from clickloop.logs import logger
@@ -19,6 +19,11 @@ from trainer.methods.base import Progress, StoppedError
 from trainer.publish import run_name
 
 EVERY_SECONDS = 1.0
+ENDS = ("done", "failed")
+
+
+class CancelledError(TrainingError):
+    """An operator ended the run."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class RunReport:
         self._producer = producer
         self._command = command
         self._stopping = stopping
+        self._cancelled = threading.Event()
         self._state = _State(kind=command.kinds[0], stage="waiting")
         self.run_id = run_name(command.command_id)
 
@@ -54,7 +60,9 @@ class RunReport:
         verdict: Verdict | None = None,
         message: str = "",
     ) -> None:
-        """Enter a stage, and say so at once."""
+        """Enter a stage, and say so at once. Raises CancelledError."""
+        if self._cancelled.is_set() and stage not in ENDS:
+            raise CancelledError("cancelled")
         self._state = _State(kind, stage, version, verdict, message)
         await self._send()
 
@@ -62,8 +70,16 @@ class RunReport:
         """The run ended without a result, in the stage that it was in."""
         await self.stage(self._state.kind, "failed", version=self._state.version, message=message)
 
+    def cancel(self) -> None:
+        """End the run at its next step."""
+        self._cancelled.set()
+
     def from_thread(self, progress: Progress) -> None:
-        """Note how far it is; the next event says it. Raises StoppedError where the process is to stop."""
+        """Note how far it is; the next event says it.
+
+        Raises StoppedError where the process is to stop, and CancelledError where the run is."""
+        if self._cancelled.is_set():
+            raise CancelledError("cancelled")
         if self._stopping.is_set():
             raise StoppedError("stopped before the end of training; it starts anew with the next start")
         state = self._state

@@ -214,7 +214,7 @@ class Ladder:
 
     def _circumstances(self) -> Notes:
         """On what the bits of the weights depend, beside settings and data."""
-        found: Notes = {"device": self.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        found: Notes = {"device": self.device, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
         if not self.device.startswith("cpu"):
             found[NOT_REPRODUCIBLE] = f"sums on {self.device} are not made in a fixed order"
         return found

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -17,9 +19,9 @@ import stamina
 import torch
 
 from clickloop import codec, topics
-from clickloop.commands import Retrain
+from clickloop.commands import Cancel, Retrain
 from clickloop.errors import BrokerError, ClickloopError, MessageError
-from clickloop.kafka import Producer, Record, group_consumer
+from clickloop.kafka import Follower, Producer, Record, group_consumer
 from clickloop.logs import logger
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.settings import load_mappings
@@ -107,7 +109,7 @@ class Trainer:
         report = RunReport(self.producer, command, self._stopping)
         log = logger().bind(command=command.command_id, run=report.run_id)
         try:
-            async with report.ticking():
+            async with report.ticking(), self._cancellable(command, report):
                 await self.run(command, report)
         except StoppedError:
             log.info("run interrupted; it is done again at the next start")
@@ -123,6 +125,20 @@ class Trainer:
             log.exception("run failed")
             await self._failed(report, command, f"{type(error).__name__}: {error}")
         return True
+
+    @asynccontextmanager
+    async def _cancellable(self, command: Retrain, report: RunReport) -> AsyncIterator[None]:
+        """While inside, the run ends when an operator wishes so. Wishes from before it began count."""
+        where, prefix = self._settings.bootstrap_servers, self._settings.topic_prefix
+        async with Follower(where, [topics.COMMANDS], prefix=prefix) as follower:
+            while not await follower.caught_up():
+                _hear(await follower.batch(timeout_seconds=0.2), command, report)
+            listening = asyncio.create_task(_listen(follower, command, report))
+            try:
+                yield
+            finally:
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
 
     async def run(self, command: Retrain, report: RunReport) -> None:
         """One command from top to bottom."""
@@ -187,6 +203,24 @@ class Trainer:
     async def _failed(self, report: RunReport, command: Retrain, message: str) -> None:
         logger().error("run failed", command=command.command_id, reason=message)
         await report.failed(message)
+
+
+def _hear(batch: list[tuple[Any, Record]], command: Retrain, report: RunReport) -> None:
+    for _, record in batch:
+        with suppress(MessageError):  # the streams that act on the other commands quarantine it
+            wish = codec.decode(record.value, *topics.COMMANDS.types)
+            if isinstance(wish, Cancel) and (wish.index, wish.retrain) == (command.index, command.command_id):
+                report.cancel()
+
+
+async def _listen(follower: Follower, command: Retrain, report: RunReport) -> None:
+    while True:
+        try:
+            _hear(await follower.batch(timeout_seconds=0.5), command, report)
+        except BrokerError as error:
+            # As with progress: a broker that is away for a while must not cost the training.
+            logger().warning("commands not read", reason=str(error))
+            await asyncio.sleep(1.0)
 
 
 async def _commit(consumer: Any, partition: Any, offset: int) -> None:
