@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import typer
 
+from benchmarks._worlds import Shift, World, clinc150, data_folder, encoder, fill, scifact, simulated
 from benchmarks.common import JsonFile, Quick, finish, say
-from benchmarks.drift_worlds import Shift, World, clinc150, data_folder, encoder, fill, scifact, simulated
 from streams.detectors import default_detectors
 from streams.drift import DriftWatch
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
@@ -136,17 +136,21 @@ def build(fields: Mapping[str, Any], kind: type[M]) -> M:
 def headers(message: Message, *, source: str, traceparent: str | None = None) -> Headers:
     """CloudEvents headers. ``source`` names the sender, as in ``clickloop/search/node-1``."""
     identity = message.command_id if isinstance(message, Command) else getattr(message, "event_id", "")
-    pairs = [
-        ("ce_specversion", "1.0"),
-        ("ce_id", identity),
-        ("ce_type", f"io.clickloop.{type(message).__name__}.v1"),
-        ("ce_source", source),
-        ("ce_time", now().isoformat().replace("+00:00", "Z")),
-        ("content-type", "application/json"),
-    ]
+    time_now = now().isoformat().removesuffix("+00:00") + "Z"
+    pairs = [*_fixed_headers(type(message), source), ("ce_id", identity.encode()), ("ce_time", time_now.encode())]
     if traceparent:
-        pairs.append(("traceparent", traceparent))
-    return [(name, value.encode()) for name, value in pairs]
+        pairs.append(("traceparent", traceparent.encode()))
+    return pairs
+
+
+@lru_cache
+def _fixed_headers(kind: type[Message], source: str) -> Headers:
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", f"io.clickloop.{kind.__name__}.v1".encode()),
+        ("ce_source", source.encode()),
+        ("content-type", b"application/json"),
+    ]
 
 
 def _names(types: Sequence[type[Message]]) -> str:

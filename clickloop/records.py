@@ -2,14 +2,15 @@
 
 A broker takes any bytes for a header's name, and aiokafka fails on the whole fetch, again and again: one such
 record would stop every consumer of the topic for good. aiokafka has no hook for it, so ``read_any_header_name``
-puts our reader in front of its own. It costs a generator per batch; only a batch that fails is read again, in
-Python, with what can't be decoded replaced.
+puts our reader in front of its own. Only a batch that fails is read again, in Python, with what can't be decoded
+replaced.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from aiokafka.consumer import fetcher
@@ -24,6 +25,41 @@ _LENGTH_OFFSET, _OVERHEAD = 8, 12
 def read_any_header_name() -> None:
     """For every consumer of this process, Faust's too."""
     fetcher.MemoryRecords = LenientRecords
+    fetcher.PartitionRecords = _PartitionRecords
+
+
+def as_read(value: bytes) -> bytes:
+    """As a consumer's ``value_deserializer``: hand out records as aiokafka reads them (``offset``, ``timestamp``,
+    ``key``, ``value``, ``headers``), without making a ConsumerRecord of each, which takes as long as reading it.
+
+    Such a consumer must not limit the records of one fetch: whole batches count as handed out.
+    """
+    return value
+
+
+class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """aiokafka's, which knows ``as_read``."""
+
+    next_fetch_offset: int
+
+    def __iter__(self) -> Any:
+        if self._value_deserializer is as_read:
+            return chain.from_iterable(self._batches())
+        return self._records_iterator
+
+    def _batches(self) -> Iterator[list[Any]]:
+        """The records of one batch after the other. Control batches and what was read before are left out."""
+        records = self._records
+        while records.has_next():
+            batch = records.next_batch()
+            if self._check_crcs and not batch.validate_crc():
+                raise CorruptRecordException(f"Invalid CRC - {self._tp}")
+            if not batch.is_control_batch:
+                found = list(batch)
+                if found and found[0].offset < self.next_fetch_offset:
+                    found = [record for record in found if record.offset >= self.next_fetch_offset]
+                yield found
+            self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
 
 
 class LenientRecords:
@@ -63,19 +99,13 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
-        last = -1
         try:
-            for record in self._batch:
-                last = record.offset
-                yield record
-            return
+            return iter(list(self._batch))
         except (UnicodeDecodeError, CorruptRecordException):
             again = _DefaultRecordBatchPy(bytearray(self._data))
         again._maybe_uncompress()
         again._buffer = _Buffer(again._buffer)
-        for record in again:
-            if record.offset > last:
-                yield record
+        return iter(again)
 
 
 class _Buffer(bytearray):

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -122,6 +123,7 @@ class StreamsApp:
         self._partitions: dict[int, Partition] = {}
         self._feeds: dict[int, tuple[metrics.CounterFeed, metrics.CounterFeed]] = {}
         self._next_report: dict[int, float] = {}
+        self._sending: dict[int, asyncio.Task[None]] = {}
         self._control: Control | None = None
         self._forgotten: set[str] = set()
 
@@ -140,6 +142,7 @@ class StreamsApp:
             following = asyncio.create_task(self._follow_forgotten())
             stack.callback(following.cancel)
             stack.push_async_callback(self._caps.close)
+            stack.callback(self._stop_sending)
             stack.push_async_callback(self._stop_app)
             await self._start_app()
             logger().info("streams ready", index=settings.index)
@@ -160,6 +163,11 @@ class StreamsApp:
         except TimeoutError:
             # Nothing is lost: what was not committed is read again.
             logger().warning("faust did not stop in time", seconds=STOP_SECONDS)
+
+    def _stop_sending(self) -> None:
+        """What is not known to be in the log is formed and sent again, under the same ids, at the next start."""
+        for sending in self._sending.values():
+            sending.cancel()
 
     async def _wait(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -193,52 +201,83 @@ class StreamsApp:
             partition = self._partitions.get(batch.partition)
             if partition is None:
                 return
-            topic, now = self._topics[batch.topic], time.time()
-            examples: list[ExampleFormed] = []
-            log_time = 0.0
-            for record, appended in batch:
-                log_time = min(appended, now)
-                effects = await self._apply(partition, topic, record, log_time, now)
-                examples.extend(effects.examples)
-            await self._send_examples(partition, examples)
+            topic, examples, log_time = self._topics[batch.topic], list[ExampleFormed](), 0.0
+            unusable: list[tuple[Record, MessageError, bool]] = []
+            now = time.time()
+            for record in batch.records:
+                log_time = min(record.timestamp / 1000.0, now)
+                effects = self._apply(partition, topic, record, batch, unusable, log_time, now)
+                if effects is not None and effects.examples:
+                    examples += effects.examples
+            for letter, error, live in unusable:
+                await self._quarantine(letter, error, live=live)
             await self._caps.exchange(partition.number, partition.trust.tallies)
-            partition.applied(topic.suffix, batch.records[0].offset, batch.next_offset, log_time=log_time)
-            metrics.EVENTS.labels(topic.suffix).inc(len(batch.records))
+            # While the broker takes this batch's examples, the next batch goes through the rules.
+            await self._sent(partition.number)
+            sending = self._send_examples(partition, topic, examples, batch, log_time)
+            self._sending[partition.number] = asyncio.create_task(sending)
 
-    async def _apply(
-        self, partition: Partition, topic: topics.Topic, record: Record, log_time: float, now: float
-    ) -> Effects:
-        live = partition.is_live(topic.suffix, record.offset)
+    def _apply(
+        self,
+        partition: Partition,
+        topic: topics.Topic,
+        record: Any,
+        batch: Batch,
+        unusable: list[tuple[Record, MessageError, bool]],
+        log_time: float,
+        now: float,
+    ) -> Effects | None:
+        """Put one record to the rules. What can't be used is added to ``unusable``."""
         try:
             event = self._sources.read(record.value, record.headers, topic, logged=log_time)
         except MessageError as error:
-            await self._quarantine(record, error, live=live)
-            return Effects()
+            unusable.append((batch.record(record), error, partition.is_live(topic.suffix, record.offset)))
+            return None
         if event.index != self._settings.index:
-            return Effects()
+            return None
         if isinstance(event, QueryServed):
             effects = partition.query(event, offset=record.offset, log_time=log_time, now=now)
         else:
             effects = partition.feedback(
-                event, offset=record.offset, log_time=log_time, now=now, source=record, suffix=topic.suffix
+                event,
+                offset=record.offset,
+                log_time=log_time,
+                now=now,
+                source=(batch.record, record),
+                suffix=topic.suffix,
             )
-        for source, reason in effects.impossible:
-            await self._quarantine(source, InvalidMessageError(reason), live=True)
+        for (read, source), reason in effects.impossible:
+            unusable.append((read(source), InvalidMessageError(reason), True))
         return effects
 
-    async def _send_examples(self, partition: Partition, examples: Sequence[ExampleFormed]) -> None:
-        if not examples:
-            return
+    async def _send_examples(
+        self,
+        partition: Partition,
+        topic: topics.Topic,
+        examples: Sequence[ExampleFormed],
+        batch: Batch,
+        log_time: float,
+    ) -> None:
+        """Send what a batch has brought about. Only then is the batch done with."""
+        number = partition.number
+        if examples:
+            name = topics.TRAINING_EXAMPLES.name(self._settings.topic_prefix)
+            parts = await self._until_sent(
+                "examples", lambda: self._producer.send_batch(topics.TRAINING_EXAMPLES, examples, partition=number)
+            )
+            for start, end in parts:
+                partition.sent(OffsetRange(topic=name, partition=number, start=start, end=end))
+            for label, count in Counter(example.label for example in examples).items():
+                metrics.EXAMPLES.labels(label).inc(count)
+        partition.applied(topic.suffix, batch.records[0].offset, batch.next_offset, log_time=log_time)
+        metrics.EVENTS.labels(topic.suffix).inc(len(batch.records))
 
-        topic, number = topics.TRAINING_EXAMPLES, partition.number
-        name = topic.name(self._settings.topic_prefix)
-        parts = await self._until_sent(
-            "examples", lambda: self._producer.send_batch(topic, examples, partition=number)
-        )
-        for start, end in parts:
-            partition.sent(OffsetRange(topic=name, partition=number, start=start, end=end))
-        for example in examples:
-            metrics.EXAMPLES.labels(example.label).inc()
+    async def _sent(self, *numbers: int) -> None:
+        """Return once these partitions' examples are in the log, and their batches done with."""
+        for number in numbers:
+            sending = self._sending.pop(number, None)
+            if sending is not None:
+                await sending
 
     # Control: everything else → retrain-commands, traffic-splits.
 
@@ -247,16 +286,17 @@ class StreamsApp:
             if not await self._enter(batch.generation) or self._control is None:
                 return
             control, topic = self._control, self._topics[batch.topic]
-            for record, appended in batch:
+            for record in batch.records:
                 live = control.is_live(topic, record.offset)
                 if record.value is None and "compact" in topic.cleanup:
                     continue
                 try:
                     message = codec.decode(record.value, *topic.types)
                 except MessageError as error:
-                    await self._quarantine(record, error, live=live)
+                    await self._quarantine(batch.record(record), error, live=live)
                     continue
                 if message.index == self._settings.index:  # type: ignore[attr-defined]
+                    appended = record.timestamp / 1000.0
                     control.hear(message, offset=record.offset, appended=appended, live=live)
             control.next_offsets[topic] = batch.next_offset
             metrics.EVENTS.labels(topic.suffix).inc(len(batch.records))
@@ -276,6 +316,7 @@ class StreamsApp:
 
     async def _tick_partition(self, partition: Partition, now: float) -> None:
         number = partition.number
+        await self._sent(number)
         caught_up = {suffix for suffix in INPUTS if self._caught_up(partition, suffix)}
         partition.close(caught_up, now)
         if now >= self._next_report.get(number, 0.0):
@@ -348,6 +389,7 @@ class StreamsApp:
         numbers = sorted(
             {tp.partition for tp in owned if tp.topic == FEEDBACK[0].name(self._settings.topic_prefix)}
         )
+        await self._sent(*list(self._sending))
         handled = await self._handled.read(owned)
         self._generation = generation
         self._app.transport.low_water.clear()

@@ -32,6 +32,7 @@ from faust.types import TP, ConsumerMessage
 from clickloop.errors import BrokerError
 from clickloop.kafka import Record
 from clickloop.logs import logger
+from clickloop.records import as_read
 
 FETCH_WAIT_MS = 100
 """A broker that answers as soon as there is data makes no difference here; the embedded one looks now and then."""
@@ -45,16 +46,15 @@ class Batch:
     partition: int
     generation: int
     records: list[Any]
-    """aiokafka's ConsumerRecord: ``offset``, ``key``, ``value``, ``timestamp`` (milliseconds)."""
+    """As aiokafka reads them: ``offset``, ``key``, ``value``, ``headers``, ``timestamp`` (milliseconds)."""
 
     @property
     def next_offset(self) -> int:
         return int(self.records[-1].offset) + 1
 
-    def __iter__(self) -> Iterator[tuple[Record, float]]:
-        """Each record with its append time, seconds since the epoch."""
-        for r in self.records:
-            yield Record(self.topic, self.partition, r.offset, r.key, r.value, r.headers), r.timestamp / 1000.0
+    def record(self, found: Any) -> Record:
+        """One of ``records``, with its place."""
+        return Record(self.topic, self.partition, found.offset, found.key, found.value, tuple(found.headers))
 
 
 class CopartitionAssignor(AbstractPartitionAssignor):  # type: ignore[misc]
@@ -100,6 +100,7 @@ class _Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer = super()._create_worker_consumer(transport)
         consumer._partition_assignment_strategy = (CopartitionAssignor,)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._value_deserializer = as_read
         return consumer
 
     async def _fetch_records(self, consumer: AIOKafkaConsumer, *args: Any, **kwargs: Any) -> _Fetched:
@@ -188,7 +189,7 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
             Batch(tp.topic, tp.partition, generation, records),
             None,
             0,
-            sum(r.serialized_value_size for r in records),
+            sum(len(r.value or b"") for r in records),
             tp,
             generation_id=generation,
         )

@@ -72,7 +72,8 @@ class Counts:
     def query(self, arm: str, version: str, sketch: bytes = b"") -> None:
         self.queries += 1
         self._arm(arm, version)[0] += 1
-        self.sketches.add(sketch)
+        if sketch:
+            self.sketches.add(sketch)
 
     def click(self, arm: str, version: str, *, best_before: int | None, best_now: int) -> None:
         """A trusted click, which moves its query's topmost click from ``best_before`` to ``best_now``."""
@@ -106,7 +107,10 @@ class Counts:
         return not (self.queries or self.clicks or self.ratings or self.abandoned or self.examples)
 
     def _arm(self, arm: str, version: str) -> list[float]:
-        return self.arms.setdefault((arm, version), [0.0, 0.0, 0.0])
+        counts = self.arms.get((arm, version))
+        if counts is None:
+            counts = self.arms[arm, version] = [0.0, 0.0, 0.0]
+        return counts
 
 
 class SketchSum:
@@ -122,10 +126,10 @@ class SketchSum:
         self._waiting: list[bytes] = []
 
     def add(self, sketch: bytes) -> None:
-        if 0 < len(sketch) <= MAX_SKETCH:
-            self._waiting.append(sketch)
-            if len(self._waiting) >= FOLD_SKETCHES:
-                self._fold()
+        waiting = self._waiting
+        waiting.append(sketch)
+        if len(waiting) >= FOLD_SKETCHES:
+            self._fold()
 
     def merge(self, other: SketchSum) -> None:
         self._fold()
@@ -148,6 +152,8 @@ class SketchSum:
     def _fold(self) -> None:
         waiting, self._waiting = self._waiting, []
         for length, count in Counter(map(len, waiting)).items():
+            if not 0 < length <= MAX_SKETCH:
+                continue
             raw = b"".join(sketch for sketch in waiting if len(sketch) == length)
             total = np.frombuffer(raw, dtype=np.int8).reshape(count, length).sum(axis=0, dtype=np.int64)
             self._counts[length] += count

@@ -14,27 +14,23 @@ EASY = 0.1
 """The model had it on top, and ahead by this margin."""
 HARD = -0.5
 """It was behind by this margin: in the lower half of what was shown, by its score."""
-_NAMES: dict[str, Difficulty] = {"e": "easy", "m": "medium", "h": "hard"}
 
 
-def difficulties(scores: Sequence[float]) -> str:
-    """A letter for each result; empty where the scores say nothing.
+def difficulty(scores: Sequence[float], number: int) -> Difficulty | None:
+    """Of result ``number``, from 0; None where the scores say nothing.
 
-    >>> difficulties([0.9, 0.7, 0.65, 0.2])
-    'emmh'
-    >>> difficulties([0.0, 0.0])
-    ''
+    >>> [difficulty([0.9, 0.7, 0.65, 0.2], number) for number in range(4)]
+    ['easy', 'medium', 'medium', 'hard']
+    >>> difficulty([0.0, 0.0], 0) is None
+    True
     """
-    best, worst = max(scores, default=0.0), min(scores, default=0.0)
-    spread = best - worst
+    if len(scores) < 2:
+        return None
+    second, best = sorted(scores)[-2:]
+    spread = best - min(scores)
     if not 0.0 < spread < float("inf"):
-        return ""
-    second = sorted(scores)[-2]
-    behind = best + HARD * spread
-    top = "e" if best - second >= EASY * spread else "m"
-    return "".join([top if score == best else "h" if score <= behind else "m" for score in scores])
-
-
-def difficulty(letters: str, number: int) -> Difficulty | None:
-    """Of result ``number``, from 0."""
-    return _NAMES.get(letters[number : number + 1])
+        return None
+    score = scores[number]
+    if score == best:
+        return "easy" if best - second >= EASY * spread else "medium"
+    return "hard" if score <= best + HARD * spread else "medium"

@@ -76,6 +76,8 @@ class ResultFeedback(msgspec.Struct, array_like=True, eq=False):
     @property
     def distinct_clicks(self) -> int:
         """Clicks at least ``REPEAT_SECONDS`` apart. It never falls when a click is added."""
+        if len(self.clicks) == 1:
+            return 1
         count, last = 0, float("-inf")
         for at in sorted(self.clicks):
             if at - last >= REPEAT_SECONDS:
@@ -182,11 +184,13 @@ def changed_examples(
     evidence = 0 if believed else DISBELIEVED
     negatives: list[str] = []
     reached = not believed
-    for number, shown in enumerate(impression.results):
-        result = feedback.results.get(shown)
-        if result is None:
-            negatives.append(shown)
-            continue
+    places = [(impression.results.index(told), told) for told in feedback.results]
+    places.sort()
+    seen = 0
+    for number, shown in places:
+        negatives += impression.results[seen:number]
+        seen = number + 1
+        result = feedback.results[shown]
         reached = reached or shown == doc_id
         evidence += result.weight_of_evidence
         if reached and evidence > result.sent_revision:
@@ -257,7 +261,7 @@ def _example(
         arm=impression.arm,
         trust=round(judged.trust, 6),
         reason=judged.reason,
-        difficulty=difficulty(impression.difficulty, number),
+        difficulty=difficulty(memoryview(impression.scores).cast("f"), number),
         domain=impression.domain,
         propensity=_propensity(impression, position),
         swapped=impression.swapped or None,
@@ -298,7 +302,10 @@ def _judge(result: ResultFeedback, forming: Forming) -> Judged:
                 judged = Judged("positive", strength, reason, is_opinion=True)
         if rating is not None and rating >= GOOD_RATING and result.rating_trust >= judged.trust:
             judged = Judged("positive", result.rating_trust, result.rating_reason, is_opinion=True)
-        objection = forming.quality.objection(rating=rating, accuracy=result.accuracy, relevance=result.relevance)
-        if objection:
-            return Judged("positive", 0.0, objection)
+        if rating is not None:
+            objection = forming.quality.objection(
+                rating=rating, accuracy=result.accuracy, relevance=result.relevance
+            )
+            if objection:
+                return Judged("positive", 0.0, objection)
     return judged if judged.trust >= forming.trust_floor else Judged(judged.label, 0.0, judged.reason)

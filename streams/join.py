@@ -12,6 +12,7 @@ one packed record of some 300 bytes, which costs the garbage collector nothing, 
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ import msgspec
 
 from clickloop.events import QueryServed, ResultClicked, ResultPreferred, ResultRated
 from clickloop.propensity import swap_chance
-from streams.difficulty import difficulties
 from streams.examples import Feedback
 
 Fate = Literal["joined", "waiting", "duplicate", "late", "not_shown", "too_many"]
 
+_FIRST = list(range(1, 1001))
 MAX_FEEDBACK_PER_IMPRESSION = 200
 """No person sends more; what a machine sends on top would only cost memory."""
 
@@ -50,8 +51,8 @@ class Impression(msgspec.Struct, array_like=True, gc=False, eq=False):
     arm: str
     feedback: Feedback | None = None
     domain: str = ""
-    difficulty: str = ""
-    """A letter for each result, see streams/difficulty.py; empty where the scores are not known."""
+    scores: bytes = b""
+    """Of each result, as 32-bit floats; empty where they are not known."""
     swapped: int = 0
     """Position of the upper one of the two results that exploration swapped; 0 where it did not."""
     swap_chance: float | None = None
@@ -61,30 +62,33 @@ class Impression(msgspec.Struct, array_like=True, gc=False, eq=False):
     def of(cls, event: QueryServed, *, offset: int, log_time: float, live: bool) -> Impression:
         positions = [result.position for result in event.results]
         results = [result.doc_id for result in event.results]
-        scores = [result.score for result in event.results]
-        if sorted(positions) != positions or len(set(results)) != len(results):
+        scores = array("f", [result.score for result in event.results])
+        count = len(results)
+        if (positions != _FIRST[:count] and sorted(positions) != positions) or len(set(results)) != count:
             # A document that is listed twice counts where it was seen first.
             first: dict[str, int] = {}
             for position, doc_id in sorted(zip(positions, results, strict=True), key=lambda shown: shown[0]):
                 first.setdefault(doc_id, position)
-            results, positions, scores = list(first), list(first.values()), []
+            results, positions, scores = list(first), list(first.values()), array("f")
+        explored = event.results and event.results[0].propensity < 1.0
         return cls(
-            query_id=event.query_id,
-            log_time=log_time,
-            offset=offset,
-            live=live,
-            query=event.query,
-            served_at=event.served_at.timestamp(),
-            results=results,
-            positions=positions,
-            split_key=event.split_key,
-            version=event.version,
-            space=event.space,
-            arm=event.arm,
-            domain=event.domain,
-            difficulty=difficulties(scores),
-            swapped=event.swapped or 0,
-            swap_chance=swap_chance(event) if event.results and event.results[0].propensity < 1.0 else None,
+            event.query_id,
+            log_time,
+            offset,
+            live,
+            event.query,
+            event.served_at.timestamp(),
+            results,
+            positions,
+            event.split_key,
+            event.version,
+            event.space,
+            event.arm,
+            None,
+            event.domain,
+            scores.tobytes(),
+            event.swapped or 0,
+            swap_chance(event) if explored else None,
         )
 
 

@@ -35,7 +35,8 @@ from streams.quality import Quality
 from streams.settings import StreamsSettings
 from streams.trust import Judgement, Limits, Trust
 
-INPUTS = (topics.QUERIES.suffix, topics.CLICKS.suffix, topics.RATINGS.suffix)
+QUERIES = topics.QUERIES.suffix
+INPUTS = (QUERIES, topics.CLICKS.suffix, topics.RATINGS.suffix)
 
 
 GRACE_SECONDS = 5.0
@@ -77,6 +78,10 @@ class Effects:
     examples: list[ExampleFormed] = field(default_factory=list)
     impossible: list[tuple[Any, str]] = field(default_factory=list)
     """The sources of feedback that can't have happened, each with the reason."""
+
+
+NOTHING = Effects()
+"""Of most queries. Never added to."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ class Partition:
         self._sample_since = now
         self._window_start = now
         self._rebuilding = any(self._handled.values())
+        self._now = (now, datetime.fromtimestamp(now, UTC))
 
     def is_live(self, suffix: str, offset: int) -> bool:
         """The record's effects are not in the log yet."""
@@ -167,17 +173,19 @@ class Partition:
 
     def query(self, event: QueryServed, *, offset: int, log_time: float, now: float) -> Effects:
         """An answer was served. ``log_time`` is when the broker appended the record."""
-        effects = Effects()
-        if event.split_key in self._forgotten and event.split_key:
-            return effects
-        live = self.is_live(topics.QUERIES.suffix, offset)
+        if self._forgotten and event.split_key in self._forgotten and event.split_key:
+            return NOTHING
+        live = offset >= self._handled[QUERIES]
         impression = Impression.of(event, offset=offset, log_time=log_time, live=live)
         early = self.join.query(impression)
         if early is None:
-            return effects
+            return NOTHING
         self._sample.query(event.query_id, event.query, event.sketch, event.version)
         if live:
             self._counts.query(event.arm, event.version, event.sketch)
+        if not early:
+            return NOTHING
+        effects = Effects()
         for joined in early:
             self._settle(joined, effects, now)
         return effects
@@ -196,9 +204,9 @@ class Partition:
 
         ``suffix`` names the input that it came by, where that may be another than its own.
         """
+        if self._forgotten and event.split_key in self._forgotten and event.split_key:
+            return NOTHING
         effects = Effects()
-        if event.split_key in self._forgotten and event.split_key:
-            return effects
         if not suffix:
             suffix = topics.CLICKS.suffix if isinstance(event, ResultClicked) else topics.RATINGS.suffix
         arrival = Arrival(event, log_time, self.is_live(suffix, offset), source)
@@ -299,7 +307,7 @@ class Partition:
             event.doc_id,
             forming=self._forming,
             believed=self.trust.believed(feedback, len(impression.results)),
-            now=datetime.fromtimestamp(now, UTC),
+            now=self._moment(now),
         )
         for example in examples:
             self._count(feedback, example, arrival, live=arrival.live or impression.live)
@@ -351,6 +359,12 @@ class Partition:
             at=arrival.at,
             again=_is_believed(feedback, event.doc_id),
         )
+
+    def _moment(self, now: float) -> datetime:
+        """All records of a batch are put to the rules at one time."""
+        if self._now[0] != now:
+            self._now = (now, datetime.fromtimestamp(now, UTC))
+        return self._now[1]
 
     def _count(self, feedback: Feedback, example: ExampleFormed, arrival: Arrival, *, live: bool) -> None:
         """Count an example as new once, when it first weighs anything.

@@ -52,9 +52,34 @@ class Tally:
         if total >= TOLD_FROM:
             self._changed.add(name)
         elif len(own) > MAX_NAMES:
-            kept = heapq.nlargest(MAX_NAMES // 2, own.items(), key=lambda item: item[1])
-            self._own = dict(kept)
+            self._shrink()
         return total + self._others.get(name, 0.0) if self._others else total
+
+    def claim(self, claims: Iterable[tuple[str, str, float]], amount: float) -> str:
+        """Add ``amount`` to every claim's name, or to none if one would get beyond its limit.
+
+        A claim is a rule, a name and its limit over all partitions. Returns the first rule in the way, else "".
+
+        >>> tally = Tally("clicks", seconds=60)
+        >>> [tally.claim([("key_share", "ann", 5.0), ("repeat", "ann shoe", 2.0)], 1.0) for _ in range(3)]
+        ['', '', 'repeat']
+        >>> tally.sum("ann")
+        2.0
+        """
+        own, others = self._own, self._others
+        sums = []
+        for rule, name, limit in claims:
+            total = own.get(name, 0.0) + amount
+            if (total + others.get(name, 0.0) if others else total) > limit:
+                return rule
+            sums.append((name, total))
+        for name, total in sums:
+            own[name] = total
+            if total >= TOLD_FROM:
+                self._changed.add(name)
+        if len(own) > MAX_NAMES:
+            self._shrink()
+        return ""
 
     def sum(self, name: str) -> float:
         """Over all partitions, as far as they have told."""
@@ -79,3 +104,7 @@ class Tally:
         """The sums over all partitions as they are known to all, this one's included."""
         if window == self.window:
             self._others.update({name: max(0.0, t - self._own.get(name, 0.0)) for name, t in totals.items()})
+
+    def _shrink(self) -> None:
+        kept = heapq.nlargest(MAX_NAMES // 2, self._own.items(), key=lambda item: item[1])
+        self._own = dict(kept)

@@ -59,8 +59,9 @@ class Limits:
 
 @dataclass(slots=True)
 class _Habits:
-    clicks: deque[float]
-    fast: deque[float]
+    clicks: list[float]
+    """Times of the last minute."""
+    fast: list[float]
 
 
 class Trust:
@@ -96,7 +97,8 @@ class Trust:
                 return self._lowered("rate", 0.0)
             if fast:
                 _add(habits.fast, at, limit=FAST_REPEATS)
-            _prune(habits.fast, at)
+            if habits.fast:
+                _prune(habits.fast, at)
             if len(habits.fast) >= FAST_REPEATS:
                 return self._lowered("too_fast", 0.0)
         if fast:
@@ -146,24 +148,19 @@ class Trust:
         total = tally.add(ALL, weight)
         claims: list[tuple[str, str, float]] = []
         if limits.max_document_share:
-            room = max(FREE, limits.max_document_share * total) - weight
-            claims += [("document_share", f"d:{doc_id}", room), ("query_share", _named(query), room)]
+            most = max(FREE, limits.max_document_share * total)
+            claims += [("document_share", f"d:{doc_id}", most), ("query_share", _named(query), most)]
         if split_key and limits.clicks_per_document:
-            claims.append(("repeat", f"p:{split_key} {doc_id}", limits.clicks_per_document - weight))
+            claims.append(("repeat", f"p:{split_key} {doc_id}", limits.clicks_per_document))
         if split_key and limits.max_key_share:
-            room = max(FREE, limits.max_key_share * total) - weight
-            claims.append(("key_share", f"k:{split_key}", room))
-        for rule, name, room in claims:
-            if tally.sum(name) > room:
-                return self._lowered(rule, 0.0)
-        for _, name, _ in claims:
-            tally.add(name, weight)
-        return judged
+            claims.append(("key_share", f"k:{split_key}", max(FREE, limits.max_key_share * total)))
+        refused = tally.claim(claims, weight)
+        return self._lowered(refused, 0.0) if refused else judged
 
     def _habits_of(self, split_key: str) -> _Habits:
         habits = self._habits.get(split_key)
         if habits is None:
-            habits = self._habits[split_key] = _Habits(deque(), deque())
+            habits = self._habits[split_key] = _Habits([], [])
             if len(self._habits) > MAX_KEYS:
                 self._habits.popitem(last=False)
         else:
@@ -175,20 +172,20 @@ class Trust:
         return Judgement(weight, rule)
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=50_000)
 def _named(query: str) -> str:
     """Short for a query text in whatever spelling."""
     return f"q:{hashlib.blake2b(normal_text(query).encode(), digest_size=8).hexdigest()}"
 
 
-def _add(times: deque[float], at: float, *, limit: int) -> None:
+def _add(times: list[float], at: float, *, limit: int) -> None:
     """Add a time to those of the last minute; of the oldest beyond ``limit`` nothing more can be learnt."""
     times.append(at)
     if len(times) > limit:
-        times.popleft()
+        del times[0]
     _prune(times, at)
 
 
-def _prune(times: deque[float], now: float) -> None:
+def _prune(times: list[float], now: float) -> None:
     while times and times[0] < now - MINUTE:
-        times.popleft()
+        del times[0]

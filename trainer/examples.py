@@ -40,6 +40,11 @@ class Document:
     digest: bytes
 
 
+def document_of(change: DocumentChanged) -> Document:
+    text = document_text(change.title, change.text)[:MOST_TEXT]
+    return Document(change.doc_id, text, content_digest(change.title, change.text))
+
+
 class ExampleCollector:
     """Takes records in the order of the log and keeps each example's highest revision, within a bound."""
 
@@ -62,6 +67,9 @@ class ExampleCollector:
                     f"more than {MOST_UNREADABLE} messages of {record.topic} can't be read: {error}"
                 ) from None
             return
+        self.keep(example)
+
+    def keep(self, example: ExampleFormed) -> None:
         if example.index != self._index:
             self._others += 1
             return
@@ -143,8 +151,7 @@ async def read_documents(
                 if change.deleted:
                     documents.pop(change.doc_id, None)
                     continue
-                text = document_text(change.title, change.text)[:MOST_TEXT]
-                documents[change.doc_id] = Document(change.doc_id, text, content_digest(change.title, change.text))
+                documents[change.doc_id] = document_of(change)
             if not batch and await follower.caught_up():
                 break
     return [documents[name] for name in sorted(documents)], unreadable

@@ -30,6 +30,7 @@ from trainer.methods.towers import NOT_REPRODUCIBLE
 from trainer.model import encode, pick_device
 from trainer.publish import describe, publish, run_name, version_name
 from trainer.settings import TrainerSettings
+from trainer.sharing import shared
 
 COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 80.0}
 """How the budget is shared among a command's rungs, as measured on CPUs."""
@@ -83,7 +84,7 @@ class Ladder:
         self._settings = settings
         self._store = store
         self.device = pick_device(settings.device)
-        self._loader = Loader(store, self.device, seed=settings.seed)
+        self.loader = Loader(store, self.device, seed=settings.seed)
 
     def base(self) -> Manifest:
         """The base model as the store's first version; published where it is not there yet."""
@@ -133,7 +134,7 @@ class Ladder:
         settings = self._settings
         await told.stage(kind, "encoding", version=version)
         loaded = await asyncio.to_thread(
-            self._loader.load,
+            self.loader.load,
             manifest,
             data.documents,
             data.prepared.clicks,
@@ -149,7 +150,8 @@ class Ladder:
             raise TrainingError(
                 f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out"
             )
-        past = [(after_synthetic(loaded.synthetic, known), later) for known, later in past]
+        cap = settings.shared_evidence
+        past = [(after_synthetic(loaded.synthetic, shared(known, cap=cap)), later) for known, later in past]
         started = time.monotonic()
         checkpoints = Checkpoints(settings.work_dir, version)
         trained, trials = Trained(), list[Trial]()
@@ -194,7 +196,7 @@ class Ladder:
         )
         new = describe(version=version, kind=kind, parent=manifest, lineage=lineage, gate=gate)
         if kind == "full" and gate.verdict == "pass":
-            await asyncio.to_thread(self._loader.keep, version, corpus.documents, after.documents)
+            await asyncio.to_thread(self.loader.keep, version, corpus.documents, after.documents)
         published = await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
         checkpoints.remove()
         return published

@@ -62,6 +62,11 @@ class TrainerSettings(ArtifactSettings):
         le=1.0,
         description="a document with a larger share of the clicks teaches as much as the average one; 0 lets it",
     )
+    shared_evidence: float = Field(
+        1.0,
+        ge=0.0,
+        description="clicks that a rare query borrows at most from near-duplicates of it; 0 lets each learn alone",
+    )
 
     def for_lineage(self) -> dict[str, str | int | float | bool]:
         """What a reader of the artifact needs to train it again. No secrets, no addresses."""
@@ -73,6 +78,7 @@ class TrainerSettings(ArtifactSettings):
             "position_bias": self.position_bias,
             "propensity_clip": self.propensity_clip,
             "max_document_share": self.max_document_share,
+            "shared_evidence": self.shared_evidence,
             "holdout_share": self.holdout_share,
             "gate_min_queries": self.gate_min_queries,
             "gate_max_lost_recall": self.gate_max_lost_recall,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks._worlds import simulated
 from benchmarks.drift import COMBINATION, Group, Stream, clustered_rate
-from benchmarks.drift_worlds import simulated
 
 
 def test_a_fifth_of_the_traffic_on_unseen_topics_is_reported_within_three_windows() -> None:
