@@ -279,6 +279,12 @@ def moments(clicks: Clicks, *, share: float, count: int) -> list[tuple[Clicks, C
     return found
 
 
+def unlike(given: Clicks, clicks: Clicks) -> Clicks:
+    """The clicks of queries that are no near-duplicate of a ``given`` one."""
+    both, count = after_synthetic(given, clicks), len(given.queries)
+    return _unlike(both, range(count), range(count, len(both.queries)))
+
+
 def _unlike(clicks: Clicks, known: range, later: range) -> Clicks:
     """The ``later`` queries that are no near-duplicate of a ``known`` one."""
     kept: list[int] = []

@@ -26,12 +26,21 @@ from clickloop.logs import logger
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources
-from trainer.examples import Unreadable, read_documents, read_examples, read_live_version
+from trainer.examples import (
+    Unreadable,
+    read_before,
+    read_documents,
+    read_examples,
+    read_live_version,
+    whole_history,
+    with_replayed,
+)
 from trainer.methods.base import StoppedError
 from trainer.progress import RunReport
 from trainer.publish import announcement
 from trainer.rung import Data, Ladder, data_of
 from trainer.settings import TrainerSettings
+from trainer.strategies import PRESETS, taught
 
 SERVICE = "trainer"
 
@@ -153,7 +162,9 @@ class Trainer:
             logger().info("version published", version=version, kind=kind, verdict=verdict, reason=message)
 
     async def _parent_of(self, command: Retrain) -> Manifest:
-        """The command's parent, else the live version, else the base model."""
+        """The command's parent, else what the strategy starts from: the live version, or the base model."""
+        if PRESETS[command.strategy].from_base and not command.parent:
+            return await asyncio.to_thread(self._ladder.base)
         named = command.parent or await read_live_version(
             self._settings.bootstrap_servers, prefix=self._settings.topic_prefix, index=command.index
         )
@@ -165,17 +176,23 @@ class Trainer:
         """The examples of the command's ranges, and the documents as they are now."""
         where = self._settings.bootstrap_servers
         prefix = self._settings.topic_prefix
-        read = await read_examples(
-            where, command.ranges, prefix=prefix, index=command.index, most=self._settings.max_examples
-        )
+        preset, index, ranges = PRESETS[command.strategy], command.index, command.ranges
+        if preset.whole_history:
+            ranges = await whole_history(where, ranges, prefix=prefix)
+        read = await read_examples(where, ranges, prefix=prefix, index=index, most=self._settings.max_examples)
+        most = self._settings.replay_examples if preset.replay else 0
+        replayed = await read_before(where, ranges, prefix=prefix, index=index, most=most)
         documents, unreadable = await read_documents(
             where, prefix=prefix, index=command.index, sources=self._sources
         )
         await self._quarantine(read.unreadable + unreadable)
-        data = data_of(read.examples, documents, self._settings)
+        given = await asyncio.to_thread(taught, command, documents, seed=self._settings.seed)
+        examples = with_replayed(read, replayed).examples
+        data = data_of(examples, documents, self._settings, given=given, ranges=ranges, replayed=len(replayed))
         logger().info(
             "examples read",
             examples=len(read.examples),
+            replayed=len(replayed),
             queries=len(data.prepared.clicks.queries),
             synthetic=len(data.prepared.synthetic),
             documents=len(documents),

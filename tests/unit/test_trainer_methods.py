@@ -18,6 +18,7 @@ from trainer.methods import METHODS
 from trainer.methods.adapter import AdapterMethod, whitened
 from trainer.methods.base import Job, Parent, Progress, StoppedError, Trained, deadline
 from trainer.methods.checkpoint import Checkpoint, Checkpoints
+from trainer.methods.full import mined
 from trainer.methods.targets import Negatives, Targets
 from trainer.methods.towers import NOT_REPRODUCIBLE, Course
 from trainer.methods.upper_layers import MOST_PADDING, UpperLayers, groups
@@ -165,6 +166,34 @@ def weights(trained: Trained) -> list[bytes]:
     assert trained.adapter is not None
     tensors = [p.detach().numpy() for p in trained.encoder.parameters()]
     return [array.tobytes() for array in (*tensors, trained.adapter.weight, trained.adapter.bias)]
+
+
+def test_contrastive_training_is_resumed_between_its_epochs(encoder: SentenceTransformer, tmp_path: Path):
+    clicks, corpus = small_world(encoder)
+    method = replace(METHODS["full"], epochs=2, batch=5, hard_negatives=2)  # type: ignore[type-var]
+
+    def killed(progress: Progress) -> None:
+        if progress.steps == 6 and progress.step == 5:
+            raise KilledError
+
+    path = tmp_path / "moment-1.safetensors"
+    with pytest.raises(KilledError):
+        method.train(replace(job(clicks, corpus, encoder, report=killed), checkpoint=Checkpoint(path, "this")))
+    steps: list[int] = []
+    resumed = job(clicks, corpus, encoder, report=lambda p: steps.append(p.step) if p.steps == 6 else None)
+    trained = method.train(replace(resumed, checkpoint=Checkpoint(path, "this")))
+    assert min(steps) == 4
+    assert weights(trained) == weights(method.train(job(clicks, corpus, encoder)))
+
+
+def test_what_may_be_wanted_is_no_hard_negative():
+    asked = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+    documents = normalised(np.array([[1.0, 0.3], [1.0, 0.31], [0.5, 1.0], [0.3, 1.0], [-1.0, 0.1]]))
+    query, document = np.array([0, 0, 1]), np.array([0, 2, 3])
+    found = mined(asked[query], documents, query, document, count=2)
+    assert found[0].tolist() == [3, 4], "neither its own two nor the near-copy"
+    assert found[2].tolist() == [2, 1]
+    assert mined(asked[query], documents, query, document, count=6)[0].tolist() == [3, 4, -1, -1, -1, -1]
 
 
 @pytest.mark.parametrize("kind", ["query_encoder", "full"])

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from clickloop.events import VersionKind
 from trainer.gate import Side, Trial, measure
+from trainer.methods import losses
 from trainer.methods.base import Job, Notes, Progress, Trained
 from trainer.methods.targets import Indexes, Negatives, SampledNegatives, Targets
 from trainer.methods.towers import Course, set_rate
@@ -120,7 +121,7 @@ class AdapterMethod:
             scores = negatives.scores(queries)
             with torch.no_grad():
                 old = negatives.scores(expected[rows])
-            kept = F.kl_div(scores, old, reduction="batchmean", log_target=True)
+            kept = losses.distillation(scores, old)
             return targets.loss(scores, rows, negatives.column) + self.distillation * kept
 
         return self._descend(job, torch.from_numpy(clicks.vectors), start, loss)

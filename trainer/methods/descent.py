@@ -35,11 +35,13 @@ def descend(
     learning_rate: float,
     clipped: Sequence[torch.Tensor],
     identity: Sequence[object],
+    mining: bool = False,
 ) -> Descended:
     """At most ``steps`` steps from where the checkpoint says.
 
     ``clipped`` are the parameters whose gradient's norm is held at 1. ``identity`` are the facts that must be the
-    same for a checkpoint to fit, beside the job's.
+    same for a checkpoint to fit, beside the job's. With ``mining`` an epoch's batches depend on the weights at its
+    start, so that a checkpoint is only good between epochs.
     """
     checkpoint = job.checkpoint.for_training(*identity) if job.checkpoint else None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -62,10 +64,12 @@ def descend(
             torch.nn.utils.clip_grad_norm_(clipped, 1.0)
             optimizer.step()
             step, seen = step + 1, seen + len(rows)
-            if checkpoint and (checkpoint.due() or course.over(step)):
+            if checkpoint and not mining and (checkpoint.due() or course.over(step)):
                 checkpoint.save(state_of(parameters, optimizer), {"step": step, "seen": seen})
             job.report(Progress("training", step, course.steps, loss.item(), seen))
             if course.over(step):
                 break
         epoch += 1
+        if checkpoint and mining:
+            checkpoint.save(state_of(parameters, optimizer), {"step": step, "seen": seen})
     return Descended(step, course.notes())

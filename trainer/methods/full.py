@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from sentence_transformers import SentenceTransformer
 
 from clickloop.events import VersionKind
 from trainer.belief import believed
 from trainer.dataset import Clicks, Corpus, joined
+from trainer.methods import losses
 from trainer.methods.adapter import AdapterMethod
 from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.methods.descent import Descended, descend
@@ -21,6 +22,9 @@ from trainer.methods.targets import Indexes
 from trainer.methods.towers import draw_back
 from trainer.methods.upper_layers import UpperLayers, trained_layers
 from trainer.model import Vectors, encode
+
+PROTECTED = 0.95
+"""A document with more than this share of the wanted one's score is no negative."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class FullMethod:
     """Share of the encoder's layers that are trained, the upper ones. All learn no more, at half the pace."""
     most_tokens: int = 128
     """Of a document, in training only: its beginning tells it apart, at half the time."""
+    hard_negatives: int = 0
+    """Of each query, mined anew in each epoch; 0 is none."""
     head: AdapterMethod = field(default_factory=AdapterMethod)
 
     def train(self, job: Job) -> Trained:
@@ -94,20 +100,37 @@ class FullMethod:
         number = {text: len(used) + i for i, text in enumerate(queries)}
         pairs = len(clicks) + round(self.domain_share * len(job.domain.queries))
         rows, weight, asks = clicks, torch.ones(0), np.zeros(0, dtype=np.int64)
+        at, hard = asks, np.zeros((0, 0), dtype=np.int64)
 
         def batches(epoch: int) -> Iterator[Indexes]:
-            nonlocal rows, weight, asks
+            nonlocal rows, weight, asks, at, hard
             rows = joined(clicks, _part(job.domain, self.domain_share, job.seed, epoch))
             weight = torch.from_numpy(rows.evidence / max(float(rows.evidence.mean()), 1e-12)).to(encoder.device)
             asks = np.asarray([number[query] for query in rows.queries], dtype=np.int64)[rows.query]
+            at = np.searchsorted(used, rows.document)
+            if self.hard_negatives:
+                job.report(Progress("training"))
+                vectors = upper.vectors()
+                hard = mined(vectors[asks], vectors[: len(used)], rows.query, at, count=self.hard_negatives)
             rng = np.random.default_rng([job.seed, epoch])
             return neighbourly_batches(job.corpus.vectors[rows.document], self.batch, rng)
 
         def loss(batch: Indexes) -> torch.Tensor:
-            query, document = rows.query[batch], rows.document[batch]
-            both = upper.embed(np.concatenate([asks[batch], np.searchsorted(used, document)]))
-            asked, found = both[: len(batch)], both[len(batch) :]
-            return self._loss(asked, found, query, document, weight[torch.from_numpy(batch).to(weight.device)])
+            own = hard[batch].ravel() if self.hard_negatives else np.zeros(0, dtype=np.int64)
+            vectors = upper.embed(np.concatenate([asks[batch], at[batch], np.maximum(own, 0)]))
+            size = len(batch)
+            others = None
+            if len(own):
+                there = torch.from_numpy(own >= 0).to(vectors.device)
+                others = (vectors[2 * size :] * there[:, None]).view(size, self.hard_negatives, -1)
+            return losses.ranking(
+                vectors[:size],
+                vectors[size : 2 * size],
+                scale=self.scale,
+                same=_same(rows.query[batch], rows.document[batch]).to(vectors.device),
+                weight=weight[torch.from_numpy(batch).to(weight.device)],
+                hard=others,
+            )
 
         layers = trained_layers(encoder, self.depth)
         with UpperLayers(encoder, texts, layers, on_text=job.preparing) as upper:
@@ -120,20 +143,36 @@ class FullMethod:
                 learning_rate=self.learning_rate,
                 clipped=upper.parameters,
                 identity=[self, *clicks.facts(), *job.domain.facts()],
+                mining=self.hard_negatives > 0,
             )
 
-    def _loss(
-        self, asked: torch.Tensor, found: torch.Tensor, query: Indexes, document: Indexes, weight: torch.Tensor
-    ) -> torch.Tensor:
-        """A pair that shares its query or its document with another is no negative for it."""
-        same = (document[:, None] == document[None, :]) | (query[:, None] == query[None, :])
-        np.fill_diagonal(same, False)
-        scores = (self.scale * asked @ found.T).masked_fill(torch.from_numpy(same).to(asked.device), -1e4)
-        truth = torch.arange(len(query), device=scores.device)
-        both = F.cross_entropy(scores, truth, reduction="none") + F.cross_entropy(
-            scores.T, truth, reduction="none"
-        )
-        return 0.5 * (both * weight).mean()
+
+def _same(query: Indexes, document: Indexes) -> torch.Tensor:
+    """(n, n): a pair that shares its query or its document with another is no negative for it."""
+    same = (document[:, None] == document[None, :]) | (query[:, None] == query[None, :])
+    np.fill_diagonal(same, False)
+    return torch.from_numpy(same)
+
+
+def mined(asked: Vectors, documents: Vectors, query: Indexes, document: Indexes, *, count: int) -> Indexes:
+    """(rows, count): for each row the documents that its query finds first and must not, -1 where there are fewer.
+
+    ``asked`` (rows, dim) are the rows' queries, ``query`` and ``document`` (rows,) their numbers. What scores
+    nearly as high as the row's own document may be wanted too, and what was clicked for the query is
+    (positive-aware mining, Moreira et al. 2024, "NV-Retriever").
+    """
+    found = np.full((len(asked), count), -1, dtype=np.int64)
+    wanted: dict[int, list[int]] = defaultdict(list)
+    for q, d in zip(query.tolist(), document.tolist(), strict=True):
+        wanted[q].append(d)
+    for row in range(len(asked)):
+        scores = documents @ asked[row]
+        scores[scores > PROTECTED * scores[document[row]]] = -np.inf
+        scores[wanted[int(query[row])]] = -np.inf
+        first = np.argsort(-scores, kind="stable")[:count]
+        first = first[np.isfinite(scores[first])]
+        found[row, : len(first)] = first
+    return found
 
 
 def _part(pieces: Clicks, share: float, seed: int, epoch: int) -> Clicks:

@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from clickloop.events import VersionKind
 from trainer.dataset import Clicks, joined
+from trainer.methods import losses
 from trainer.methods.adapter import AdapterMethod, between
 from trainer.methods.base import Job, Trained
 from trainer.methods.descent import Indexes, descend
@@ -70,7 +71,7 @@ class QueryEncoderMethod:
             scores = negatives.scores(F.normalize(upper.embed(rows) @ weight.T + bias, dim=1))
             with torch.no_grad():
                 old = negatives.scores(expected[rows])
-            kept = F.kl_div(scores, old, reduction="batchmean", log_target=True)
+            kept = losses.distillation(scores, old)
             return targets.loss(scores, rows, negatives.column) + self.distillation * kept
 
         with UpperLayers(encoder, clicks.queries, self.layers, on_text=job.preparing) as upper:

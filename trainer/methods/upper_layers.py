@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from trainer.model import autocast
+from trainer.model import Vectors, autocast
 
 Indexes = NDArray[np.int64]
 OnText = Callable[[int, int], None]
@@ -86,6 +86,12 @@ class UpperLayers:
         vectors = torch.cat([self._run(group) for group in groups(order, self._tokens.lengths[order])])
         of_distinct = np.argsort(order, kind="stable")
         return vectors[torch.from_numpy(of_distinct[place])]
+
+    def vectors(self) -> Vectors:
+        """(texts, dim) float32, normalised: what all texts are now."""
+        with torch.no_grad():
+            blocks = [np.arange(i, min(i + 512, len(self._texts))) for i in range(0, len(self._texts), 512)]
+            return torch.cat([self.embed(rows) for rows in blocks]).cpu().numpy()
 
     def _run(self, rows: Indexes) -> torch.Tensor:
         features = self._tokens.features(rows)
