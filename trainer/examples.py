@@ -112,15 +112,17 @@ class Reservoir:
     def add(self, record: Record) -> None:
         """What can't be read was quarantined when it was new."""
         with suppress(MessageError):
-            example = codec.decode(record.value, ExampleFormed)
-            chance = hashlib.blake2b(example.example_id.encode(), digest_size=8).digest()
-            if example.index != self._index or chance > self._limit:
-                return
-            known = self._examples.get(example.example_id)
-            if known is None or example.revision > known[1].revision:
-                self._examples[example.example_id] = (chance, example)
-            if len(self._examples) > 2 * self._most:
-                self._shrink()
+            self.keep(codec.decode(record.value, ExampleFormed))
+
+    def keep(self, example: ExampleFormed) -> None:
+        chance = hashlib.blake2b(example.example_id.encode(), digest_size=8).digest()
+        if example.index != self._index or chance > self._limit:
+            return
+        known = self._examples.get(example.example_id)
+        if known is None or example.revision > known[1].revision:
+            self._examples[example.example_id] = (chance, example)
+        if len(self._examples) > 2 * self._most:
+            self._shrink()
 
     def result(self) -> list[ExampleFormed]:
         """Oldest impression first."""
