@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import typer
@@ -42,6 +42,8 @@ from trainer.methods.base import Progress
 from trainer.rung import Data, Ladder, data_of
 from trainer.settings import TrainerSettings
 from trainer.truth import Truth, top
+
+Sent = QueryServed | ResultClicked | ResultRated | ResultPreferred
 
 ROUNDS = 5
 TARGET = 0.98
@@ -154,9 +156,8 @@ class Rounds:
         model, vectors = self._searched(live)
         answers = top(model.encode_queries([one.text for one in asked]), vectors, SHOWN)
         sent = traffic(replace(self._world, clicking=asked), answers, self._habits, seed=number)
-        events: list[QueryServed | ResultClicked | ResultRated | ResultPreferred] = [
-            codec.decode(msgspec.json.encode(event), QueryServed, ResultClicked, ResultRated) for event in sent
-        ]
+        kinds = (QueryServed, ResultClicked, ResultRated)
+        events = [cast(Sent, codec.decode(msgspec.json.encode(event), *kinds)) for event in sent]
         later = timedelta(days=number)
         for one in form_examples(sorted(events, key=time_of), index="default", counts=Counter()):
             yield msgspec.structs.replace(one, served_at=one.served_at + later, formed_at=one.formed_at + later)
