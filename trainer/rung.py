@@ -9,24 +9,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+
 import clickloop
-from clickloop.commands import Retrain
+from clickloop.commands import Retrain, Strategy
 from clickloop.errors import TrainingError
-from clickloop.events import ExampleFormed, Lineage, Verdict, VersionKind
+from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
-from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare
+from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
 from trainer.examples import Document
 from trainer.gate import LADDER_MARGIN, Side, Thresholds, Trial, judge, measure
-from trainer.loading import Loader
-from trainer.methods import METHODS
-from trainer.methods.base import Job, Parent, Progress, Trained, deadline
+from trainer.loading import Loaded, Loader
+from trainer.methods.base import Job, Notes, Parent, Progress, Trained, deadline
+from trainer.methods.checkpoint import Checkpoints
+from trainer.methods.towers import NOT_REPRODUCIBLE
 from trainer.model import encode, pick_device
 from trainer.publish import describe, publish, run_name, version_name
 from trainer.settings import TrainerSettings
 from trainer.sharing import shared
+from trainer.strategies import PRESETS, believed_by_parent, method_of
 
 COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 80.0}
 """How the budget is shared among a command's rungs, as measured on CPUs."""
@@ -40,9 +44,25 @@ class Data:
 
     prepared: Prepared
     documents: list[Document]
+    given: Clicks | None = None
+    """What the strategy brings along; the clicks then only judge. Without vectors yet"""
+    ranges: list[OffsetRange] = field(default_factory=list)
+    """What was read."""
+    replayed: int = 0
+    """How many of the examples are older than the ranges."""
+    replayed_share: float = 0.0
+    """of all examples"""
 
 
-def data_of(examples: Sequence[ExampleFormed], documents: list[Document], settings: TrainerSettings) -> Data:
+def data_of(
+    examples: Sequence[ExampleFormed],
+    documents: list[Document],
+    settings: TrainerSettings,
+    *,
+    given: Clicks | None = None,
+    ranges: Sequence[OffsetRange] = (),
+    replayed: int = 0,
+) -> Data:
     """The examples, oldest impression first, as all rungs see them."""
     prepared = prepare(
         examples,
@@ -51,7 +71,8 @@ def data_of(examples: Sequence[ExampleFormed], documents: list[Document], settin
         clip=settings.propensity_clip,
         max_document_share=settings.max_document_share,
     )
-    return Data(prepared, documents)
+    share = replayed / len(examples) if replayed else 0.0
+    return Data(prepared, documents, given, list(ranges), replayed, share)
 
 
 class Told(Protocol):
@@ -134,21 +155,14 @@ class Ladder:
             manifest,
             data.documents,
             data.prepared.clicks,
-            data.prepared.synthetic,
+            data.prepared.synthetic if data.given is None else data.given,
             on_text=told.encoding,
         )
         parent, corpus = loaded.parent, loaded.corpus
-        past = moments(loaded.clicks, share=settings.holdout_share, count=METHODS[kind].moments)
-        if not past and len(loaded.synthetic):
-            # Nothing to judge it by yet: the verdict will be inconclusive, and say so.
-            past = [(loaded.clicks, loaded.clicks.of_queries([]))]
-        if not past:
-            raise TrainingError(
-                f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out"
-            )
-        cap = settings.shared_evidence
-        past = [(after_synthetic(loaded.synthetic, shared(known, cap=cap)), later) for known, later in past]
+        method = method_of(kind, command.strategy)
+        past = past_of(loaded, data, settings, strategy=command.strategy, count=method.moments)
         started = time.monotonic()
+        checkpoints = Checkpoints(settings.work_dir, version)
         trained, trials = Trained(), list[Trial]()
         left = deadline(seconds)
         for number, (known, later) in enumerate(past):
@@ -164,8 +178,9 @@ class Ladder:
                 told.from_thread,
                 trained,
                 deadline(share * left()),
+                checkpoints.of(f"moment-{number + 1}", *self._facts(command, manifest, corpus)),
             )
-            trained = await asyncio.to_thread(METHODS[kind].train, job)
+            trained = await asyncio.to_thread(method.train, job)
             await told.stage(kind, "gate", version=version, message=step)
             if len(later):
                 before, after = await asyncio.to_thread(_sides, parent, trained, corpus, later, told)
@@ -178,11 +193,14 @@ class Ladder:
             command_id=command.command_id,
             run_id=run_name(command.command_id),
             strategy=command.strategy,
-            ranges=command.ranges,
+            ranges=data.ranges or command.ranges,
             examples=known.examples,
             documents=len(corpus),
             base_model=settings.base_model,
-            settings=settings.for_lineage() | trained.notes | {"steps": trained.steps},
+            settings=settings.for_lineage()
+            | self._circumstances()
+            | trained.notes
+            | {"steps": trained.steps, "replayed_examples": data.replayed},
             seed=settings.seed,
             code_version=clickloop.__version__,
             train_seconds=time.monotonic() - started,
@@ -191,7 +209,52 @@ class Ladder:
         new = describe(version=version, kind=kind, parent=manifest, lineage=lineage, gate=gate)
         if kind == "full" and gate.verdict == "pass":
             await asyncio.to_thread(self.loader.keep, version, corpus.documents, after.documents)
-        return await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
+        published = await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
+        checkpoints.remove()
+        return published
+
+    def _facts(self, command: Retrain, parent: Manifest, corpus: Corpus) -> list[object]:
+        """What must be the same for a checkpoint to fit, beside what the method knows itself."""
+        documents = b"".join(document.digest for document in corpus.documents)
+        return [
+            command,
+            parent.version,
+            self._settings.seed,
+            self.device,
+            torch.__version__,
+            clickloop.__version__,
+            documents,
+        ]
+
+    def _circumstances(self) -> Notes:
+        """On what the bits of the weights depend, beside settings and data."""
+        found: Notes = {"device": self.device, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        if not self.device.startswith("cpu"):
+            found[NOT_REPRODUCIBLE] = f"sums on {self.device} are not made in a fixed order"
+        return found
+
+
+def past_of(
+    loaded: Loaded, data: Data, settings: TrainerSettings, *, strategy: Strategy, count: int
+) -> list[tuple[Clicks, Clicks]]:
+    """Moments, oldest first: what is trained on, and what judges it. Raises TrainingError where there is none."""
+    if data.given is not None:
+        given, parent = loaded.synthetic, loaded.parent
+        if PRESETS[strategy].taught_by == "documents":
+            given = believed_by_parent(given, parent.searched_with(given.vectors), loaded.corpus)
+        if not len(given):
+            raise TrainingError("the parent believes no pair of query and document that was made")
+        return [(given, unlike(given, loaded.clicks))]
+    # The sample of old examples is all known: it must not push new ones out of training into the hold-out.
+    share = settings.holdout_share * (1.0 - data.replayed_share)
+    past = moments(loaded.clicks, share=share, count=count)
+    if not past and len(loaded.synthetic):
+        # Nothing to judge it by yet: the verdict will be inconclusive, and say so.
+        past = [(loaded.clicks, loaded.clicks.of_queries([]))]
+    if not past:
+        raise TrainingError(f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out")
+    cap = settings.shared_evidence
+    return [(after_synthetic(loaded.synthetic, shared(known, cap=cap)), later) for known, later in past]
 
 
 def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
@@ -202,6 +265,10 @@ def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
     prepared = data.prepared
     if not data.documents:
         raise TrainingError(f"index {settings.index!r} has no documents")
+    if data.given is not None:
+        if len(data.given) < settings.min_examples:
+            raise TrainingError(f"{len(data.given)} pairs, {settings.min_examples} are needed (min_examples)")
+        return
     if not len(prepared.clicks) and not len(prepared.synthetic):
         raise TrainingError("there is no positive example of a document in the index")
     total = prepared.positives + prepared.negatives

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -17,19 +19,28 @@ import stamina
 import torch
 
 from clickloop import codec, topics
-from clickloop.commands import Retrain
+from clickloop.commands import Cancel, Retrain
 from clickloop.errors import BrokerError, ClickloopError, MessageError
-from clickloop.kafka import Producer, Record, group_consumer
+from clickloop.kafka import Follower, Producer, Record, group_consumer
 from clickloop.logs import logger
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources
-from trainer.examples import Unreadable, read_documents, read_examples, read_live_version
+from trainer.examples import (
+    Unreadable,
+    read_before,
+    read_documents,
+    read_examples,
+    read_live_version,
+    whole_history,
+    with_replayed,
+)
 from trainer.methods.base import StoppedError
 from trainer.progress import RunReport
 from trainer.publish import announcement
 from trainer.rung import Data, Ladder, data_of
 from trainer.settings import TrainerSettings
+from trainer.strategies import PRESETS, taught
 
 SERVICE = "trainer"
 
@@ -107,7 +118,7 @@ class Trainer:
         report = RunReport(self.producer, command, self._stopping)
         log = logger().bind(command=command.command_id, run=report.run_id)
         try:
-            async with report.ticking():
+            async with report.ticking(), self._cancellable(command, report):
                 await self.run(command, report)
         except StoppedError:
             log.info("run interrupted; it is done again at the next start")
@@ -124,6 +135,20 @@ class Trainer:
             await self._failed(report, command, f"{type(error).__name__}: {error}")
         return True
 
+    @asynccontextmanager
+    async def _cancellable(self, command: Retrain, report: RunReport) -> AsyncIterator[None]:
+        """While inside, the run ends when an operator wishes so. Wishes from before it began count."""
+        where, prefix = self._settings.bootstrap_servers, self._settings.topic_prefix
+        async with Follower(where, [topics.COMMANDS], prefix=prefix) as follower:
+            while not await follower.caught_up():
+                _hear(await follower.batch(timeout_seconds=0.2), command, report)
+            listening = asyncio.create_task(_listen(follower, command, report))
+            try:
+                yield
+            finally:
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
+
     async def run(self, command: Retrain, report: RunReport) -> None:
         """One command from top to bottom."""
         await report.stage(command.kinds[0], "reading")
@@ -137,7 +162,9 @@ class Trainer:
             logger().info("version published", version=version, kind=kind, verdict=verdict, reason=message)
 
     async def _parent_of(self, command: Retrain) -> Manifest:
-        """The command's parent, else the live version, else the base model."""
+        """The command's parent, else what the strategy starts from: the live version, or the base model."""
+        if PRESETS[command.strategy].from_base and not command.parent:
+            return await asyncio.to_thread(self._ladder.base)
         named = command.parent or await read_live_version(
             self._settings.bootstrap_servers, prefix=self._settings.topic_prefix, index=command.index
         )
@@ -149,17 +176,23 @@ class Trainer:
         """The examples of the command's ranges, and the documents as they are now."""
         where = self._settings.bootstrap_servers
         prefix = self._settings.topic_prefix
-        read = await read_examples(
-            where, command.ranges, prefix=prefix, index=command.index, most=self._settings.max_examples
-        )
+        preset, index, ranges = PRESETS[command.strategy], command.index, command.ranges
+        if preset.whole_history:
+            ranges = await whole_history(where, ranges, prefix=prefix)
+        read = await read_examples(where, ranges, prefix=prefix, index=index, most=self._settings.max_examples)
+        most = self._settings.replay_examples if preset.replay else 0
+        replayed = await read_before(where, ranges, prefix=prefix, index=index, most=most)
         documents, unreadable = await read_documents(
             where, prefix=prefix, index=command.index, sources=self._sources
         )
         await self._quarantine(read.unreadable + unreadable)
-        data = data_of(read.examples, documents, self._settings)
+        given = await asyncio.to_thread(taught, command, documents, seed=self._settings.seed)
+        examples = with_replayed(read, replayed).examples
+        data = data_of(examples, documents, self._settings, given=given, ranges=ranges, replayed=len(replayed))
         logger().info(
             "examples read",
             examples=len(read.examples),
+            replayed=len(replayed),
             queries=len(data.prepared.clicks.queries),
             synthetic=len(data.prepared.synthetic),
             documents=len(documents),
@@ -187,6 +220,24 @@ class Trainer:
     async def _failed(self, report: RunReport, command: Retrain, message: str) -> None:
         logger().error("run failed", command=command.command_id, reason=message)
         await report.failed(message)
+
+
+def _hear(batch: list[tuple[Any, Record]], command: Retrain, report: RunReport) -> None:
+    for _, record in batch:
+        with suppress(MessageError):  # the streams that act on the other commands quarantine it
+            wish = codec.decode(record.value, *topics.COMMANDS.types)
+            if isinstance(wish, Cancel) and (wish.index, wish.retrain) == (command.index, command.command_id):
+                report.cancel()
+
+
+async def _listen(follower: Follower, command: Retrain, report: RunReport) -> None:
+    while True:
+        try:
+            _hear(await follower.batch(timeout_seconds=0.5), command, report)
+        except BrokerError as error:
+            # As with progress: a broker that is away for a while must not cost the training.
+            logger().warning("commands not read", reason=str(error))
+            await asyncio.sleep(1.0)
 
 
 async def _commit(consumer: Any, partition: Any, offset: int) -> None:

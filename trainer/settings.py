@@ -30,6 +30,11 @@ class TrainerSettings(ArtifactSettings):
     max_examples: int = Field(
         200_000, ge=100, description="most examples one run holds in memory; beyond it the oldest go"
     )
+    replay_examples: int = Field(
+        2_000,
+        ge=0,
+        description="older examples that an incremental run learns again, against forgetting; 0 is none",
+    )
     min_examples: int = Field(
         100, ge=1, description="fewer examples than this train no first model; synthetic ones count"
     )
@@ -73,6 +78,7 @@ class TrainerSettings(ArtifactSettings):
         return {
             "seed": self.seed,
             "max_examples": self.max_examples,
+            "replay_examples": self.replay_examples,
             "min_examples": self.min_examples,
             "min_positive_share": self.min_positive_share,
             "position_bias": self.position_bias,
