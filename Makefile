@@ -40,10 +40,14 @@ lint: setup ## Check style, types and architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
 
-bench: setup ## Run the benchmarks; ARGS goes to each
+bench: setup $(VENV)/stock-trainer ## Run the benchmarks; ARGS goes to each
 	@for file in $$(ls benchmarks/[a-z]*.py | grep -v common); do \
 		$(BIN)/python -m benchmarks.$$(basename $$file .py) $(ARGS) || exit 1; \
 	done
+
+$(VENV)/stock-trainer: requirements/stock-trainer.txt
+	$(BIN)/python -m pip install --quiet --only-binary=:all: --no-deps --upgrade --target $@ --requirement $<
+	@touch $@
 
 lock: setup ## Write requirements/dev.txt anew from pyproject.toml
 	$(BIN)/python -m piptools compile --quiet --upgrade --strip-extras --no-header --no-annotate \

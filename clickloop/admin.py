@@ -11,13 +11,26 @@ from rich.console import Console
 from rich.table import Table
 
 from clickloop import cli, codec, topics
-from clickloop.commands import Command, ForgetUser, Pause, Promote, Reason, Retrain, Rollback
+from clickloop.commands import (
+    Cancel,
+    Command,
+    ForgetUser,
+    Pause,
+    Promote,
+    Reason,
+    Retrain,
+    Rollback,
+    Strategy,
+)
 from clickloop.errors import ClickloopError, MessageError
 from clickloop.events import Message, MessageQuarantined, OffsetRange, VersionKind
 from clickloop.kafka import Follower, Producer, create_topics, end_offsets, list_topics
 from clickloop.settings import Settings
 
 M = TypeVar("M", bound=Message)
+
+WITHOUT_EXAMPLES: tuple[Strategy, ...] = ("domain_adaptation", "fine_tune")
+"""What can be learnt before the first click; clicks then only judge it."""
 
 topics_app = typer.Typer(help="Create and list the topics of the contract.", no_args_is_help=True)
 letters_app = typer.Typer(help="List, show and replay messages that could not be used.", no_args_is_help=True)
@@ -177,12 +190,22 @@ def retrain(
     kind: Annotated[list[str] | None, typer.Option(help="Rung: adapter, query_encoder, full. Repeatable.")] = None,
     parent: Annotated[str, typer.Option(help="Version to start from; empty is the live one.")] = "",
     budget_seconds: Annotated[float, typer.Option(help="Longest training time.")] = 3600.0,
+    strategy: Annotated[Strategy, typer.Option(help="What to train on, and from which model.")] = "incremental",
+    pairs: Annotated[
+        str, typer.Option(help="For fine_tune: URL or path, of the trainer's, of query and doc_id.")
+    ] = "",
+    cancel: Annotated[str, typer.Option(help="Instead: end the run of this command.", metavar="COMMAND_ID")] = "",
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
     index: cli.Index = None,
 ) -> None:
-    """Train now, on every example that the log holds."""
+    """Train now, on every example that the log holds; or end a run."""
     settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    if cancel:
+        _wish(settings, topics.COMMANDS, Cancel(**_head(settings), retrain=cancel))
+        return
+    if (strategy == "fine_tune") != bool(pairs):
+        raise typer.BadParameter("--strategy fine_tune and --pairs go together")
     kinds = _kinds(kind or ["adapter", "query_encoder"])
 
     command = Retrain(
@@ -190,8 +213,10 @@ def retrain(
         index=settings.index,
         issued_at=codec.now(),
         kinds=kinds,
-        ranges=cli.finish(_all_examples(settings)),
+        ranges=cli.finish(_all_examples(settings, needed=strategy not in WITHOUT_EXAMPLES)),
         parent=parent,
+        strategy=strategy,
+        pairs_uri=pairs,
         budget_seconds=budget_seconds,
         reason=Reason(policies=["manual"], text="asked for by an operator"),
     )
@@ -200,7 +225,7 @@ def retrain(
     typer.echo(f"{', '.join(command.kinds)} on {total} messages")
 
 
-async def _all_examples(settings: Settings) -> list[OffsetRange]:
+async def _all_examples(settings: Settings, *, needed: bool) -> list[OffsetRange]:
     name = topics.TRAINING_EXAMPLES.name(settings.topic_prefix)
     offsets = await end_offsets(settings.bootstrap_servers, name)
     ranges = [
@@ -208,7 +233,7 @@ async def _all_examples(settings: Settings) -> list[OffsetRange]:
         for partition, (first, end) in sorted(offsets.items())
         if end > first
     ]
-    if not ranges:
+    if not ranges and needed:
         raise ClickloopError(f"{name} holds no examples yet")
     return ranges
 

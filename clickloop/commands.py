@@ -37,6 +37,16 @@ class Retrain(Command, frozen=True, kw_only=True, omit_defaults=True):
     """Version to start from; empty means the live one, or the base model where there is none."""
     strategy: Strategy = "incremental"
     budget_seconds: Seconds = 3600.0
+    pairs_uri: str = ""
+    """For ``fine_tune``: a file of pairs that the trainer can read."""
+
+
+class Cancel(Command, frozen=True, kw_only=True, omit_defaults=True):
+    """End the run of one Retrain command, or never begin it. What it has published already stays."""
+
+    retrain: Id
+    """The Retrain's command_id."""
+    reason: str = ""
 
 
 class Rollback(Command, frozen=True, kw_only=True, omit_defaults=True):

@@ -19,7 +19,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
-from clickloop import codec, topics
+from clickloop import codec, offsets, topics
 from clickloop.errors import BrokerError, MessageError
 from clickloop.events import Header, Message, MessageQuarantined, OffsetRange
 from clickloop.logs import logger
@@ -327,10 +327,12 @@ class Follower:
         except BaseException:
             await consumer.stop()
             raise
-        consumer.assign(partitions)
-        self._ends = dict(await consumer.end_offsets(partitions))
-        seek = consumer.seek_to_beginning if self._from_beginning else consumer.seek_to_end
-        await seek(*partitions)
+        self._ends = await offsets.end_offsets(consumer, partitions)
+        if self._from_beginning:
+            await consumer.seek_to_beginning(*partitions)
+        else:
+            for partition, end in self._ends.items():
+                consumer.seek(partition, end)
         self._consumer = consumer
 
     async def stop(self) -> None:
@@ -421,7 +423,7 @@ async def end_offsets(bootstrap_servers: str, topic_name: str) -> dict[int, tupl
         await consumer.start()
         partitions = await _partitions(consumer, topic_name)
         first = await consumer.beginning_offsets(partitions)
-        end = await consumer.end_offsets(partitions)
+        end = await offsets.end_offsets(consumer, partitions)
     except KafkaConnectionError as error:
         raise _unreachable(bootstrap_servers, error) from None
     finally:
@@ -439,7 +441,7 @@ async def offsets_since(bootstrap_servers: str, topic_name: str, since: float) -
         await consumer.start()
         partitions = await _partitions(consumer, topic_name)
         first = await consumer.beginning_offsets(partitions)
-        end = await consumer.end_offsets(partitions)
+        end = await offsets.end_offsets(consumer, partitions)
         found = await consumer.offsets_for_times({p: max(0, int(since * 1000)) for p in partitions})
     except KafkaConnectionError as error:
         raise _unreachable(bootstrap_servers, error) from None
@@ -464,9 +466,8 @@ async def read_range(bootstrap_servers: str, wanted: OffsetRange, *, on_record: 
         await consumer.start()
         partition = TopicPartition(wanted.topic, wanted.partition)
         await _partitions(consumer, wanted.topic)
-        consumer.assign([partition])
         first = (await consumer.beginning_offsets([partition]))[partition]
-        last = (await consumer.end_offsets([partition]))[partition]
+        last = (await offsets.end_offsets(consumer, [partition]))[partition]
         if wanted.start < first or wanted.end > last:
             raise BrokerError(
                 f"{wanted.topic}/{wanted.partition} holds offsets {first} to {last}, "

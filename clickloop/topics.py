@@ -89,7 +89,7 @@ NODE_STATUS = Topic(
     "node-status", (e.NodeReported,), lambda m: str(m.node_id), "node_id", cleanup="compact,delete"
 )
 COMMANDS = Topic(
-    "commands", (c.Rollback, c.Promote, c.Pause, c.ForgetUser), _index, "index", retention_ms=90 * DAY_MS
+    "commands", (c.Rollback, c.Promote, c.Pause, c.ForgetUser, c.Cancel), _index, "index", retention_ms=90 * DAY_MS
 )
 DEAD_LETTERS = Topic(
     "dead-letters",

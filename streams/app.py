@@ -25,19 +25,21 @@ import faust
 from faust.types import TP
 
 from clickloop import codec, topics
-from clickloop.commands import ForgetUser, Retrain
+from clickloop.commands import Retrain
 from clickloop.errors import BrokerError, ClickloopError, InvalidMessageError, MessageError
 from clickloop.events import ExampleFormed, Message, OffsetRange, QueryServed, SplitChanged
-from clickloop.kafka import Follower, Producer, Record, create_topics
+from clickloop.kafka import Producer, Record, create_topics
 from clickloop.logs import logger
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources
 from streams import metrics
+from streams.backlog import Backlog
 from streams.batches import Batch, BatchTransport, Handled, KafkaError
 from streams.caps import Caps
 from streams.control import CONTROL, Control
 from streams.dead_letters import DeadLetterLimit
-from streams.partition import INPUTS, Effects, Partition
+from streams.forgotten import Forgotten
+from streams.partition import INPUTS, QUERIES, Effects, Partition
 from streams.settings import StreamsSettings
 from streams.trigger import NotNow
 
@@ -114,7 +116,7 @@ class StreamsApp:
         self._sources = Sources(settings.index, load_mappings())
         self._producer = Producer(where, prefix=prefix, source=f"clickloop/streams/{settings.index}")
         self._handled = Handled(where, group=f"{app.conf.id}-handled")
-        self._follower = Follower(where, [topics.COMMANDS], prefix=prefix)
+        self._forgotten = Forgotten(where, prefix=prefix, index=settings.index)
         self._caps = Caps(settings.redis_url, prefix=prefix, index=settings.index)
         self._limit = DeadLetterLimit(settings.dead_letters_per_minute)
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -124,8 +126,8 @@ class StreamsApp:
         self._feeds: dict[int, tuple[metrics.CounterFeed, metrics.CounterFeed]] = {}
         self._next_report: dict[int, float] = {}
         self._sending: dict[int, asyncio.Task[None]] = {}
+        self._backlog = Backlog()
         self._control: Control | None = None
-        self._forgotten: set[str] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set. Raises ClickloopError where it can't go on."""
@@ -136,10 +138,8 @@ class StreamsApp:
             partitions=settings.partitions,
             replication_factor=settings.replication_factor,
         )
-        async with self._producer, self._follower, self._handled, contextlib.AsyncExitStack() as stack:
-            while not await self._follower.caught_up():
-                await self._read_forgotten()
-            following = asyncio.create_task(self._follow_forgotten())
+        async with self._producer, self._forgotten, self._handled, contextlib.AsyncExitStack() as stack:
+            following = asyncio.create_task(self._forgotten.follow(self._forget))
             stack.callback(following.cancel)
             stack.push_async_callback(self._caps.close)
             stack.callback(self._stop_sending)
@@ -196,26 +196,44 @@ class StreamsApp:
 
     async def on_feedback(self, batch: Batch) -> None:
         async with self._lock:
-            if not await self._enter(batch.generation):
+            if not await self._enter(batch.generation) or batch.partition not in self._partitions:
                 return
-            partition = self._partitions.get(batch.partition)
-            if partition is None:
-                return
-            topic, examples, log_time = self._topics[batch.topic], list[ExampleFormed](), 0.0
-            unusable: list[tuple[Record, MessageError, bool]] = []
-            now = time.time()
-            for record in batch.records:
-                log_time = min(record.timestamp / 1000.0, now)
-                effects = self._apply(partition, topic, record, batch, unusable, log_time, now)
-                if effects is not None and effects.examples:
-                    examples += effects.examples
-            for letter, error, live in unusable:
-                await self._quarantine(letter, error, live=live)
-            await self._caps.exchange(partition.number, partition.trust.tallies)
-            # While the broker takes this batch's examples, the next batch goes through the rules.
-            await self._sent(partition.number)
-            sending = self._send_examples(partition, topic, examples, batch, log_time)
-            self._sending[partition.number] = asyncio.create_task(sending)
+            partition, topic = self._partitions[batch.partition], self._topics[batch.topic]
+            if topic is topics.QUERIES:
+                await self._through(partition, topic, batch)
+                await self._release(partition)
+            elif self._backlog.holds(batch, self._queries_read(partition)):
+                self._consumer.pause_partitions([TP(batch.topic, batch.partition)])
+            else:
+                await self._through(partition, topic, batch)
+
+    async def _through(self, partition: Partition, topic: topics.Topic, batch: Batch) -> None:
+        """Put a batch through the rules."""
+        examples, log_time, now = list[ExampleFormed](), 0.0, time.time()
+        unusable: list[tuple[Record, MessageError, bool]] = []
+        for record in batch.records:
+            log_time = min(record.timestamp / 1000.0, now)
+            effects = self._apply(partition, topic, record, batch, unusable, log_time, now)
+            if effects is not None and effects.examples:
+                examples += effects.examples
+        for letter, error, live in unusable:
+            await self._quarantine(letter, error, live=live)
+        await self._caps.exchange(partition.number, partition.trust.tallies)
+        # While the broker takes this batch's examples, the next batch goes through the rules.
+        await self._sent(partition.number)
+        sending = self._send_examples(partition, topic, examples, batch, log_time)
+        self._sending[partition.number] = asyncio.create_task(sending)
+
+    async def _release(self, partition: Partition) -> None:
+        """Go on with feedback that had to wait for its queries."""
+        for batch in self._backlog.released(partition.number, self._queries_read(partition)):
+            await self._through(partition, self._topics[batch.topic], batch)
+            if not self._backlog.is_held(batch.topic, batch.partition):
+                self._consumer.resume_partitions([TP(batch.topic, batch.partition)])
+
+    def _queries_read(self, partition: Partition) -> float:
+        """Append time up to which the partition's queries have been read."""
+        return float("inf") if self._caught_up(partition, QUERIES) else partition.read_up_to(QUERIES)
 
     def _apply(
         self,
@@ -316,6 +334,7 @@ class StreamsApp:
 
     async def _tick_partition(self, partition: Partition, now: float) -> None:
         number = partition.number
+        await self._release(partition)
         await self._sent(number)
         caught_up = {suffix for suffix in INPUTS if self._caught_up(partition, suffix)}
         partition.close(caught_up, now)
@@ -390,6 +409,8 @@ class StreamsApp:
             {tp.partition for tp in owned if tp.topic == FEEDBACK[0].name(self._settings.topic_prefix)}
         )
         await self._sent(*list(self._sending))
+        self._backlog.clear()
+        self._consumer.resume_partitions(owned)
         handled = await self._handled.read(owned)
         self._generation = generation
         self._app.transport.low_water.clear()
@@ -400,7 +421,7 @@ class StreamsApp:
                 number,
                 self._settings,
                 handled={suffix: handled[self._tp(suffix, number)] for suffix in INPUTS},
-                forgotten=self._forgotten,
+                forgotten=self._forgotten.keys,
                 now=now,
                 max_open=max(1, self._settings.max_open_impressions // len(numbers)),
             )
@@ -474,17 +495,6 @@ class StreamsApp:
                 logger().warning("not sent, trying again", what=what, reason=repr(error))
                 await asyncio.sleep(1.0)
 
-    # Users who asked to be forgotten: every worker must know all of them.
-
-    async def _follow_forgotten(self) -> None:
-        while True:
-            await self._read_forgotten()
-
-    async def _read_forgotten(self) -> None:
-        for _, record in await self._follower.batch(timeout_seconds=1.0):
-            with contextlib.suppress(MessageError):  # the control agent quarantines it
-                command = codec.decode(record.value, *topics.COMMANDS.types)
-                if isinstance(command, ForgetUser) and command.index == self._settings.index:
-                    self._forgotten.add(command.split_key)
-                    for partition in self._partitions.values():
-                        partition.join.forget(command.split_key)
+    def _forget(self, split_key: str) -> None:
+        for partition in self._partitions.values():
+            partition.join.forget(split_key)

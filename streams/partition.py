@@ -114,7 +114,9 @@ class Partition:
         self.number = number
         self._settings = settings
         self._forgotten = forgotten
-        self.join = Join(window=settings.window_seconds, max_open=max_open or settings.max_open_impressions)
+        most = max_open or settings.max_open_impressions
+        self.join = Join(window=settings.window_seconds, max_open=most)
+        part = most / settings.max_open_impressions
         self.trust = Trust(
             Limits(
                 min_click_seconds=settings.min_click_seconds,
@@ -122,7 +124,8 @@ class Partition:
                 clicks_per_document=settings.clicks_per_document,
                 max_key_share=settings.max_key_share,
                 max_document_share=settings.max_document_share,
-            )
+            ),
+            part=part,
         )
         self._forming = Forming(
             settings.index,
@@ -154,6 +157,10 @@ class Partition:
     def next_offset(self, suffix: str) -> int | None:
         """Offset after the last one that was put to the rules; None before the first."""
         return self._inputs[suffix].next_offset
+
+    def read_up_to(self, suffix: str) -> float:
+        """Append time of the newest record of this input that was put to the rules."""
+        return self._inputs[suffix].log_time
 
     def low_water(self) -> dict[str, int]:
         """For each input that has been read, the offset from which a restart must read it again."""

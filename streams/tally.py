@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterable, Mapping
 
 MAX_NAMES = 100_000
-"""Names of one window; beyond it the smaller half goes, of which hardly any is near a limit."""
+"""Names of one window in a worker; beyond it the smaller half goes, of which hardly any is near a limit."""
 TOLD_FROM = 3.0
 """Smaller sums are kept to oneself: they are nearly all of the names, and far from any limit."""
 
@@ -28,10 +28,11 @@ class Tally:
     0.0
     """
 
-    def __init__(self, name: str, *, seconds: float) -> None:
+    def __init__(self, name: str, *, seconds: float, most: int = MAX_NAMES) -> None:
         self.name = name
         self.seconds = seconds
         self.window = 0
+        self._most = max(2, most)
         self._own: dict[str, float] = {}
         self._others: dict[str, float] = {}
         self._changed: set[str] = set()
@@ -51,7 +52,7 @@ class Tally:
         own[name] = total = own.get(name, 0.0) + amount
         if total >= TOLD_FROM:
             self._changed.add(name)
-        elif len(own) > MAX_NAMES:
+        elif len(own) > self._most:
             self._shrink()
         return total + self._others.get(name, 0.0) if self._others else total
 
@@ -77,7 +78,7 @@ class Tally:
             own[name] = total
             if total >= TOLD_FROM:
                 self._changed.add(name)
-        if len(own) > MAX_NAMES:
+        if len(own) > self._most:
             self._shrink()
         return ""
 
@@ -106,5 +107,5 @@ class Tally:
             self._others.update({name: max(0.0, t - self._own.get(name, 0.0)) for name, t in totals.items()})
 
     def _shrink(self) -> None:
-        kept = heapq.nlargest(MAX_NAMES // 2, self._own.items(), key=lambda item: item[1])
+        kept = heapq.nlargest(self._most // 2, self._own.items(), key=lambda item: item[1])
         self._own = dict(kept)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from clickloop.text import normal_text
 from streams.examples import Feedback
-from streams.tally import Tally
+from streams.tally import MAX_NAMES, Tally
 
 MINUTE = 60.0
 HOUR = 3600.0
@@ -72,11 +72,13 @@ class Trust:
     to (``streams/caps.py``); without that, each partition bounds its own part alone.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, part: float = 1.0) -> None:
+        """``part``: this partition's share of the memory that a worker may use."""
         self._limits = limits
+        self._max_keys = max(1, round(part * MAX_KEYS))
         self._habits: OrderedDict[str, _Habits] = OrderedDict()
-        self._rates = Tally("rate", seconds=MINUTE)
-        self._influence = Tally("influence", seconds=HOUR)
+        self._rates = Tally("rate", seconds=MINUTE, most=round(part * MAX_NAMES))
+        self._influence = Tally("influence", seconds=HOUR, most=round(part * MAX_NAMES))
         self.tallies = (self._rates, self._influence)
         self.counts: Counter[str] = Counter()
 
@@ -161,7 +163,7 @@ class Trust:
         habits = self._habits.get(split_key)
         if habits is None:
             habits = self._habits[split_key] = _Habits([], [])
-            if len(self._habits) > MAX_KEYS:
+            if len(self._habits) > self._max_keys:
                 self._habits.popitem(last=False)
         else:
             self._habits.move_to_end(split_key)

@@ -27,6 +27,7 @@ SHELL = {
     "streams/cli.py",
     "streams/settings.py",
     "streams/caps.py",
+    "streams/forgotten.py",
 }
 MAY_IMPORT_FAUST = {"streams/app.py", "streams/batches.py", "streams/__main__.py"}
 IO_LIBRARIES = {

@@ -69,6 +69,11 @@ class Clicks:
     def __len__(self) -> int:
         return len(self.query)
 
+    def facts(self) -> tuple[bytes, ...]:
+        """All that training may depend on but the vectors, for telling one set of clicks from another."""
+        texts = "\0".join(self.queries).encode()
+        return (texts, *(part.tobytes() for part in (self.query, self.document, self.weight, self.evidence)))
+
     def of_queries(self, wanted: Sequence[int] | Indexes) -> Clicks:
         """Only these queries' rows, with the queries numbered anew."""
         kept = np.asarray(sorted(int(w) for w in wanted), dtype=np.int64)
@@ -272,6 +277,12 @@ def moments(clicks: Clicks, *, share: float, count: int) -> list[tuple[Clicks, C
         if len(known) and len(later):
             found.append((known, later))
     return found
+
+
+def unlike(given: Clicks, clicks: Clicks) -> Clicks:
+    """The clicks of queries that are no near-duplicate of a ``given`` one."""
+    both, count = after_synthetic(given, clicks), len(given.queries)
+    return _unlike(both, range(count), range(count, len(both.queries)))
 
 
 def _unlike(clicks: Clicks, known: range, later: range) -> Clicks:

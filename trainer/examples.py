@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from clickloop import codec, topics
 from clickloop.errors import MessageError, TrainingError
 from clickloop.events import DocumentChanged, ExampleFormed, OffsetRange, SplitChanged
-from clickloop.kafka import Follower, Record, read_range
+from clickloop.kafka import Follower, Record, end_offsets, read_range
 from clickloop.sources import Sources
 from clickloop.vector_store import content_digest, document_text
 
@@ -40,6 +42,11 @@ class Document:
     digest: bytes
 
 
+def document_of(change: DocumentChanged) -> Document:
+    text = document_text(change.title, change.text)[:MOST_TEXT]
+    return Document(change.doc_id, text, content_digest(change.title, change.text))
+
+
 class ExampleCollector:
     """Takes records in the order of the log and keeps each example's highest revision, within a bound."""
 
@@ -62,6 +69,9 @@ class ExampleCollector:
                     f"more than {MOST_UNREADABLE} messages of {record.topic} can't be read: {error}"
                 ) from None
             return
+        self.keep(example)
+
+    def keep(self, example: ExampleFormed) -> None:
         if example.index != self._index:
             self._others += 1
             return
@@ -84,6 +94,66 @@ class ExampleCollector:
         for example in oldest:
             del self._examples[example.example_id]
         self._dropped += surplus
+
+
+class Reservoir:
+    """A sample of at most ``most`` examples in their last revision: those whose ids have the smallest hash.
+
+    So it is the same whatever was read before it, and an example that is in it once stays as long as the sample
+    doesn't shrink.
+    """
+
+    def __init__(self, *, index: str, most: int) -> None:
+        self._index = index
+        self._most = most
+        self._examples: dict[str, tuple[bytes, ExampleFormed]] = {}
+        self._limit = b"\xff" * 9
+
+    def add(self, record: Record) -> None:
+        """What can't be read was quarantined when it was new."""
+        with suppress(MessageError):
+            self.keep(codec.decode(record.value, ExampleFormed))
+
+    def keep(self, example: ExampleFormed) -> None:
+        chance = hashlib.blake2b(example.example_id.encode(), digest_size=8).digest()
+        if example.index != self._index or chance > self._limit:
+            return
+        known = self._examples.get(example.example_id)
+        if known is None or example.revision > known[1].revision:
+            self._examples[example.example_id] = (chance, example)
+        if len(self._examples) > 2 * self._most:
+            self._shrink()
+
+    def result(self) -> list[ExampleFormed]:
+        """Oldest impression first."""
+        self._shrink()
+        return sorted((e for _, e in self._examples.values()), key=lambda e: (e.served_at, e.example_id))
+
+    def _shrink(self) -> None:
+        kept = sorted(self._examples.values(), key=lambda found: found[0])[: self._most]
+        if len(kept) == self._most and kept:
+            self._limit = kept[-1][0]
+        self._examples = {example.example_id: (chance, example) for chance, example in kept}
+
+
+def with_replayed(new: ReadExamples, old: Sequence[ExampleFormed]) -> ReadExamples:
+    """Both, each example in its last revision, oldest impression first."""
+    known = {example.example_id for example in new.examples}
+    both = [*(example for example in old if example.example_id not in known), *new.examples]
+    return replace(new, examples=sorted(both, key=lambda e: (e.served_at, e.example_id)))
+
+
+def before(ranges: Iterable[OffsetRange], held: Mapping[int, tuple[int, int]]) -> list[OffsetRange]:
+    """What each of the ranges' partitions holds before the first of its ranges. ``held``: first and end offset."""
+    starts: dict[tuple[str, int], int] = {}
+    for r in ranges:
+        place = (r.topic, r.partition)
+        starts[place] = min(r.start, starts.get(place, r.start))
+    return [
+        OffsetRange(topic=topic, partition=partition, start=held[partition][0], end=start)
+        for (topic, partition), start in sorted(starts.items())
+        if partition in held and held[partition][0] < start
+    ]
 
 
 def merged(ranges: Iterable[OffsetRange]) -> list[OffsetRange]:
@@ -118,6 +188,27 @@ async def read_examples(
     return collector.result()
 
 
+async def read_before(
+    bootstrap_servers: str, ranges: Sequence[OffsetRange], *, prefix: str, index: str, most: int
+) -> list[ExampleFormed]:
+    """A sample of what the log still holds before the ranges."""
+    if not most or not ranges:
+        return []
+    name = topics.TRAINING_EXAMPLES.name(prefix)
+    reservoir = Reservoir(index=index, most=most)
+    for earlier in before(ranges, await end_offsets(bootstrap_servers, name)):
+        await read_range(bootstrap_servers, earlier, on_record=reservoir.add)
+    return reservoir.result()
+
+
+async def whole_history(
+    bootstrap_servers: str, ranges: Sequence[OffsetRange], *, prefix: str
+) -> list[OffsetRange]:
+    """The ranges, and all that the log still holds before them."""
+    name = topics.TRAINING_EXAMPLES.name(prefix)
+    return merged([*before(ranges, await end_offsets(bootstrap_servers, name)), *ranges])
+
+
 async def read_documents(
     bootstrap_servers: str, *, prefix: str, index: str, sources: Sources
 ) -> tuple[list[Document], list[Unreadable]]:
@@ -143,8 +234,7 @@ async def read_documents(
                 if change.deleted:
                     documents.pop(change.doc_id, None)
                     continue
-                text = document_text(change.title, change.text)[:MOST_TEXT]
-                documents[change.doc_id] = Document(change.doc_id, text, content_digest(change.title, change.text))
+                documents[change.doc_id] = document_of(change)
             if not batch and await follower.caught_up():
                 break
     return [documents[name] for name in sorted(documents)], unreadable

@@ -21,7 +21,7 @@ from trainer.dataset import Clicks, Corpus
 from trainer.domain import domain_queries
 from trainer.examples import Document
 from trainer.methods.base import Parent
-from trainer.model import Vectors, encode, load_model, load_space
+from trainer.model import Model, Vectors, encode, load_model, load_space
 
 MOST_QUERIES = 100_000
 """Query vectors kept between runs, about 150 MB at 384 dimensions; beyond it the oldest go."""
@@ -70,6 +70,13 @@ class Loader:
             replace(synthetic, vectors=self._asked(manifest.encoder, synthetic.queries, model.encoder, on_text)),
             replace(domain, vectors=_stacked(of_pieces, digests)),
         )
+
+    def searched(self, version: str, documents: list[Document], *, on_text: OnText) -> tuple[Model, Vectors]:
+        """A version, and the documents' vectors in its space: all that a search with it takes."""
+        model = load_model(self._store, version, self._device)
+        texts = {document.digest: document.text for document in documents}
+        vectors = self._stored(model.space, texts, load_space(self._store, model, self._device), on_text)
+        return model, _stacked(vectors, [document.digest for document in documents])
 
     def keep(self, space: str, documents: Sequence[Document], vectors: Vectors) -> None:
         """Leave a new space's vectors where the nodes look for them, so that their backfill only reads."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from transformers.utils.logging import disable_progress_bar
 
 from clickloop.errors import ArtifactError
 from clickloop.model_store import ModelStore
@@ -129,6 +130,7 @@ def load_encoder(folder: Path, device: str) -> SentenceTransformer:
     """A sentence-transformers folder as it lies on disk. Raises ArtifactError where it can't be loaded."""
     # A folder that lacks a file must fail here, and not send the library to look for it on a hub.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    disable_progress_bar()
     try:
         model = SentenceTransformer(
             str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from clickloop import codec, topics
 from clickloop.commands import Retrain
-from clickloop.errors import BrokerError
+from clickloop.errors import BrokerError, TrainingError
 from clickloop.events import TrainingProgressed, Verdict, VersionKind
 from clickloop.kafka import Producer
 from clickloop.logs import logger
@@ -19,6 +19,11 @@ from trainer.methods.base import Progress, StoppedError
 from trainer.publish import run_name
 
 EVERY_SECONDS = 1.0
+ENDS = ("done", "failed")
+
+
+class CancelledError(TrainingError):
+    """An operator ended the run."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,10 @@ class _State:
     verdict: Verdict | None = None
     message: str = ""
     progress: Progress | None = None
-    training_since: float = 0.0
+    first: Progress | None = None
+    """The stage's first: what a resumed training did before is no sign of its speed."""
+    since: float = 0.0
+    """When that was, monotonic seconds."""
 
 
 class RunReport:
@@ -39,6 +47,7 @@ class RunReport:
         self._producer = producer
         self._command = command
         self._stopping = stopping
+        self._cancelled = threading.Event()
         self._state = _State(kind=command.kinds[0], stage="waiting")
         self.run_id = run_name(command.command_id)
 
@@ -51,21 +60,33 @@ class RunReport:
         verdict: Verdict | None = None,
         message: str = "",
     ) -> None:
-        """Enter a stage, and say so at once."""
-        self._state = _State(kind, stage, version, verdict, message, None, time.monotonic())
+        """Enter a stage, and say so at once. Raises CancelledError."""
+        if self._cancelled.is_set() and stage not in ENDS:
+            raise CancelledError("cancelled")
+        self._state = _State(kind, stage, version, verdict, message)
         await self._send()
 
     async def failed(self, message: str) -> None:
         """The run ended without a result, in the stage that it was in."""
         await self.stage(self._state.kind, "failed", version=self._state.version, message=message)
 
+    def cancel(self) -> None:
+        """End the run at its next step."""
+        self._cancelled.set()
+
     def from_thread(self, progress: Progress) -> None:
-        """Note how far it is; the next event says it. Raises StoppedError where the process is to stop."""
+        """Note how far it is; the next event says it.
+
+        Raises StoppedError where the process is to stop, and CancelledError where the run is."""
+        if self._cancelled.is_set():
+            raise CancelledError("cancelled")
         if self._stopping.is_set():
             raise StoppedError("stopped before the end of training; it starts anew with the next start")
         state = self._state
-        since = state.training_since if state.stage == progress.stage else time.monotonic()
-        self._state = replace(state, stage=progress.stage, progress=progress, training_since=since)
+        first, since = state.first, state.since
+        if state.stage != progress.stage or first is None or progress.steps != first.steps:
+            first, since = progress, time.monotonic()
+        self._state = replace(state, stage=progress.stage, progress=progress, first=first, since=since)
 
     def encoding(self, done: int, texts: int) -> None:
         """Note how many of ``texts`` are encoded."""
@@ -95,9 +116,11 @@ class RunReport:
 
     def _event(self, state: _State) -> TrainingProgressed:
         progress = state.progress or Progress("training")
-        seconds = max(time.monotonic() - state.training_since, 1e-6)
-        rate = progress.examples / seconds if progress.examples else None
-        left = (progress.steps - progress.step) * seconds / progress.step if progress.step else None
+        first = state.first or progress
+        seconds = max(time.monotonic() - state.since, 1e-6)
+        examples, steps = progress.examples - first.examples, progress.step - first.step
+        rate = examples / seconds if examples > 0 else None
+        left = (progress.steps - progress.step) * seconds / steps if steps > 0 else None
         return TrainingProgressed(
             event_id=codec.new_id(),
             index=self._command.index,

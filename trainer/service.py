@@ -1,8 +1,8 @@
 """The trainer service: one command at a time, from its offset ranges to published versions.
 
-A run reads from top to bottom in ``Trainer.run``: read, then for each rung train, gate, publish, announce.
-The command's offset is committed after the last announcement, so a crash anywhere does it again; version names
-come from the command's id, so doing it again makes nothing twice.
+A run reads from top to bottom in ``Trainer.run``: read, then for each rung train, gate and publish
+(trainer/rung.py), and announce. The command's offset is committed after the last announcement, so a crash anywhere
+does it again; version names come from the command's id, so doing it again makes nothing twice.
 """
 
 from __future__ import annotations
@@ -10,47 +10,39 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import stamina
 import torch
 
-import clickloop
 from clickloop import codec, topics
-from clickloop.commands import Retrain
-from clickloop.errors import BrokerError, ClickloopError, MessageError, TrainingError
-from clickloop.events import Lineage, VersionKind
-from clickloop.kafka import Producer, Record, group_consumer
+from clickloop.commands import Cancel, Retrain
+from clickloop.errors import BrokerError, ClickloopError, MessageError
+from clickloop.kafka import Follower, Producer, Record, group_consumer
 from clickloop.logs import logger
-from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
+from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources
-from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare
-from trainer.examples import Document, Unreadable, read_documents, read_examples, read_live_version
-from trainer.gate import LADDER_MARGIN, Side, Thresholds, Trial, judge, measure
-from trainer.loading import Loader
-from trainer.methods import METHODS
-from trainer.methods.base import Job, Parent, StoppedError, Trained, deadline
-from trainer.model import encode, pick_device
+from trainer.examples import (
+    Unreadable,
+    read_before,
+    read_documents,
+    read_examples,
+    read_live_version,
+    whole_history,
+    with_replayed,
+)
+from trainer.methods.base import StoppedError
 from trainer.progress import RunReport
-from trainer.publish import announcement, describe, publish, version_name
+from trainer.publish import announcement
+from trainer.rung import Data, Ladder, data_of
 from trainer.settings import TrainerSettings
+from trainer.strategies import PRESETS, taught
 
 SERVICE = "trainer"
-COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 80.0}
-"""How the budget is shared among a command's rungs, as measured on CPUs."""
-TRAINING_SHARE: dict[VersionKind, float] = {"adapter": 0.9, "query_encoder": 0.9, "full": 0.8}
-"""Part of a rung's time that training may take; the rest is for encoding, gate and publishing."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """What the log says, once for all rungs of a command."""
-
-    prepared: Prepared
-    documents: list[Document]
 
 
 def build_trainer(settings: TrainerSettings) -> Trainer:
@@ -77,8 +69,7 @@ class Trainer:
         self._store = store
         self._sources = Sources(settings.index, load_mappings())
         self.producer = producer
-        self._device = pick_device(settings.device)
-        self._loader = Loader(store, self._device, seed=settings.seed)
+        self._ladder = Ladder(settings, store)
         self._stopping = threading.Event()
         self._quarantined: set[tuple[str, int, int]] = set()
 
@@ -97,7 +88,7 @@ class Trainer:
                     group=f"{settings.topic_prefix}-trainer-{settings.index}",
                 ) as consumer,
             ):
-                logger().info("waiting for retrain commands", index=settings.index, device=self._device)
+                logger().info("waiting for retrain commands", index=settings.index, device=self._ladder.device)
                 while not stop.is_set():
                     for partition, records in (await consumer.getmany(timeout_ms=500, max_records=1)).items():
                         for r in records:
@@ -127,7 +118,7 @@ class Trainer:
         report = RunReport(self.producer, command, self._stopping)
         log = logger().bind(command=command.command_id, run=report.run_id)
         try:
-            async with report.ticking():
+            async with report.ticking(), self._cancellable(command, report):
                 await self.run(command, report)
         except StoppedError:
             log.info("run interrupted; it is done again at the next start")
@@ -144,171 +135,73 @@ class Trainer:
             await self._failed(report, command, f"{type(error).__name__}: {error}")
         return True
 
+    @asynccontextmanager
+    async def _cancellable(self, command: Retrain, report: RunReport) -> AsyncIterator[None]:
+        """While inside, the run ends when an operator wishes so. Wishes from before it began count."""
+        where, prefix = self._settings.bootstrap_servers, self._settings.topic_prefix
+        async with Follower(where, [topics.COMMANDS], prefix=prefix) as follower:
+            while not await follower.caught_up():
+                _hear(await follower.batch(timeout_seconds=0.2), command, report)
+            listening = asyncio.create_task(_listen(follower, command, report))
+            try:
+                yield
+            finally:
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
+
     async def run(self, command: Retrain, report: RunReport) -> None:
         """One command from top to bottom."""
-        left = deadline(command.budget_seconds)
-        first = command.kinds[0]
-        await report.stage(first, "reading")
+        await report.stage(command.kinds[0], "reading")
         parent = await self._parent_of(command)
-        margin = 0.0
-        data: Data | None = None
-        for number, kind in enumerate(command.kinds):
-            version = version_name(kind, command.command_id)
-            if self._store.has(version):
-                published = self._store.published(version)
-            else:
-                data = data or await self._read(command, first=parent.parent is None)
-                share = COST[kind] / sum(COST[k] for k in command.kinds[number:])
-                published = await self._train(
-                    command, report, kind, version, parent, data, margin=margin, seconds=share * left()
-                )
+        async for published in self._ladder.climb(command, parent, partial(self._read, command), report):
             await self._announce(published)
-            gate = published.manifest.gate
+            version, kind, gate = published.manifest.version, published.manifest.kind, published.manifest.gate
             verdict = gate.verdict if gate else None
             message = "; ".join(gate.reasons) if gate else ""
             await report.stage(kind, "done", version=version, verdict=verdict, message=message)
             logger().info("version published", version=version, kind=kind, verdict=verdict, reason=message)
-            if verdict == "pass":
-                parent, margin = published.manifest, LADDER_MARGIN
 
     async def _parent_of(self, command: Retrain) -> Manifest:
-        """The command's parent, else the live version, else the base model."""
+        """The command's parent, else what the strategy starts from: the live version, or the base model."""
+        if PRESETS[command.strategy].from_base and not command.parent:
+            return await asyncio.to_thread(self._ladder.base)
         named = command.parent or await read_live_version(
             self._settings.bootstrap_servers, prefix=self._settings.topic_prefix, index=command.index
         )
         if named:
             return self._store.manifest(named)
-        folder = base_model_folder(self._settings.base_model)
-        base = await asyncio.to_thread(self._store.ensure_base, folder, name=self._settings.base_model)
-        return base.manifest
+        return await asyncio.to_thread(self._ladder.base)
 
-    async def _read(self, command: Retrain, *, first: bool) -> Data:
-        """``first``: it is to train from the base model, which takes more than going on from a trained one."""
+    async def _read(self, command: Retrain) -> Data:
+        """The examples of the command's ranges, and the documents as they are now."""
         where = self._settings.bootstrap_servers
         prefix = self._settings.topic_prefix
-        read = await read_examples(
-            where, command.ranges, prefix=prefix, index=command.index, most=self._settings.max_examples
-        )
+        preset, index, ranges = PRESETS[command.strategy], command.index, command.ranges
+        if preset.whole_history:
+            ranges = await whole_history(where, ranges, prefix=prefix)
+        read = await read_examples(where, ranges, prefix=prefix, index=index, most=self._settings.max_examples)
+        most = self._settings.replay_examples if preset.replay else 0
+        replayed = await read_before(where, ranges, prefix=prefix, index=index, most=most)
         documents, unreadable = await read_documents(
             where, prefix=prefix, index=command.index, sources=self._sources
         )
         await self._quarantine(read.unreadable + unreadable)
-        prepared = prepare(
-            read.examples,
-            documents,
-            bias=self._settings.position_bias,
-            clip=self._settings.propensity_clip,
-            max_document_share=self._settings.max_document_share,
-        )
+        given = await asyncio.to_thread(taught, command, documents, seed=self._settings.seed)
+        examples = with_replayed(read, replayed).examples
+        data = data_of(examples, documents, self._settings, given=given, ranges=ranges, replayed=len(replayed))
         logger().info(
             "examples read",
             examples=len(read.examples),
-            queries=len(prepared.clicks.queries),
-            synthetic=len(prepared.synthetic),
+            replayed=len(replayed),
+            queries=len(data.prepared.clicks.queries),
+            synthetic=len(data.prepared.synthetic),
             documents=len(documents),
             unreadable=len(read.unreadable),
             of_other_indexes=read.of_other_indexes,
             dropped=read.dropped,
-            of_unknown_documents=prepared.unknown_documents,
+            of_unknown_documents=data.prepared.unknown_documents,
         )
-        if not documents:
-            raise TrainingError(f"index {command.index!r} has no documents")
-        if not len(prepared.clicks) and not len(prepared.synthetic):
-            raise TrainingError("the command's ranges hold no positive example of a document in the index")
-        if first:
-            self._check_enough(prepared)
-        return Data(prepared, documents)
-
-    def _check_enough(self, prepared: Prepared) -> None:
-        """Raises TrainingError where a first model from so little would only be noise."""
-        settings = self._settings
-        total = prepared.positives + prepared.negatives
-        if total < settings.min_examples:
-            raise TrainingError(
-                f"{total} examples, {settings.min_examples} are needed for a first model (min_examples)"
-            )
-        if prepared.positives < settings.min_positive_share * total:
-            raise TrainingError(
-                f"{prepared.positives} of {total} examples are positive, a share of "
-                f"{settings.min_positive_share:g} is needed (min_positive_share)"
-            )
-
-    async def _train(
-        self,
-        command: Retrain,
-        report: RunReport,
-        kind: VersionKind,
-        version: str,
-        manifest: Manifest,
-        data: Data,
-        *,
-        margin: float,
-        seconds: float,
-    ) -> Published:
-        settings = self._settings
-        await report.stage(kind, "encoding", version=version)
-        loaded = await asyncio.to_thread(
-            self._loader.load,
-            manifest,
-            data.documents,
-            data.prepared.clicks,
-            data.prepared.synthetic,
-            on_text=report.encoding,
-        )
-        parent, corpus = loaded.parent, loaded.corpus
-        past = moments(loaded.clicks, share=settings.holdout_share, count=METHODS[kind].moments)
-        if not past and len(loaded.synthetic):
-            # Nothing to judge it by yet: the verdict will be inconclusive, and say so.
-            past = [(loaded.clicks, loaded.clicks.of_queries([]))]
-        if not past:
-            raise TrainingError(
-                f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out"
-            )
-        past = [(after_synthetic(loaded.synthetic, known), later) for known, later in past]
-        started = time.monotonic()
-        trained, trials = Trained(), list[Trial]()
-        left = deadline(seconds)
-        for number, (known, later) in enumerate(past):
-            step = f"moment {number + 1} of {len(past)}"
-            await report.stage(kind, "training", version=version, message=step)
-            share = TRAINING_SHARE[kind] * len(known) / sum(len(k) for k, _ in past[number:])
-            job = Job(
-                parent,
-                known,
-                corpus,
-                loaded.domain,
-                settings.seed,
-                report.from_thread,
-                trained,
-                deadline(share * left()),
-            )
-            trained = await asyncio.to_thread(METHODS[kind].train, job)
-            await report.stage(kind, "gate", version=version, message=step)
-            if len(later):
-                before, after = await asyncio.to_thread(_sides, parent, trained, corpus, later, report)
-                trials.append(await asyncio.to_thread(measure, later, before, after))
-        thresholds = Thresholds(settings.gate_min_queries, settings.gate_max_lost_recall)
-        gate = await asyncio.to_thread(judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin)
-
-        await report.stage(kind, "publishing", version=version, verdict=gate.verdict)
-        lineage = Lineage(
-            command_id=command.command_id,
-            run_id=report.run_id,
-            strategy=command.strategy,
-            ranges=command.ranges,
-            examples=known.examples,
-            documents=len(corpus),
-            base_model=settings.base_model,
-            settings=settings.for_lineage() | trained.notes | {"steps": trained.steps},
-            seed=settings.seed,
-            code_version=clickloop.__version__,
-            train_seconds=time.monotonic() - started,
-            newest_example_at=data.prepared.newest_example_at,
-        )
-        new = describe(version=version, kind=kind, parent=manifest, lineage=lineage, gate=gate)
-        if kind == "full" and gate.verdict == "pass":
-            await asyncio.to_thread(self._loader.keep, version, corpus.documents, after.documents)
-        return await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
+        return data
 
     async def _announce(self, published: Published) -> None:
         event = announcement(published, index=self._settings.index, at=codec.now())
@@ -329,21 +222,22 @@ class Trainer:
         await report.failed(message)
 
 
-def _sides(parent: Parent, trained: Trained, corpus: Corpus, held: Clicks, report: RunReport) -> tuple[Side, Side]:
-    """The hold-out as parent and candidate see it; a candidate of a new space encodes the corpus for it."""
-    before = Side(parent.searched_with(held.vectors), corpus.vectors)
-    adapter = trained.adapter or (parent.adapter if not trained.new_space else None)
-    if trained.encoder is None:
-        queries, documents = held.vectors, corpus.vectors
-    else:
-        queries = encode(trained.encoder, held.queries, on_batch=lambda n: report.encoding(n, len(held.queries)))
-        documents = corpus.vectors
-        if trained.documents is not None:
-            documents = trained.documents
-        elif trained.new_space:
-            texts = [d.text for d in corpus.documents]
-            documents = encode(trained.encoder, texts, on_batch=lambda n: report.encoding(n, len(texts)))
-    return before, Side(adapter.apply(queries) if adapter else queries, documents)
+def _hear(batch: list[tuple[Any, Record]], command: Retrain, report: RunReport) -> None:
+    for _, record in batch:
+        with suppress(MessageError):  # the streams that act on the other commands quarantine it
+            wish = codec.decode(record.value, *topics.COMMANDS.types)
+            if isinstance(wish, Cancel) and (wish.index, wish.retrain) == (command.index, command.command_id):
+                report.cancel()
+
+
+async def _listen(follower: Follower, command: Retrain, report: RunReport) -> None:
+    while True:
+        try:
+            _hear(await follower.batch(timeout_seconds=0.5), command, report)
+        except BrokerError as error:
+            # As with progress: a broker that is away for a while must not cost the training.
+            logger().warning("commands not read", reason=str(error))
+            await asyncio.sleep(1.0)
 
 
 async def _commit(consumer: Any, partition: Any, offset: int) -> None:

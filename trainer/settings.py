@@ -30,6 +30,11 @@ class TrainerSettings(ArtifactSettings):
     max_examples: int = Field(
         200_000, ge=100, description="most examples one run holds in memory; beyond it the oldest go"
     )
+    replay_examples: int = Field(
+        2_000,
+        ge=0,
+        description="older examples that an incremental run learns again, against forgetting; 0 is none",
+    )
     min_examples: int = Field(
         100, ge=1, description="fewer examples than this train no first model; synthetic ones count"
     )
@@ -62,17 +67,24 @@ class TrainerSettings(ArtifactSettings):
         le=1.0,
         description="a document with a larger share of the clicks teaches as much as the average one; 0 lets it",
     )
+    shared_evidence: float = Field(
+        1.0,
+        ge=0.0,
+        description="clicks that a rare query borrows at most from near-duplicates of it; 0 lets each learn alone",
+    )
 
     def for_lineage(self) -> dict[str, str | int | float | bool]:
         """What a reader of the artifact needs to train it again. No secrets, no addresses."""
         return {
             "seed": self.seed,
             "max_examples": self.max_examples,
+            "replay_examples": self.replay_examples,
             "min_examples": self.min_examples,
             "min_positive_share": self.min_positive_share,
             "position_bias": self.position_bias,
             "propensity_clip": self.propensity_clip,
             "max_document_share": self.max_document_share,
+            "shared_evidence": self.shared_evidence,
             "holdout_share": self.holdout_share,
             "gate_min_queries": self.gate_min_queries,
             "gate_max_lost_recall": self.gate_max_lost_recall,

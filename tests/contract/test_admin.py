@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from clickloop import codec, topics
-from clickloop.commands import ForgetUser, Pause, Promote, Retrain, Rollback
+from clickloop.commands import Cancel, ForgetUser, Pause, Promote, Retrain, Rollback
 from clickloop.errors import InvalidMessageError
 from clickloop.events import ExampleFormed
 from clickloop.kafka import Producer, Record
@@ -60,12 +60,13 @@ async def test_every_wish_arrives_as_its_command(broker: Broker) -> None:
         ["pause", "--reason", "sale"],
         ["resume"],
         ["forget-user", "abc"],
+        ["retrain", "--cancel", "command-7"],
     ):
         done = clickloop(broker, *arguments)
         assert done.returncode == 0, done.stderr
     kinds = topics.COMMANDS.types
     found = [codec.decode(record.value, *kinds) for record in await read_all(broker, topics.COMMANDS)]
-    assert [type(command) for command in found] == [Rollback, Promote, Pause, Pause, ForgetUser]
+    assert [type(command) for command in found] == [Rollback, Promote, Pause, Pause, ForgetUser, Cancel]
     assert [command.paused for command in found if isinstance(command, Pause)] == [True, False]
 
 

@@ -18,7 +18,7 @@ from clickloop.events import (
     ResultClicked,
     ResultRated,
 )
-from clickloop.kafka import Follower, Producer, Record, create_topics, list_topics, read_range
+from clickloop.kafka import Follower, Producer, Record, create_topics, end_offsets, list_topics, read_range
 from tests.conftest import Broker
 
 
@@ -162,3 +162,35 @@ async def test_producers_are_idempotent_where_the_broker_gives_producer_ids(
 ) -> None:
     """The embedded broker lists the request and fails it; Apache Kafka answers it."""
     assert producer.idempotent == (any_broker.kind == "kafka")
+
+
+async def test_a_batch_counts_with_all_its_records(producer: Producer, any_broker: Broker) -> None:
+    """The embedded broker names the offset after a batch's first record as the end."""
+    where, topic = any_broker.bootstrap_servers, topics.CLICKS
+    clicks = [
+        ResultClicked(event_id=f"c{n}", index="default", query_id="q", doc_id="d", clicked_at=codec.now())
+        for n in range(12)
+    ]
+    for part in (clicks[:5], clicks[5:]):
+        ((start, end),) = await producer.send_batch(topic, part, partition=1)
+        assert (await end_offsets(where, topic.name(any_broker.prefix)))[1] == (0, end)
+        assert end - start == len(part)
+    assert len(await read_all(any_broker, topic)) == 12
+    found: list[Record] = []
+    await read_range(
+        where,
+        OffsetRange(topic=topic.name(any_broker.prefix), partition=1, start=3, end=12),
+        on_record=found.append,
+    )
+    assert [record.offset for record in found] == list(range(3, 12))
+    async with Follower(where, [topic], prefix=any_broker.prefix, from_beginning=False) as follower:
+        await producer.send_and_wait(topic, clicks[0])
+        late = [r async for r in _records(follower)]
+    assert len(late) == 1
+
+
+async def _records(follower: Follower) -> AsyncIterator[Record]:
+    """What comes within a second."""
+    for _ in range(4):
+        for _, record in await follower.batch(timeout_seconds=0.25):
+            yield record

@@ -286,6 +286,7 @@ GOLDEN: dict[str, e.Message] = {
     "ForgetUser.v1": c.ForgetUser(
         command_id="k-5", index="products", issued_at=AT, split_key="5d41402abc4b2a76b9719d911017c592"
     ),
+    "Cancel.v1": c.Cancel(command_id="k-6", index="products", issued_at=AT, retrain="k-1", reason="wrong parent"),
 }
 
 GOLDEN["QueryServed.v1-2"] = replace(GOLDEN["QueryServed.v1"], domain="shoes", swapped=1)
@@ -302,3 +303,4 @@ GOLDEN["ExampleFormed.v1-3"] = replace(
 GOLDEN["DriftMeasured.v1-3"] = replace(
     GOLDEN["DriftMeasured.v1-2"], slices=[e.SliceCounts(examples=310, domain="shoes", difficulty="hard")]
 )
+GOLDEN["Retrain.v1-2"] = replace(GOLDEN["Retrain.v1"], strategy="fine_tune", pairs_uri="s3://search/pairs.jsonl")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,18 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from clickloop.events import VersionKind
 from clickloop.model_store import base_model_folder
 from tests.unit.trainer_facts import documents, mean_reciprocal_rank, world
 from trainer.dataset import Clicks, Corpus
 from trainer.methods import METHODS
 from trainer.methods.adapter import AdapterMethod, whitened
-from trainer.methods.base import Job, Parent, Progress, StoppedError, deadline
+from trainer.methods.base import Job, Parent, Progress, StoppedError, Trained, deadline
+from trainer.methods.checkpoint import Checkpoint, Checkpoints
+from trainer.methods.full import mined
 from trainer.methods.targets import Negatives, Targets
-from trainer.methods.towers import Course
-from trainer.methods.upper_layers import UpperLayers
+from trainer.methods.towers import NOT_REPRODUCIBLE, Course
+from trainer.methods.upper_layers import MOST_PADDING, UpperLayers, groups
 from trainer.model import Adapter, encode, load_encoder, normalised
 
 
@@ -129,29 +133,143 @@ def test_progress_counts_up_to_its_total_with_a_finite_loss():
     assert all(p.loss is not None and np.isfinite(p.loss) for p in seen)
 
 
-def test_a_query_encoder_learns_from_clicks_and_leaves_its_parent_as_it_was(encoder: SentenceTransformer):
+def small_world(encoder: SentenceTransformer) -> tuple[Clicks, Corpus]:
+    """Twelve queries with a document each, and all that an encoder knows of them."""
     texts = [f"{color} {thing}" for color in ("red", "blue", "green", "old") for thing in ("car", "house", "boat")]
     words = [f"vehicle or building number {i}" for i in range(len(texts))]
-    vectors = encode(encoder, words)
-    asked = encode(encoder, texts)
-    count = np.arange(len(texts))
+    each = np.arange(len(texts))
     clicks = Clicks(
         queries=texts,
-        query=count,
-        document=count,
+        query=each,
+        document=each,
         weight=np.ones(len(texts), np.float32),
         evidence=np.ones(len(texts), np.float32),
-        vectors=asked,
+        vectors=encode(encoder, texts),
     )
-    corpus = Corpus(documents(len(texts)), vectors)
+    return clicks, Corpus(documents(len(texts)), encode(encoder, words))
+
+
+def test_a_query_encoder_learns_from_clicks_and_leaves_its_parent_as_it_was(encoder: SentenceTransformer):
+    clicks, corpus = small_world(encoder)
     method = replace(METHODS["query_encoder"], epochs=20, learning_rate=1e-3)  # type: ignore[type-var]
     trained = method.train(job(clicks, corpus, encoder))
     assert trained.encoder is not None
-    after = encode(trained.encoder, texts)
+    after = encode(trained.encoder, clicks.queries)
     if trained.adapter is not None:
         after = trained.adapter.apply(after)
-    assert mean_reciprocal_rank(after, vectors) > mean_reciprocal_rank(asked, vectors)
-    assert np.array_equal(encode(encoder, texts), asked)
+    assert mean_reciprocal_rank(after, corpus.vectors) > mean_reciprocal_rank(clicks.vectors, corpus.vectors)
+    assert np.array_equal(encode(encoder, clicks.queries), clicks.vectors)
+
+
+def weights(trained: Trained) -> list[bytes]:
+    assert trained.encoder is not None
+    assert trained.adapter is not None
+    tensors = [p.detach().numpy() for p in trained.encoder.parameters()]
+    return [array.tobytes() for array in (*tensors, trained.adapter.weight, trained.adapter.bias)]
+
+
+def test_contrastive_training_is_resumed_between_its_epochs(encoder: SentenceTransformer, tmp_path: Path):
+    clicks, corpus = small_world(encoder)
+    method = replace(METHODS["full"], epochs=2, batch=5, hard_negatives=2)  # type: ignore[type-var]
+
+    def killed(progress: Progress) -> None:
+        if progress.steps == 6 and progress.step == 5:
+            raise KilledError
+
+    path = tmp_path / "moment-1.safetensors"
+    with pytest.raises(KilledError):
+        method.train(replace(job(clicks, corpus, encoder, report=killed), checkpoint=Checkpoint(path, "this")))
+    steps: list[int] = []
+    resumed = job(clicks, corpus, encoder, report=lambda p: steps.append(p.step) if p.steps == 6 else None)
+    trained = method.train(replace(resumed, checkpoint=Checkpoint(path, "this")))
+    assert min(steps) == 4
+    assert weights(trained) == weights(method.train(job(clicks, corpus, encoder)))
+
+
+def test_what_may_be_wanted_is_no_hard_negative():
+    asked = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+    documents = normalised(np.array([[1.0, 0.3], [1.0, 0.31], [0.5, 1.0], [0.3, 1.0], [-1.0, 0.1]]))
+    query, document = np.array([0, 0, 1]), np.array([0, 2, 3])
+    found = mined(asked[query], documents, query, document, count=2)
+    assert found[0].tolist() == [3, 4], "neither its own two nor the near-copy"
+    assert found[2].tolist() == [2, 1]
+    assert mined(asked[query], documents, query, document, count=6)[0].tolist() == [3, 4, -1, -1, -1, -1]
+
+
+@pytest.mark.parametrize("kind", ["query_encoder", "full"])
+def test_the_same_job_trains_the_same_weights_to_the_last_bit(kind: VersionKind, encoder: SentenceTransformer):
+    clicks, corpus = small_world(encoder)
+    method = replace(METHODS[kind], epochs=2, batch=5)  # type: ignore[type-var]
+    first, second = (method.train(job(clicks, corpus, encoder)) for _ in range(2))
+    assert weights(first) == weights(second)
+    assert NOT_REPRODUCIBLE not in first.notes
+
+
+def test_a_training_that_the_clock_cut_short_says_that_it_cannot_be_reproduced(encoder: SentenceTransformer):
+    clicks, corpus = small_world(encoder)
+    for method in (METHODS["adapter"], METHODS["query_encoder"]):
+        trained = method.train(job(clicks, corpus, encoder, seconds=0.0))
+        assert "budget" in str(trained.notes[NOT_REPRODUCIBLE])
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("kind", ["query_encoder", "full"])
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_training_that_is_resumed_ends_at_the_same_bits(
+    kind: VersionKind, at: int, encoder: SentenceTransformer, tmp_path: Path
+):
+    clicks, corpus = small_world(encoder)
+    method = replace(METHODS[kind], epochs=2, batch=5)  # type: ignore[type-var]
+    steps: list[int] = []
+
+    def killed(progress: Progress) -> None:
+        if progress.stage == "training" and progress.steps == 6 and progress.step == at:
+            raise KilledError
+
+    def checkpoint() -> Checkpoint:
+        ticks = count(step=1000)  # always due
+        return Checkpoint(tmp_path / "c" / "moment-1.safetensors", "this", now=lambda: float(next(ticks)))
+
+    with pytest.raises(KilledError):
+        method.train(replace(job(clicks, corpus, encoder, report=killed), checkpoint=checkpoint()))
+    resumed = job(clicks, corpus, encoder, report=lambda p: steps.append(p.step) if p.steps == 6 else None)
+    trained = method.train(replace(resumed, checkpoint=checkpoint()))
+    assert min(steps) == at + 1
+    assert weights(trained) == weights(method.train(job(clicks, corpus, encoder)))
+
+
+def test_a_checkpoint_of_another_training_or_a_torn_one_is_thrown_away(tmp_path: Path):
+    path = tmp_path / "moment-1.safetensors"
+    Checkpoint(path, "one").save({"w": torch.ones(3)}, {"step": 7})
+    assert Checkpoint(path, "one").load() is not None
+    assert Checkpoint(path, "one").for_training("more").load() is None
+    assert not path.exists()
+    Checkpoint(path, "one").save({"w": torch.ones(3)}, {"step": 7})
+    path.write_bytes(path.read_bytes()[:-5])
+    assert Checkpoint(path, "one").load() is None
+    assert not path.exists()
+
+
+def test_only_the_version_in_the_making_keeps_its_checkpoints(tmp_path: Path):
+    old = Checkpoints(tmp_path, "old")
+    old.of("moment-1", "facts").save({"w": torch.ones(1)}, {"step": 1})
+    assert old.of("moment-1", "facts").load() is not None
+    new = Checkpoints(tmp_path, "new")
+    assert old.of("moment-1", "facts").load() is None
+    new.of("moment-1").save({"w": torch.ones(1)}, {"step": 1})
+    new.remove()
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_groups_of_texts_hold_each_once_and_little_padding():
+    lengths = np.sort(np.random.default_rng(0).integers(3, 128, 200))
+    found = list(groups(np.arange(200), lengths))
+    assert np.concatenate(found).tolist() == list(range(200))
+    for group in found:
+        assert lengths[group].sum() >= (1.0 - MOST_PADDING) * lengths[group].max() * len(group)
 
 
 def test_upper_layers_see_what_the_whole_encoder_sees(encoder: SentenceTransformer):
@@ -194,6 +312,16 @@ def test_the_learning_rate_comes_to_rest_with_the_deadline_when_time_is_short():
     left = 0.0
     assert course.over(11)
     assert course.factor(11) == pytest.approx(0.0)
+
+
+def test_a_course_with_time_enough_is_the_same_whatever_the_clock_says():
+    left = [100.0]
+    hasty, slow = Course(1000, lambda: 1e9), Course(1000, lambda: left[0])
+    for step in range(1000):
+        left[0] = 100.0 - 0.09 * step - (2.0 if step < 5 else 0.0)  # the first steps take longest
+        assert slow.factor(step) == hasty.factor(step)
+    assert not slow.cut_short
+    assert not slow.notes()
 
 
 def test_the_learning_rate_follows_the_steps_when_there_is_time():

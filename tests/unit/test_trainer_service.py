@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 
 from clickloop import codec, topics
-from clickloop.commands import Reason, Retrain
+from clickloop.commands import Cancel, Reason, Retrain, Strategy
 from clickloop.events import (
     DocumentChanged,
     MessageQuarantined,
@@ -65,7 +65,14 @@ def trainer_for(broker: Broker, folder: Path, *, min_examples: int = 20) -> tupl
     return trainer, trainer.producer
 
 
-def command(ranges: list[OffsetRange], *, command_id: str = "c1", parent: str = "") -> Record:
+def command(
+    ranges: list[OffsetRange],
+    *,
+    command_id: str = "c1",
+    parent: str = "",
+    strategy: Strategy = "incremental",
+    pairs_uri: str = "",
+) -> Record:
     wish = Retrain(
         command_id=command_id,
         index="default",
@@ -74,6 +81,8 @@ def command(ranges: list[OffsetRange], *, command_id: str = "c1", parent: str = 
         ranges=ranges,
         reason=Reason(policies=["manual"], text="test"),
         parent=parent,
+        strategy=strategy,
+        pairs_uri=pairs_uri,
     )
     return Record("commands", 0, 0, None, codec.encode(wish))
 
@@ -163,3 +172,74 @@ async def test_a_stop_in_the_middle_leaves_the_command_undone(broker: Broker, tm
     async with producer:
         assert not await asyncio.wait_for(trainer.handle(command(ranges)), 60)
     assert not await sent(broker, topics.MODEL_VERSIONS)
+
+
+async def published(broker: Broker) -> dict[str, ModelVersionPublished]:
+    """By command."""
+    found = [m for m in await sent(broker, topics.MODEL_VERSIONS) if isinstance(m, ModelVersionPublished)]
+    return {m.lineage.command_id: m for m in found}
+
+
+@pytest.mark.timeout(120)
+async def test_each_strategy_trains_on_what_it_says_from_the_model_that_it_says(broker: Broker, tmp_path: Path):
+    ranges = await filled(broker, examples=60)
+    late = [OffsetRange(topic=r.topic, partition=r.partition, start=r.end - 4, end=r.end) for r in ranges]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        "\n".join(f'{{"query": "how to {NAMES[n % 6]} {n}", "doc_id": "d{n % 12}"}}' for n in range(30))
+    )
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        for color in ("red", "green", "blue", "brown"):
+            for animal in ("parrot", "horse", "beetle", "whale", "spider", "lizard"):
+                told = DocumentChanged(
+                    event_id=f"{color}-{animal}",
+                    index="default",
+                    doc_id=f"{color}-{animal}",
+                    changed_at=START,
+                    title=f"The {color} {animal}",
+                    text=f"How a {animal} with {color} skin finds food. Where the {color} {animal} sleeps.",
+                )
+                await producer.send_and_wait(topics.DOCUMENTS, told)
+        assert await trainer.handle(command(ranges, command_id="first"))
+        first = (await published(broker))["first"]
+        parent = first.version
+        for number, strategy in enumerate(get_args(Strategy)):
+            uri = str(pairs) if strategy == "fine_tune" else ""
+            named = "" if strategy == "full_retrain" else parent
+            wish = command(late, command_id=f"s{number}", parent=named, strategy=strategy, pairs_uri=uri)
+            assert await trainer.handle(wish)
+    assert not [
+        m.message
+        for m in await sent(broker, topics.TRAINING_RUNS)
+        if isinstance(m, TrainingProgressed) and m.stage == "failed"
+    ]
+    made = {m.lineage.strategy: m for command_id, m in (await published(broker)).items() if command_id != "first"}
+    assert set(made) == set(get_args(Strategy))
+    read = sum(r.end - r.start for r in late)
+    old = sum(r.start for r in late)
+    for strategy in ("incremental", "contrastive"):
+        assert made[strategy].parent == parent
+        assert made[strategy].lineage.ranges == late
+        assert made[strategy].lineage.settings["replayed_examples"] == old
+        assert made[strategy].lineage.examples > read / 2
+    assert made["full_retrain"].parent.startswith("base-")
+    assert made["full_retrain"].lineage.ranges == ranges
+    assert made["fine_tune"].lineage.examples == 30
+    assert made["domain_adaptation"].lineage.examples >= 12
+    for strategy in ("fine_tune", "domain_adaptation"):
+        assert made[strategy].parent == parent
+        gate = made[strategy].gate
+        assert gate is not None
+        assert 0 < gate.queries <= read, "clicks judge"
+
+
+async def test_a_cancelled_command_fails_as_cancelled_before_it_begins(broker: Broker, tmp_path: Path):
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        for retrain in ("c1", "another"):
+            wish = Cancel(command_id=f"k-{retrain}", index="default", issued_at=START, retrain=retrain)
+            await producer.send_and_wait(topics.COMMANDS, wish)
+        assert await trainer.handle(command([], command_id="c1"))
+    runs = [m for m in await sent(broker, topics.TRAINING_RUNS) if isinstance(m, TrainingProgressed)]
+    assert [(m.command_id, m.stage, m.message) for m in runs] == [("c1", "failed", "cancelled")]

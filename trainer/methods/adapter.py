@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from clickloop.events import VersionKind
 from trainer.gate import Side, Trial, measure
-from trainer.methods.base import Job, Progress, Trained
+from trainer.methods import losses
+from trainer.methods.base import Job, Notes, Progress, Trained
 from trainer.methods.targets import Indexes, Negatives, SampledNegatives, Targets
 from trainer.methods.towers import Course, set_rate
 from trainer.model import Adapter, Vectors
@@ -59,6 +60,8 @@ class Path:
     clicked: Adapter
     queries: int
     """So many of the oldest queries had their say in ``clicked``."""
+    notes: Notes
+    """Of the descents, for the lineage."""
 
     def mixed(self, recipe: str) -> Adapter:
         clicks, total = RECIPES[recipe]
@@ -80,22 +83,24 @@ class AdapterMethod:
         known = earlier if isinstance(earlier, Path) else None
         path = self.walk(job, known)
         recipe = choose(job, known) if known else "usual"
-        return Trained(adapter=path.mixed(recipe), carried=path, notes={"recipe": recipe, "power": POWER})
+        notes: Notes = {"recipe": recipe, "power": POWER, **path.notes}
+        return Trained(adapter=path.mixed(recipe), carried=path, notes=notes)
 
     def walk(self, job: Job, known: Path | None) -> Path:
         """All three steps; the first two only once in a run, and only where the parent has not been there."""
+        notes: Notes = {}
         if known:
-            parent, start, domain = known.parent, known.start, known.domain
+            parent, start, domain, notes = known.parent, known.start, known.domain, known.notes
         elif job.parent.adapter:
             parent = start = domain = job.parent.adapter
         else:
             parent = Adapter.identity(job.clicks.vectors.shape[1])
             start = whitened(parent, job.clicks.vectors, POWER)
-            domain = self.learn_domain(job, start) if len(job.domain) else start
-        clicked = self.learn_clicks(job, domain)
-        return Path(parent, start, domain, clicked, len(job.clicks.queries))
+            domain, notes = self.learn_domain(job, start) if len(job.domain) else (start, {})
+        clicked, of_clicks = self.learn_clicks(job, domain)
+        return Path(parent, start, domain, clicked, len(job.clicks.queries), notes | of_clicks)
 
-    def learn_domain(self, job: Job, start: Adapter) -> Adapter:
+    def learn_domain(self, job: Job, start: Adapter) -> tuple[Adapter, Notes]:
         """Gradient descent from ``start`` on the documents' pieces."""
         negatives = SampledNegatives(job.corpus.vectors, job.seed)
         vectors, wanted = torch.from_numpy(job.domain.vectors), job.domain.document
@@ -105,7 +110,7 @@ class AdapterMethod:
 
         return self._descend(job, vectors, start, loss)
 
-    def learn_clicks(self, job: Job, start: Adapter) -> Adapter:
+    def learn_clicks(self, job: Job, start: Adapter) -> tuple[Adapter, Notes]:
         """Gradient descent from ``start`` on the clicks."""
         clicks, targets = job.clicks, Targets(job.clicks)
         before = start.apply(clicks.vectors)
@@ -116,12 +121,12 @@ class AdapterMethod:
             scores = negatives.scores(queries)
             with torch.no_grad():
                 old = negatives.scores(expected[rows])
-            kept = F.kl_div(scores, old, reduction="batchmean", log_target=True)
+            kept = losses.distillation(scores, old)
             return targets.loss(scores, rows, negatives.column) + self.distillation * kept
 
         return self._descend(job, torch.from_numpy(clicks.vectors), start, loss)
 
-    def _descend(self, job: Job, vectors: torch.Tensor, start: Adapter, loss_of: Loss) -> Adapter:
+    def _descend(self, job: Job, vectors: torch.Tensor, start: Adapter, loss_of: Loss) -> tuple[Adapter, Notes]:
         """``epochs`` rounds over ``vectors`` (n, dim), the encoder's."""
         generator = torch.Generator().manual_seed(job.seed)
         weight = torch.from_numpy(start.weight).clone().requires_grad_()
@@ -143,7 +148,7 @@ class AdapterMethod:
                 job.report(Progress("training", step, course.steps, loss.item(), step * self.batch))
                 if course.over(step):
                     break
-        return Adapter(weight.detach().numpy(), bias.detach().numpy())
+        return Adapter(weight.detach().numpy(), bias.detach().numpy()), course.notes()
 
 
 def whitened(start: Adapter, queries: Vectors, power: float) -> Adapter:

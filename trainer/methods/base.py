@@ -12,9 +12,11 @@ from sentence_transformers import SentenceTransformer
 from clickloop.errors import ClickloopError
 from clickloop.events import VersionKind
 from trainer.dataset import Clicks, Corpus
+from trainer.methods.checkpoint import Checkpoint
 from trainer.model import Adapter, Vectors
 
 Stage = Literal["training", "encoding"]
+Notes = dict[str, str | int | float | bool]
 
 
 class StoppedError(ClickloopError):
@@ -60,7 +62,7 @@ class Trained:
     steps: int = 0
     carried: object = None
     """Whatever the method wants to find again in ``Job.earlier``."""
-    notes: dict[str, str | int | float | bool] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
     """What was chosen on the way, for the lineage."""
 
 
@@ -80,6 +82,13 @@ class Job:
     """What this run's training at an earlier moment gave, or nothing; a method may go on from there."""
     seconds_left: Callable[[], float] = field(default=lambda: float("inf"))
     """Seconds until the result must be there; a method returns the best that it has by then."""
+    checkpoint: Checkpoint | None = None
+    """Where a method that takes long leaves what it needs to go on after the process has died."""
+
+    def preparing(self, done: int, texts: int) -> None:
+        """Tell how many texts are ready to be trained on; no step is done yet."""
+        del done, texts
+        self.report(Progress("training"))
 
 
 class Method(Protocol):

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from sentence_transformers import SentenceTransformer
 
 from clickloop.events import VersionKind
 from trainer.belief import believed
 from trainer.dataset import Clicks, Corpus, joined
+from trainer.methods import losses
 from trainer.methods.adapter import AdapterMethod
 from trainer.methods.base import Job, Parent, Progress, Trained
+from trainer.methods.descent import Descended, descend
 from trainer.methods.targets import Indexes
-from trainer.methods.towers import Course, draw_back, embed, set_rate
+from trainer.methods.towers import draw_back
+from trainer.methods.upper_layers import UpperLayers, trained_layers
 from trainer.model import Vectors, encode
+
+PROTECTED = 0.95
+"""A document with more than this share of the wanted one's score is no negative."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,18 @@ class FullMethod:
     moments: int = 1
     epochs: int = 2
     batch: int = 32
-    learning_rate: float = 8e-5
+    learning_rate: float = 1.2e-4
     scale: float = 20.0
     domain_share: float = 0.5
     """Part of the documents' pieces that one epoch trains on."""
     share: float = 0.7
     """How far to go from the parent's weights to the trained ones."""
+    depth: float = 2 / 3
+    """Share of the encoder's layers that are trained, the upper ones. All learn no more, at half the pace."""
     most_tokens: int = 128
     """Of a document, in training only: its beginning tells it apart, at half the time."""
+    hard_negatives: int = 0
+    """Of each query, mined anew in each epoch; 0 is none."""
     head: AdapterMethod = field(default_factory=AdapterMethod)
 
     def train(self, job: Job) -> Trained:
@@ -54,13 +64,20 @@ class FullMethod:
         longest = encoder.max_seq_length
         encoder.max_seq_length = min(longest or self.most_tokens, self.most_tokens)
         clicks = believed(job.clicks, job.parent.searched_with(job.clicks.vectors), job.corpus.vectors)
-        steps = self._descend(job, encoder, clicks)
+        descended = self._descend(job, encoder, clicks)
         encoder.max_seq_length = longest
         encoder.requires_grad_(False)
         draw_back(encoder, job.parent.document_encoder, self.share)
         documents = _encoded(job, encoder, [document.text for document in job.corpus.documents])
-        adapter = self._fit_head(job, encoder, documents).adapter
-        return Trained(encoder=encoder, adapter=adapter, new_space=True, documents=documents, steps=steps)
+        head = self._fit_head(job, encoder, documents)
+        return Trained(
+            encoder=encoder,
+            adapter=head.adapter,
+            new_space=True,
+            documents=documents,
+            steps=descended.steps,
+            notes=head.notes | descended.notes,
+        )
 
     def _fit_head(self, job: Job, encoder: SentenceTransformer, documents: Vectors) -> Trained:
         """The adapter rung, in the new space."""
@@ -76,46 +93,86 @@ class FullMethod:
             )
         )
 
-    def _descend(self, job: Job, encoder: SentenceTransformer, clicks: Clicks) -> int:
-        texts = [document.text for document in job.corpus.documents]
-        parameters = list(encoder.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.01)
+    def _descend(self, job: Job, encoder: SentenceTransformer, clicks: Clicks) -> Descended:
+        used = np.unique(np.concatenate([clicks.document, job.domain.document]))
+        queries = [*clicks.queries, *job.domain.queries]
+        texts = [job.corpus.documents[i].text for i in used] + queries
+        number = {text: len(used) + i for i, text in enumerate(queries)}
         pairs = len(clicks) + round(self.domain_share * len(job.domain.queries))
-        course = Course(self.epochs * -(-pairs // self.batch), job.seconds_left)
-        rng = np.random.default_rng(job.seed)
-        step = seen = epoch = 0
-        while not course.over(step):
+        rows, weight, asks = clicks, torch.ones(0), np.zeros(0, dtype=np.int64)
+        at, hard = asks, np.zeros((0, 0), dtype=np.int64)
+
+        def batches(epoch: int) -> Iterator[Indexes]:
+            nonlocal rows, weight, asks, at, hard
             rows = joined(clicks, _part(job.domain, self.domain_share, job.seed, epoch))
             weight = torch.from_numpy(rows.evidence / max(float(rows.evidence.mean()), 1e-12)).to(encoder.device)
-            epoch += 1
-            for batch in neighbourly_batches(job.corpus.vectors[rows.document], self.batch, rng):
-                set_rate(optimizer, self.learning_rate * course.factor(step))
-                query, document = rows.query[batch], rows.document[batch]
-                asked = embed(encoder, [rows.queries[i] for i in query])
-                found = embed(encoder, [texts[i] for i in document])
-                loss = self._loss(asked, found, query, document, weight[torch.from_numpy(batch).to(weight.device)])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                step, seen = step + 1, seen + len(batch)
-                job.report(Progress("training", step, course.steps, loss.item(), seen))
-                if course.over(step):
-                    break
-        return step
+            asks = np.asarray([number[query] for query in rows.queries], dtype=np.int64)[rows.query]
+            at = np.searchsorted(used, rows.document)
+            if self.hard_negatives:
+                job.report(Progress("training"))
+                vectors = upper.vectors()
+                hard = mined(vectors[asks], vectors[: len(used)], rows.query, at, count=self.hard_negatives)
+            rng = np.random.default_rng([job.seed, epoch])
+            return neighbourly_batches(job.corpus.vectors[rows.document], self.batch, rng)
 
-    def _loss(
-        self, asked: torch.Tensor, found: torch.Tensor, query: Indexes, document: Indexes, weight: torch.Tensor
-    ) -> torch.Tensor:
-        """A pair that shares its query or its document with another is no negative for it."""
-        same = (document[:, None] == document[None, :]) | (query[:, None] == query[None, :])
-        np.fill_diagonal(same, False)
-        scores = (self.scale * asked @ found.T).masked_fill(torch.from_numpy(same).to(asked.device), -1e4)
-        truth = torch.arange(len(query), device=scores.device)
-        both = F.cross_entropy(scores, truth, reduction="none") + F.cross_entropy(
-            scores.T, truth, reduction="none"
-        )
-        return 0.5 * (both * weight).mean()
+        def loss(batch: Indexes) -> torch.Tensor:
+            own = hard[batch].ravel() if self.hard_negatives else np.zeros(0, dtype=np.int64)
+            vectors = upper.embed(np.concatenate([asks[batch], at[batch], np.maximum(own, 0)]))
+            size = len(batch)
+            others = None
+            if len(own):
+                there = torch.from_numpy(own >= 0).to(vectors.device)
+                others = (vectors[2 * size :] * there[:, None]).view(size, self.hard_negatives, -1)
+            return losses.ranking(
+                vectors[:size],
+                vectors[size : 2 * size],
+                scale=self.scale,
+                same=_same(rows.query[batch], rows.document[batch]).to(vectors.device),
+                weight=weight[torch.from_numpy(batch).to(weight.device)],
+                hard=others,
+            )
+
+        layers = trained_layers(encoder, self.depth)
+        with UpperLayers(encoder, texts, layers, on_text=job.preparing) as upper:
+            return descend(
+                job,
+                torch.optim.AdamW(upper.parameters, weight_decay=0.01, fused=True),
+                batches,
+                loss,
+                steps=self.epochs * -(-pairs // self.batch),
+                learning_rate=self.learning_rate,
+                clipped=upper.parameters,
+                identity=[self, *clicks.facts(), *job.domain.facts()],
+                mining=self.hard_negatives > 0,
+            )
+
+
+def _same(query: Indexes, document: Indexes) -> torch.Tensor:
+    """(n, n): a pair that shares its query or its document with another is no negative for it."""
+    same = (document[:, None] == document[None, :]) | (query[:, None] == query[None, :])
+    np.fill_diagonal(same, False)
+    return torch.from_numpy(same)
+
+
+def mined(asked: Vectors, documents: Vectors, query: Indexes, document: Indexes, *, count: int) -> Indexes:
+    """(rows, count): for each row the documents that its query finds first and must not, -1 where there are fewer.
+
+    ``asked`` (rows, dim) are the rows' queries, ``query`` and ``document`` (rows,) their numbers. What scores
+    nearly as high as the row's own document may be wanted too, and what was clicked for the query is
+    (positive-aware mining, Moreira et al. 2024, "NV-Retriever").
+    """
+    found = np.full((len(asked), count), -1, dtype=np.int64)
+    wanted: dict[int, list[int]] = defaultdict(list)
+    for q, d in zip(query.tolist(), document.tolist(), strict=True):
+        wanted[q].append(d)
+    for row in range(len(asked)):
+        scores = documents @ asked[row]
+        scores[scores > PROTECTED * scores[document[row]]] = -np.inf
+        scores[wanted[int(query[row])]] = -np.inf
+        first = np.argsort(-scores, kind="stable")[:count]
+        first = first[np.isfinite(scores[first])]
+        found[row, : len(first)] = first
+    return found
 
 
 def _part(pieces: Clicks, share: float, seed: int, epoch: int) -> Clicks:
@@ -127,6 +184,7 @@ def _part(pieces: Clicks, share: float, seed: int, epoch: int) -> Clicks:
 
 def _encoded(job: Job, encoder: SentenceTransformer, texts: list[str]) -> Vectors:
     """(n, dim) float32, normalised."""
+    job.report(Progress("encoding", 0, len(texts)))
     return encode(encoder, texts, on_batch=lambda done: job.report(Progress("encoding", done, len(texts))))
 
 

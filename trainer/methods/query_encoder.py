@@ -17,10 +17,12 @@ from sentence_transformers import SentenceTransformer
 
 from clickloop.events import VersionKind
 from trainer.dataset import Clicks, joined
+from trainer.methods import losses
 from trainer.methods.adapter import AdapterMethod, between
-from trainer.methods.base import Job, Progress, Trained
+from trainer.methods.base import Job, Trained
+from trainer.methods.descent import Indexes, descend
 from trainer.methods.targets import Negatives, Targets
-from trainer.methods.towers import Course, batches, draw_back, set_rate
+from trainer.methods.towers import batches, draw_back
 from trainer.methods.upper_layers import UpperLayers
 from trainer.model import Adapter
 
@@ -42,15 +44,14 @@ class QueryEncoderMethod:
 
     def train(self, job: Job) -> Trained:
         torch.manual_seed(job.seed)
-        start = job.parent.adapter or self.head.train(job).adapter
-        if start is None:
-            start = Adapter.identity(job.clicks.vectors.shape[1])
+        head = Trained(adapter=job.parent.adapter) if job.parent.adapter else self.head.train(job)
+        start = head.adapter or Adapter.identity(job.clicks.vectors.shape[1])
         encoder = copy.deepcopy(job.parent.query_encoder).eval()
         trained = self._descend(job, encoder, start, joined(job.clicks, self._pieces(job)))
         # Each moment starts anew: to go on from an earlier one is to learn its clicks' mistakes by heart.
         draw_back(encoder, job.parent.query_encoder, self.share)
         end = trained.adapter or start
-        return replace(trained, adapter=between(start, end, self.share))
+        return replace(trained, adapter=between(start, end, self.share), notes=head.notes | trained.notes)
 
     def _pieces(self, job: Job) -> Clicks:
         count = len(job.domain.queries)
@@ -65,27 +66,26 @@ class QueryEncoderMethod:
         before = start.apply(clicks.vectors)
         negatives = Negatives(job.corpus.vectors, clicks, before, job.seed, device)
         expected = torch.from_numpy(before).to(device)
-        rng = np.random.default_rng(job.seed)
-        course = Course(self.epochs * -(-len(clicks.queries) // self.batch), job.seconds_left)
-        step = seen = 0
-        with UpperLayers(encoder, clicks.queries, self.layers) as upper:
+
+        def loss(rows: Indexes) -> torch.Tensor:
+            scores = negatives.scores(F.normalize(upper.embed(rows) @ weight.T + bias, dim=1))
+            with torch.no_grad():
+                old = negatives.scores(expected[rows])
+            kept = losses.distillation(scores, old)
+            return targets.loss(scores, rows, negatives.column) + self.distillation * kept
+
+        with UpperLayers(encoder, clicks.queries, self.layers, on_text=job.preparing) as upper:
             optimizer = torch.optim.AdamW(upper.parameters, weight_decay=0.01)
             optimizer.add_param_group({"params": [weight, bias], "weight_decay": 0.0})
-            while not course.over(step):
-                for rows in batches(clicks.queries, self.batch, rng):
-                    set_rate(optimizer, self.learning_rate * course.factor(step))
-                    scores = negatives.scores(F.normalize(upper.embed(rows.tolist()) @ weight.T + bias, dim=1))
-                    with torch.no_grad():
-                        old = negatives.scores(expected[rows])
-                    kept = F.kl_div(scores, old, reduction="batchmean", log_target=True)
-                    loss = targets.loss(scores, rows, negatives.column) + self.distillation * kept
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    torch.nn.utils.clip_grad_norm_(upper.parameters, 1.0)
-                    optimizer.step()
-                    step, seen = step + 1, seen + len(rows)
-                    job.report(Progress("training", step, course.steps, loss.item(), seen))
-                    if course.over(step):
-                        break
+            descended = descend(
+                job,
+                optimizer,
+                lambda epoch: batches(clicks.queries, self.batch, np.random.default_rng([job.seed, epoch])),
+                loss,
+                steps=self.epochs * -(-len(clicks.queries) // self.batch),
+                learning_rate=self.learning_rate,
+                clipped=upper.parameters,
+                identity=[self, start.weight.tobytes(), start.bias.tobytes(), *clicks.facts()],
+            )
         adapter = Adapter(weight.detach().cpu().numpy(), bias.detach().cpu().numpy())
-        return Trained(encoder=encoder, adapter=adapter, steps=step)
+        return Trained(encoder=encoder, adapter=adapter, steps=descended.steps, notes=descended.notes)

@@ -1,38 +1,59 @@
-"""Training only the last layers of an encoder, without running the frozen ones again for every step.
+"""Training the last layers of an encoder, fast: no work on padding, and none done twice.
 
 What the frozen layers make of a text never changes, so it is computed once and kept. In training, texts pass
 through the frozen layers untouched, and what was kept is put in at the first trained layer. That needs no
 knowledge of the architecture beyond its stack of layers, so it works for any transformer.
+
+Texts are tokenised once. A batch runs in groups of texts of about one length, so that hardly a token is padding
+whatever the batch is made of, and a text that is in it twice runs once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from trainer.model import autocast
+from trainer.model import Vectors, autocast
+
+Indexes = NDArray[np.int64]
+OnText = Callable[[int, int], None]
 
 MOST_CACHED = 1 << 30
 """Bytes of kept activations; texts that would need more run through the frozen layers every time."""
 _BATCH = 64
+MOST_PADDING = 0.15
+"""Share of a group's tokens that may be padding before it is split."""
 
 
 class UpperLayers:
     """The last ``layers`` layers of ``encoder``, trainable, for a fixed list of texts.
 
-    Use it as a context manager: inside, the encoder's frozen layers are out of order for anyone else.
+    Use it as a context manager: inside, the encoder's frozen layers are out of order for anyone else. ``on_text``
+    is told how many texts the frozen layers have seen, and of how many.
     """
 
-    def __init__(self, encoder: SentenceTransformer, texts: Sequence[str], layers: int) -> None:
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        texts: Sequence[str],
+        layers: int,
+        *,
+        on_text: OnText = lambda _, __: None,
+    ) -> None:
         self.encoder = encoder
         self._texts = list(texts)
+        self._on_text = on_text
         stack = layer_stack(encoder)
         self._stack = stack if stack is not None and len(stack) > layers else None
         self._first = len(stack) - layers if stack is not None else 0
+        self._tokens = _Tokens(encoder, self._texts)
         self._kept: list[torch.Tensor] = []
         self._frozen: list[torch.nn.Module] = []
         self._hidden: torch.Tensor | None = None
@@ -58,9 +79,22 @@ class UpperLayers:
         self._frozen, self._kept = [], []
         self.encoder.requires_grad_(True)
 
-    def embed(self, rows: Sequence[int]) -> torch.Tensor:
+    def embed(self, rows: Sequence[int] | Indexes) -> torch.Tensor:
         """(n, dim) float32, normalised, with gradients, of the texts with these numbers."""
-        features = self._features(rows)
+        distinct, place = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        order = distinct[np.argsort(self._tokens.lengths[distinct], kind="stable")]
+        vectors = torch.cat([self._run(group) for group in groups(order, self._tokens.lengths[order])])
+        of_distinct = np.argsort(order, kind="stable")
+        return vectors[torch.from_numpy(of_distinct[place])]
+
+    def vectors(self) -> Vectors:
+        """(texts, dim) float32, normalised: what all texts are now."""
+        with torch.no_grad():
+            blocks = [np.arange(i, min(i + 512, len(self._texts))) for i in range(0, len(self._texts), 512)]
+            return torch.cat([self.embed(rows) for rows in blocks]).cpu().numpy()
+
+    def _run(self, rows: Indexes) -> torch.Tensor:
+        features = self._tokens.features(rows)
         if self._kept:
             length = features["attention_mask"].shape[1]
             self._hidden = torch.stack(
@@ -69,11 +103,6 @@ class UpperLayers:
         with autocast(self.encoder.device):
             vectors = self.encoder(features)["sentence_embedding"]
         return F.normalize(vectors.float(), dim=1)
-
-    def _features(self, rows: Sequence[int]) -> dict[str, Any]:
-        features = self.encoder.preprocess([self._texts[i] for i in rows])
-        device = self.encoder.device
-        return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
 
     def _keep(self, stack: torch.nn.ModuleList) -> None:
         """Run every text through the frozen layers once, then take them out of the way."""
@@ -84,26 +113,25 @@ class UpperLayers:
             nonlocal returns_tuple
             returns_tuple = isinstance(output, tuple)
             seen.append(output[0] if returns_tuple else output)
+            raise _EnoughError
 
-        hook = stack[self._first - 1].register_forward_hook(capture)
-        order = sorted(range(len(self._texts)), key=lambda i: len(self._texts[i]))
+        order = np.argsort(self._tokens.lengths, kind="stable")
         kept: dict[int, torch.Tensor] = {}
-        size = 0
-        with torch.no_grad():
+        hook = stack[self._first - 1].register_forward_hook(capture)
+        try:
             for start in range(0, len(order), _BATCH):
                 rows = order[start : start + _BATCH]
-                features = self._features(rows)
-                with autocast(self.encoder.device):
+                features = self._tokens.features(rows)
+                with torch.no_grad(), autocast(self.encoder.device), suppress(_EnoughError):
                     self.encoder(features)
                 hidden, lengths = seen.pop(), features["attention_mask"].sum(dim=1).tolist()
-                for row, text, length in zip(rows, hidden, lengths, strict=True):
+                if int(self._tokens.lengths.sum()) * hidden.shape[-1] * hidden.element_size() > MOST_CACHED:
+                    return
+                for row, text, length in zip(rows.tolist(), hidden, lengths, strict=True):
                     kept[row] = text[: int(length)].clone()
-                    size += kept[row].nbytes
-                if size > MOST_CACHED:
-                    break
-        hook.remove()
-        if len(kept) < len(order):
-            return
+                self._on_text(len(kept), len(order))
+        finally:
+            hook.remove()
         self._kept = [kept[i] for i in range(len(self._texts))]
         self._frozen = [stack[i] for i in range(self._first)]
         for number in range(self._first):
@@ -120,6 +148,10 @@ class UpperLayers:
         return args, {**kwargs, "hidden_states": self._hidden}
 
 
+class _EnoughError(Exception):
+    """Ends a forward pass after the last layer that is of interest."""
+
+
 class _PassThrough(torch.nn.Module):
     """Stands in for a frozen layer."""
 
@@ -131,6 +163,62 @@ class _PassThrough(torch.nn.Module):
         return (hidden_states,) if self._returns_tuple else hidden_states
 
 
+class _Tokens:
+    """The texts as the encoder reads them, tokenised once where they are rows of tokens with a mask."""
+
+    def __init__(self, encoder: SentenceTransformer, texts: list[str]) -> None:
+        self._encoder = encoder
+        self._texts = texts
+        self._padding = int(getattr(encoder.tokenizer, "pad_token_id", 0) or 0)
+        self._rows: dict[int, dict[str, torch.Tensor]] = {}
+        self._constants: dict[str, Any] = {}
+        self.lengths: Indexes = np.asarray([len(text) for text in texts], dtype=np.int64)
+        order = np.argsort(self.lengths, kind="stable")
+        for start in range(0, len(order), _BATCH):
+            block = order[start : start + _BATCH].tolist()
+            features = encoder.preprocess([texts[i] for i in block])
+            mask = features.get("attention_mask")
+            tensors = {k: v for k, v in features.items() if isinstance(v, torch.Tensor)}
+            if mask is None or not mask[:, 0].all() or any(v.shape != mask.shape for v in tensors.values()):
+                self._rows = {}
+                return
+            self._constants = {k: v for k, v in features.items() if not isinstance(v, torch.Tensor)}
+            for at, (row, length) in enumerate(zip(block, mask.sum(dim=1).tolist(), strict=True)):
+                self._rows[row] = {k: v[at, :length].clone() for k, v in tensors.items()}
+        if self._rows:
+            self.lengths = np.asarray(
+                [len(self._rows[i]["attention_mask"]) for i in range(len(texts))], dtype=np.int64
+            )
+
+    def features(self, rows: Indexes) -> dict[str, Any]:
+        """A padded batch on the encoder's device."""
+        device = self._encoder.device
+        if not self._rows:
+            features = self._encoder.preprocess([self._texts[i] for i in rows])
+            return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
+        found = [self._rows[int(i)] for i in rows]
+        return self._constants | {
+            name: torch.nn.utils.rnn.pad_sequence(
+                [row[name] for row in found],
+                batch_first=True,
+                padding_value=self._padding if name == "input_ids" else 0,
+            ).to(device)
+            for name in found[0]
+        }
+
+
+def groups(rows: Indexes, lengths: Indexes) -> Iterator[Indexes]:
+    """Split rows, ordered by their ``lengths``, so that none has more than MOST_PADDING of padding."""
+    start = tokens = 0
+    for end, length in enumerate(lengths.tolist(), start=1):
+        tokens += length
+        if end - start > 1 and tokens < (1.0 - MOST_PADDING) * length * (end - start):
+            yield rows[start : end - 1]
+            start, tokens = end - 1, length
+    if len(rows) > start:
+        yield rows[start:]
+
+
 def layer_stack(encoder: SentenceTransformer) -> torch.nn.ModuleList | None:
     """The transformer's layers: the longest list of modules of one class, or None where there is none."""
     stacks = [
@@ -139,3 +227,8 @@ def layer_stack(encoder: SentenceTransformer) -> torch.nn.ModuleList | None:
         if isinstance(module, torch.nn.ModuleList) and len(module) > 1 and len({type(m) for m in module}) == 1
     ]
     return max(stacks, key=len, default=None)
+
+
+def trained_layers(encoder: SentenceTransformer, share: float) -> int:
+    """How many layers the upper ``share`` of the encoder's are, at least one."""
+    return max(1, round(share * len(layer_stack(encoder) or ())))

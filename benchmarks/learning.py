@@ -1,0 +1,69 @@
+"""What the ladder learns on the standard library: clicks on four fifths of the queries, truth on the last fifth.
+
+    python -m benchmarks.learning                           adapter and query_encoder, about four minutes
+    python -m benchmarks.learning --rungs adapter,query_encoder,full     half an hour on two cores
+    python -m benchmarks.learning --quick                   fewer documents, adapter only
+
+People search 4,500 functions, and the base model answers; 900 queries are held out and never asked. What they did
+goes through ``clickloop replay``: the stream rules, the trainer, the gate. Each rung is compared with the base
+model on the held-out queries by exact dense search, with 95 % intervals by paired bootstrap. A rung that passes is
+the parent of the next. The keys in the file are the demo's.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks._recorded import Habits, base_answers, replayed, stdlib_world
+from benchmarks.common import JsonFile, Quick, finish, say
+from clickloop import cli
+from clickloop.replay import kinds_of, print_outcome
+
+TARGETS: dict[str, dict[str, float]] = {
+    "adapter": {"mrr_at_10": 0.06, "train_seconds": 10.0},
+    "query_encoder": {"mrr_at_10": 0.08},
+    "full": {"mrr_at_10": 0.25, "recall_at_1": 0.30},
+}
+"""Least relative change of a metric, and most seconds of training."""
+QUICK_DOCUMENTS = 1000
+
+
+def main(
+    rungs: Annotated[str, typer.Option(help="Rungs, comma-separated.")] = "adapter,query_encoder",
+    seed: Annotated[int, typer.Option(help="Of the corpus and of what people do.")] = 0,
+    work: Annotated[Path | None, typer.Option(help="Folder to keep; what is there is not made again.")] = None,
+    json_file: JsonFile = None,
+    quick: Quick = False,
+) -> None:
+    """What the ladder learns on the standard library, against the base model."""
+    kinds = cli.checked(lambda: kinds_of("adapter" if quick else rungs))
+    with tempfile.TemporaryDirectory(prefix="clickloop-learning-") as scratch:
+        folder = work or Path(scratch)
+        world = stdlib_world(documents=QUICK_DOCUMENTS if quick else None, seed=seed)
+        say(f"{len(world.documents):,} documents, {len(world.held_out):,} queries held out; encoding ...")
+        answers = base_answers(world, folder)
+        habits = Habits(impressions=4000 if quick else 10_000)
+        outcome = replayed(world, answers, habits, kinds=kinds, work=folder, seed=seed, say=say)
+    print_outcome(outcome, Console(highlight=False, markup=False))
+    figures = outcome.to_json()
+    summary: dict[str, Any] = {"quick": quick}
+    for kind, rung in figures["rungs"].items():
+        for name, target in TARGETS[kind].items():
+            found = rung[name] if name == "train_seconds" else rung[name]["change"]
+            summary[f"{kind}_{name}"] = found
+            summary[f"{kind}_{name}_target"] = target
+            summary[f"{kind}_{name}_met"] = found <= target if name == "train_seconds" else found >= target
+    finish(summary, json_file=None)
+    if json_file is not None:
+        text = json.dumps(figures | {"targets": TARGETS, "summary": summary}, indent=2)
+        json_file.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

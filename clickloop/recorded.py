@@ -1,0 +1,195 @@
+"""Recorded traffic from files: documents, judged queries, and events in the order of their own times.
+
+A log is rarely in that order, and may be larger than memory: what is beyond AT_ONCE events is sorted in parts,
+which wait in unnamed files and are merged.
+"""
+
+from __future__ import annotations
+
+import heapq
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from clickloop import codec, topics
+from clickloop.errors import SettingsError
+from clickloop.events import (
+    DocumentChanged,
+    Estimate,
+    GateResult,
+    QueryServed,
+    ResultClicked,
+    ResultPreferred,
+    ResultRated,
+    Text,
+    Verdict,
+    VersionKind,
+)
+from clickloop.files import rows
+from clickloop.importing import Read, read_files
+from clickloop.sources import Sources, time_of, topic_of
+
+AT_ONCE = 100_000
+"""Events that are sorted in memory, some 100 MB."""
+UNNAMED = "unnamed"
+"""Index of the events that name none, while they are read."""
+KINDS = (QueryServed, ResultClicked, ResultRated, ResultPreferred)
+
+Event = QueryServed | ResultClicked | ResultRated | ResultPreferred
+Unusable = Callable[[str, str], None]
+"""Told the place and the reason of each row that can't be used."""
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """A query with what it should find, by grade: the truth that clicks only hint at."""
+
+    query: Text
+    relevant: dict[str, float]
+    slice: str | None = None
+
+
+class SliceTruth(msgspec.Struct, frozen=True):
+    queries: int
+    metrics: dict[str, Estimate]
+
+
+class RungResult(msgspec.Struct, frozen=True):
+    """What became of one rung. ``gate`` is None, and ``version`` empty, where there was too little to train on."""
+
+    kind: VersionKind
+    verdict: Verdict
+    reasons: list[str]
+    version: str
+    parent: str
+    train_seconds: float
+    gate: GateResult | None
+    truth: dict[str, Estimate] = {}
+    """On the judged queries, against the version that the replay started from; empty without any."""
+    over_parent: dict[str, Estimate] = {}
+    """The same against its parent."""
+    slices: dict[str, SliceTruth] = {}
+    """``truth`` by the queries' slices."""
+
+
+class Climbed(msgspec.Struct, frozen=True):
+    rungs: list[RungResult]
+    start: str
+    """The version that the replay started from."""
+    live: str
+    """The version that would be live now: of the last rung that passed, else ``start``."""
+    examples: int
+    """That weigh anything, in their last revision."""
+    quarantined: int
+    """That weigh nothing."""
+
+
+class Events:
+    """Events as they are put in, to be had again by time. ``folder`` has room for those beyond ``at_once``."""
+
+    def __init__(self, folder: Path, *, at_once: int = AT_ONCE) -> None:
+        self._folder = folder
+        self._at_once = at_once
+        self._parts: list[IO[bytes]] = []
+        self._waiting: list[Event] = []
+        self.of_index: Counter[str] = Counter()
+
+    def add(self, event: Event) -> None:
+        """Raises OSError where the folder has no room."""
+        self.of_index[event.index] += 1
+        self._waiting.append(event)
+        if len(self._waiting) >= self._at_once:
+            part = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - it goes with this object
+            for one in sorted(self._waiting, key=_order):
+                part.write(codec.encode(one) + b"\n")
+            self._parts.append(part)
+            self._waiting = []
+
+    def ordered(self, index: str) -> Iterator[Event]:
+        """The events of one index and those that name none, oldest first; of one time, queries first."""
+        waiting = iter(sorted(self._waiting, key=_order))
+        for event in heapq.merge(*map(_read_part, self._parts), waiting, key=_order):
+            if event.index in (index, UNNAMED):
+                yield event
+
+    def the_index(self) -> str:
+        """The one index that the events are of; "" where they name none. Raises SettingsError."""
+        named = sorted(set(self.of_index) - {UNNAMED})
+        if len(named) > 1:
+            raise SettingsError(f"the events are of the indexes {', '.join(named[:5])}: choose one by --index")
+        return named[0] if named else ""
+
+
+def _order(event: Event) -> tuple[datetime, bool, str]:
+    """The same whatever order a file has."""
+    return time_of(event), not isinstance(event, QueryServed), event.event_id
+
+
+def _read_part(part: IO[bytes]) -> Iterator[Event]:
+    part.seek(0)
+    for line in part:
+        event: Any = codec.decode(line, *KINDS)
+        yield event
+
+
+def read_events(
+    path: Path, sources: Sources, folder: Path, *, now: datetime, unusable: Unusable, at_once: int = AT_ONCE
+) -> Events:
+    """The events of a file. ``sources`` should know them by UNNAMED. Raises SettingsError."""
+    events = Events(folder, at_once=at_once)
+    for read in read_files([path], sources, None, now=now):
+        if isinstance(read.message, KINDS):
+            events.add(read.message)
+        else:
+            unusable(read.row.place, _reason(read))
+    return events
+
+
+def _reason(read: Read) -> str:
+    return read.reason or f"a {type(read.message).__name__}, which is no query, click or rating"
+
+
+def read_documents(
+    path: Path, sources: Sources, *, now: datetime, unusable: Unusable
+) -> dict[str, DocumentChanged]:
+    """The file's documents by id; of several of one id the last counts. Raises SettingsError."""
+    found: dict[str, DocumentChanged] = {}
+    for read in read_files([path], sources, topics.DOCUMENTS, now=now):
+        if not isinstance(read.message, DocumentChanged):
+            unusable(read.row.place, _reason(read))
+        elif read.message.deleted:
+            found.pop(read.message.doc_id, None)
+        else:
+            found[read.message.doc_id] = read.message
+    return found
+
+
+def read_judged(path: Path, known: Iterable[str], *, unusable: Unusable) -> list[Judged]:
+    """The file's queries, with those of their relevant documents that are ``known``. Raises SettingsError."""
+    decoder, found, there = msgspec.json.Decoder(Judged), list[Judged](), set(known)
+    for row in rows(path):
+        if row.value is None:
+            unusable(row.place, row.reason)
+            continue
+        try:
+            judged = decoder.decode(row.value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            unusable(row.place, f"not a judged query: {error}")
+            continue
+        relevant = {doc_id: grade for doc_id, grade in judged.relevant.items() if grade > 0.0 and doc_id in there}
+        if judged.query.strip() and relevant:
+            found.append(msgspec.structs.replace(judged, relevant=relevant))
+        else:
+            unusable(row.place, "a query without text, or with no relevant document among the documents")
+    return found
+
+
+def counts(events: Iterable[Event], into: Counter[str]) -> Iterator[Event]:
+    """The events as they are, counted by topic on their way."""
+    for event in events:
+        into[topic_of(event).suffix] += 1
+        yield event

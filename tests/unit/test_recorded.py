@@ -1,0 +1,162 @@
+"""Recorded traffic: any order of lines gives the same events, and what can't be used is told and passed over."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clickloop.errors import SettingsError
+from clickloop.events import ExampleFormed
+from clickloop.recorded import UNNAMED, Events, counts, read_documents, read_events, read_judged
+from clickloop.sources import Sources, mappings_of
+from streams.recorded import form_examples
+
+START = datetime(2026, 1, 5, tzinfo=UTC)
+
+
+def query(number: int, *, index: str = "products", at: float = 0.0) -> dict[str, Any]:
+    return {
+        "type": "QueryServed",
+        "event_id": f"e{number}",
+        "index": index,
+        "query_id": f"q{number}",
+        "query": f"text {number}",
+        "served_at": (START + timedelta(seconds=10 * number + at)).isoformat(),
+        "results": [{"doc_id": f"d{place}", "position": place} for place in (1, 2, 3)],
+    }
+
+
+def click(number: int, doc_id: str = "d2", *, after: float = 3.0, index: str = "products") -> dict[str, Any]:
+    return {
+        "type": "ResultClicked",
+        "event_id": f"c{number}-{doc_id}-{after}",
+        "index": index,
+        "query_id": f"q{number}",
+        "doc_id": doc_id,
+        "clicked_at": (START + timedelta(seconds=10 * number + after)).isoformat(),
+    }
+
+
+def written(path: Path, records: list[Any]) -> Path:
+    lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def read(
+    path: Path, *, at_once: int = 100_000, mappings: dict[str, Any] | None = None
+) -> tuple[Events, list[str]]:
+    told: list[str] = []
+    events = read_events(
+        path,
+        Sources(UNNAMED, mappings_of(mappings or {})),
+        path.parent,
+        now=START,
+        unusable=lambda place, reason: told.append(f"{Path(place).name}: {reason}"),
+        at_once=at_once,
+    )
+    return events, told
+
+
+def formed(events: Events, index: str = "products") -> tuple[list[ExampleFormed], Counter[str]]:
+    fates = Counter[str]()
+    return list(form_examples(events.ordered(index), index=index, counts=fates)), fates
+
+
+@pytest.mark.parametrize("at_once", [100_000, 7])
+def test_the_lines_of_a_log_may_be_in_any_order(tmp_path: Path, at_once: int) -> None:
+    records = [query(n) for n in range(40)] + [click(n, doc) for n in range(40) for doc in ("d2", "d3")]
+    in_order, _ = formed(read(written(tmp_path / "a.jsonl", records))[0])
+    random.Random(1).shuffle(records)
+    shuffled, fates = formed(read(written(tmp_path / "b.jsonl", records), at_once=at_once)[0])
+    assert shuffled == in_order
+    assert len({example.example_id for example in shuffled}) == 80
+    assert fates["joined"] == 80
+
+
+def test_events_are_joined_by_their_own_times_however_long_ago(tmp_path: Path) -> None:
+    records = [query(1), click(1), click(1, "d3", after=601.0), click(1, "d9"), click(7), query(400)]
+    examples, fates = formed(read(written(tmp_path / "a.jsonl", records))[0])
+    assert [(e.doc_id, e.position) for e in examples] == [("d2", 2)]
+    assert examples[0].formed_at == START + timedelta(seconds=13)
+    assert (fates["late"], fates["not_shown"], fates["unmatched"]) == (1, 1, 1)
+
+
+def test_a_click_far_after_everything_else_is_late_and_not_waited_for(tmp_path: Path) -> None:
+    records = [query(1), query(500), click(1, after=4000.0)]
+    examples, fates = formed(read(written(tmp_path / "a.jsonl", records))[0])
+    assert examples == []
+    assert fates["late"] == 1
+
+
+def test_our_own_messages_ubi_and_mapped_records_share_a_file(tmp_path: Path) -> None:
+    ubi = {"query_id": "u", "user_query": "shoes", "query_response_hit_ids": ["d1", "d2"],
+           "timestamp": START.isoformat()}  # fmt: skip
+    mapped = {"kind": "tap", "search": "u", "sku": "d2", "ts": (START.timestamp() + 4) * 1000}
+    mapping = {"taps": {"topic": "clicks", "when": {"kind": "tap"}, "time_format": "epoch_ms",
+                        "fields": {"query_id": "search", "doc_id": "sku", "time": "ts"}}}  # fmt: skip
+    path = written(tmp_path / "a.jsonl", [mapped, query(1), ubi, click(1)])
+    events, told = read(path, mappings=mapping)
+    topics = Counter[str]()
+    examples = list(form_examples(counts(events.ordered("products"), topics), index="products", counts=Counter()))
+    assert told == []
+    assert topics == {"queries": 2, "clicks": 2}
+    assert sorted(e.query for e in examples) == ["shoes", "text 1"]
+
+
+def test_what_cannot_be_read_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    document = {
+        "type": "DocumentChanged",
+        "event_id": "x",
+        "index": "products",
+        "doc_id": "d",
+        "changed_at": "2026-01-01T00:00:00Z",
+    }
+    records = [query(1), b"\xff\xfe", b'{"half', b"[1]", document, {"type": "QueryServed"}, click(1)]
+    events, told = read(written(tmp_path / "a.jsonl", records))
+    assert [line.split(":")[1] for line in told] == ["2", "3", "4", "5", "6"]
+    assert "DocumentChanged, which is no query, click or rating" in told[3]
+    assert len(formed(events)[0]) == 1
+
+
+def test_events_of_several_indexes_need_a_choice(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", [query(1), click(1), query(2, index="news"), click(2, index="news")])
+    events, _ = read(path)
+    with pytest.raises(SettingsError, match="news, products: choose one by --index"):
+        events.the_index()
+    assert [e.query for e in formed(events, "news")[0]] == ["text 2"]
+
+
+def test_the_last_of_several_documents_with_one_id_counts_and_deleted_ones_go(tmp_path: Path) -> None:
+    rows = [
+        {"doc_id": "a", "text": "old", "brand": 7},
+        {"doc_id": "b", "text": "gone"},
+        {"text": "no id"},
+        {"doc_id": "a", "title": "A", "text": "new"},
+        {"doc_id": "b", "deleted": True},
+    ]
+    told: list[str] = []
+    path = written(tmp_path / "d.jsonl", rows)
+    found = read_documents(path, Sources(UNNAMED), now=START, unusable=lambda place, _: told.append(place))
+    assert {name: (d.title, d.text) for name, d in found.items()} == {"a": ("A", "new")}
+    assert told == [f"{path}:3"]
+
+
+def test_judged_queries_keep_the_relevant_documents_that_are_there(tmp_path: Path) -> None:
+    rows = [
+        {"query": "one", "relevant": {"a": 2, "b": 0, "gone": 1}, "slice": "hard"},
+        {"query": "two", "relevant": {"gone": 1}},
+        {"query": " ", "relevant": {"a": 1}},
+        {"query": "three"},
+    ]
+    told: list[str] = []
+    path = written(tmp_path / "q.jsonl", rows)
+    found = read_judged(path, ["a", "b"], unusable=lambda place, _: told.append(place))
+    assert [(j.query, j.relevant, j.slice) for j in found] == [("one", {"a": 2.0}, "hard")]
+    assert told == [f"{path}:{line}" for line in (2, 3, 4)]

@@ -1,0 +1,155 @@
+"""Each loss against sentence-transformers' implementation, on the same vectors: value and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from sentence_transformers.sentence_transformer import losses as stock
+from sentence_transformers.sentence_transformer.losses.triplet import TripletDistanceMetric
+from torch import Tensor
+
+from trainer.methods import losses
+
+N, DIM, SCALE = 6, 16, 20.0
+
+
+class Given(torch.nn.Module):
+    """A model whose vectors are given."""
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sentence_embedding": features["vectors"]}
+
+    def get_embedding_dimension(self) -> int:
+        return DIM
+
+
+def vectors(count: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [F.normalize(torch.randn(N, DIM, generator=generator), dim=1).requires_grad_() for _ in range(count)]
+
+
+def same(ours: Callable[..., Tensor], theirs: Any, columns: int, labels: Tensor | None = None) -> None:
+    mine, yours = vectors(columns), vectors(columns)
+    loss = ours(*mine)
+    expected = theirs([{"vectors": v} for v in yours], labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    expected.backward()
+    for a, b in zip(mine, yours, strict=True):
+        # Theirs normalise once more, so only the part of a gradient across the vector is the same.
+        assert torch.allclose(across(a), across(b), atol=1e-5)
+
+
+def across(vector: Tensor) -> Tensor:
+    gradient = vector.grad
+    assert gradient is not None
+    along = (gradient * vector).sum(dim=1, keepdim=True)
+    return (gradient - along * vector).detach()
+
+
+def test_ranking_one_way_is_multiple_negatives_ranking():
+    theirs = stock.MultipleNegativesRankingLoss(Given(), scale=SCALE)
+    same(lambda q, d: losses.ranking(q, d, scale=SCALE, both_ways=False), theirs, 2)
+
+
+def test_ranking_both_ways_is_the_symmetric_one():
+    theirs = stock.MultipleNegativesSymmetricRankingLoss(Given(), scale=SCALE)
+    same(lambda q, d: losses.ranking(q, d, scale=SCALE), theirs, 2)
+
+
+def test_a_hard_negative_is_one_for_its_own_query_alone():
+    asked, found, hard = vectors(3)
+    loss = losses.ranking(asked, found, scale=SCALE, hard=hard[:, None], both_ways=False)
+    scores = torch.cat([asked @ found.T, (asked * hard).sum(dim=1, keepdim=True)], dim=1)
+    assert loss.item() == pytest.approx(F.cross_entropy(SCALE * scores, torch.arange(N)).item(), rel=1e-5)
+    none = torch.zeros(N, 1, DIM)
+    without = losses.ranking(asked, found, scale=SCALE, both_ways=False)
+    assert losses.ranking(asked, found, scale=SCALE, hard=none, both_ways=False).item() == pytest.approx(
+        without.item()
+    )
+
+
+def test_a_pair_that_is_the_same_is_no_negative():
+    asked, found = vectors(2)
+    known = torch.zeros(N, N, dtype=torch.bool)
+    known[0, 1:] = True
+    known[1:, 0] = True
+    loss = losses.ranking(asked, found, scale=SCALE, same=known)
+    rest = losses.ranking(asked[1:], found[1:], scale=SCALE)
+    assert loss.item() == pytest.approx(rest.item() * (N - 1) / N, abs=1e-5)
+
+
+def test_weights_weigh_the_rows():
+    asked, found = vectors(2)
+    weight = torch.tensor([0.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+    rows = [
+        F.cross_entropy(SCALE * (asked @ found.T)[i : i + 1], torch.tensor([i])).item() * weight[i].item()
+        for i in range(N)
+    ]
+    loss = losses.ranking(asked, found, scale=SCALE, weight=weight, both_ways=False)
+    assert loss.item() == pytest.approx(sum(rows) / N, rel=1e-5)
+
+
+def test_cosine_similarity_is_theirs():
+    wanted = torch.linspace(0.0, 1.0, N)
+    same(lambda q, d: losses.cosine_similarity(q, d, wanted), stock.CosineSimilarityLoss(Given()), 2, wanted)
+
+
+def test_triplet_is_theirs_with_cosine_distance():
+    theirs = stock.TripletLoss(Given(), distance_metric=TripletDistanceMetric.COSINE, triplet_margin=0.3)
+    same(lambda q, p, o: losses.triplet(q, p, o, margin=0.3), theirs, 3)
+
+
+def test_margin_distillation_is_margin_mse():
+    lead = torch.linspace(-0.5, 0.5, N)
+    same(lambda q, p, o: losses.margin_distillation(q, p, o, lead), stock.MarginMSELoss(Given()), 3, lead)
+
+
+def test_distillation_is_theirs():
+    teacher = torch.tensor([[0.9, 0.1], [0.2, 0.4], [0.5, 0.5], [0.8, 0.3], [0.1, 0.2], [0.3, 0.3]])
+
+    def ours(asked: Tensor, *documents: Tensor) -> Tensor:
+        scores = torch.stack([(asked * d).sum(dim=1) for d in documents], dim=1)
+        return losses.distillation(F.log_softmax(scores, dim=1), F.log_softmax(teacher, dim=1))
+
+    same(ours, stock.DistillKLDivLoss(Given()), 3, teacher)
+
+
+def test_matryoshka_is_theirs():
+    sizes = [DIM, 8, 4]
+    model = Given()
+    theirs = stock.MatryoshkaLoss(model, stock.MultipleNegativesRankingLoss(model, scale=SCALE), sizes)
+    same(
+        lambda q, d: losses.matryoshka(
+            lambda both: losses.ranking(both[0], both[1], scale=SCALE, both_ways=False), [q, d], sizes
+        ),
+        theirs,
+        2,
+    )
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 12, 50])
+def test_a_cached_loss_has_the_value_and_the_gradients_of_the_whole(at_once: int):
+    torch.manual_seed(0)
+    inputs, layer = torch.randn(12, DIM), torch.nn.Linear(DIM, DIM)
+
+    def embed(first: int, last: int) -> Tensor:
+        return F.normalize(layer(inputs[first:last]), dim=1)
+
+    def loss_of(both: Tensor) -> Tensor:
+        return losses.ranking(both[:6], both[6:], scale=SCALE)
+
+    whole = loss_of(embed(0, 12))
+    whole.backward()
+    expected = layer.weight.grad
+    assert expected is not None
+    layer.zero_grad()
+    loss = losses.cached(embed, 12, loss_of, at_once=at_once)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
+    (2.0 * loss).backward()
+    assert layer.weight.grad is not None
+    assert torch.allclose(layer.weight.grad, 2.0 * expected, atol=1e-5)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from clickloop import codec
+from clickloop.commands import Strategy
+from clickloop.errors import TrainingError
+from clickloop.events import OffsetRange
+from clickloop.kafka import Record
+from tests.unit.trainer_facts import START, documents, example
+from trainer.dataset import Corpus, unlike
+from trainer.examples import Document, ReadExamples, Reservoir, before, with_replayed
+from trainer.methods.full import FullMethod
+from trainer.model import normalised
+from trainer.strategies import PRESETS, believed_by_parent, method_of, of_pairs, pairs_of_file, pseudo_queries
+
+TEXTS = ("Open a file\nOpens the named file and returns a stream of its bytes.", "Sort a list\nOrders all items.")
+
+
+def test_every_strategy_has_its_preset():
+    assert set(PRESETS) == set(get_args(Strategy))
+
+
+def test_only_contrastive_mines_and_only_where_not_all_documents_compete():
+    full = method_of("full", "contrastive")
+    assert isinstance(full, FullMethod)
+    assert full.hard_negatives > 0
+    assert method_of("full", "incremental") == FullMethod()
+    assert method_of("adapter", "contrastive") == method_of("adapter", "incremental")
+
+
+def test_pseudo_queries_are_made_from_documents_and_know_their_own():
+    found = pseudo_queries([Document(f"d{n}", text, b"") for n, text in enumerate(TEXTS)], seed=0)
+    assert len(found) >= 3
+    of_first = [found.queries[q] for q, d in zip(found.query, found.document, strict=True) if d == 0]
+    assert "Open a file" in of_first
+    assert (
+        found.queries == pseudo_queries([Document(f"d{n}", t, b"") for n, t in enumerate(TEXTS)], seed=0).queries
+    )
+
+
+def test_a_pseudo_query_counts_as_far_as_the_parent_finds_its_document():
+    vectors = normalised(np.array([[1.0, 0.0], [0.98, 0.2], [0.0, 1.0]]))
+    pairs = of_pairs([("on top", 0, 1.0), ("nearly", 0, 1.0), ("about another", 0, 1.0)])
+    asked = normalised(np.array([[1.0, 0.0], [1.0, 0.12], [0.0, 1.0]]))
+    found = believed_by_parent(pairs, asked, Corpus(documents(3), vectors))
+    assert found.queries == ["on top", "nearly"]
+    assert found.evidence[0] == pytest.approx(1.0)
+    assert 0.5 < found.evidence[1] < 1.0
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv"])
+def test_pairs_are_read_from_a_file_and_those_of_strange_documents_are_left_out(name: str, tmp_path: Path):
+    path = tmp_path / name
+    if name.endswith("jsonl"):
+        rows = [{"query": "a b", "doc_id": "d0001", "weight": 0.5}, {"query": "c", "doc_id": "strange"}]
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        path.write_text("query,doc_id,weight\na b,d0001,0.5\nc,strange,1.0\n")
+    found = pairs_of_file(f"file://{path}", documents(3))
+    assert (found.queries, found.document.tolist(), found.evidence.tolist()) == (["a b"], [1], [0.5])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"query": "a", "doc_id": "strange"}', "names no document"),
+        ('{"query": "", "doc_id": "d0001"}', "no pair.*query"),
+        ('{"query": "a", "doc_id": "d0001", "weight": 7}', "no pair.*weight"),
+        ("no json", "row 1"),
+        ("", "names no document"),
+    ],
+)
+def test_a_file_that_is_of_no_use_is_refused_with_the_reason(content: str, said: str, tmp_path: Path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(content)
+    with pytest.raises(TrainingError, match=said):
+        pairs_of_file(str(path), documents(3))
+
+
+def test_a_file_that_is_not_there_and_none_at_all_are_refused():
+    with pytest.raises(TrainingError, match="can't be read"):
+        pairs_of_file("/no/such/pairs.jsonl", documents(3))
+    with pytest.raises(TrainingError, match="needs a file"):
+        pairs_of_file("", documents(3))
+
+
+def records(count: int, *, revision: int = 1) -> list[Record]:
+    found = [example(f"query {n}", "d1", number=n, revision=revision) for n in range(count)]
+    return [Record("t", 0, n, None, codec.encode(one)) for n, one in enumerate(found)]
+
+
+def sample(given: list[Record], most: int) -> list[str]:
+    reservoir = Reservoir(index="default", most=most)
+    for record in given:
+        reservoir.add(record)
+    return [e.example_id for e in reservoir.result()]
+
+
+def test_the_sample_of_old_examples_is_bounded_and_the_same_in_any_order():
+    given = records(500)
+    found = sample(given, 40)
+    assert len(found) == 40
+    assert sample(given[::-1], 40) == found
+    assert set(sample(given, 20)) < set(found)
+    assert set(sample(records(1000), 40)) & set(found), "old ones stay while others come"
+
+
+def test_the_sample_holds_last_revisions_and_nothing_unreadable():
+    reservoir = Reservoir(index="default", most=5)
+    for record in [*records(3), *records(2, revision=4), Record("t", 0, 9, None, b"no json")]:
+        reservoir.add(record)
+    assert [e.revision for e in reservoir.result()] == [4, 4, 1]
+
+
+def test_replayed_examples_come_in_their_time_and_never_in_place_of_a_newer_revision():
+    new = [example("a", "d1", number=5, revision=3)]
+    old = [example("b", "d1", number=2), example("a", "d1", number=5, revision=1)]
+    both = with_replayed(ReadExamples(new), old).examples
+    assert [(e.query, e.revision) for e in both] == [("b", 1), ("a", 3)]
+    assert both[0].served_at == START + timedelta(seconds=2)
+
+
+def test_what_lies_before_the_ranges_is_what_their_partitions_hold_before_the_first():
+    def part(partition: int, start: int, end: int) -> OffsetRange:
+        return OffsetRange(topic="t", partition=partition, start=start, end=end)
+
+    held = {0: (10, 90), 1: (0, 50), 2: (0, 5)}
+    assert before([part(0, 60, 70), part(0, 40, 50), part(1, 0, 9)], held) == [part(0, 10, 40)]
+
+
+def test_clicks_that_judge_given_pairs_are_none_of_their_near_duplicates():
+    given, clicks = of_pairs([("one", 0, 1.0)]), of_pairs([("ones", 0, 1.0), ("two", 1, 1.0)])
+    given = replace(given, vectors=normalised(np.array([[1.0, 0.0]])))
+    clicks = replace(clicks, vectors=normalised(np.array([[1.0, 0.01], [0.0, 1.0]])))
+    assert unlike(given, clicks).queries == ["two"]

@@ -1,0 +1,75 @@
+"""Gradient descent as the rungs that train encoders do it: along a course, told, and saved now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainer.methods.base import Job, Notes, Progress
+from trainer.methods.checkpoint import restore, state_of
+from trainer.methods.towers import Course, set_rate
+
+Indexes = NDArray[np.int64]
+Batches = Callable[[int], Iterator[Indexes]]
+"""From the number of an epoch to its batches, always the same for the same number."""
+
+
+@dataclass(frozen=True)
+class Descended:
+    steps: int
+    notes: Notes
+    """of the course"""
+
+
+def descend(
+    job: Job,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    loss_of: Callable[[Indexes], torch.Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    clipped: Sequence[torch.Tensor],
+    identity: Sequence[object],
+    mining: bool = False,
+) -> Descended:
+    """At most ``steps`` steps from where the checkpoint says.
+
+    ``clipped`` are the parameters whose gradient's norm is held at 1. ``identity`` are the facts that must be the
+    same for a checkpoint to fit, beside the job's. With ``mining`` an epoch's batches depend on the weights at its
+    start, so that a checkpoint is only good between epochs.
+    """
+    checkpoint = job.checkpoint.for_training(*identity) if job.checkpoint else None
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    step = seen = 0
+    if checkpoint and (found := checkpoint.load()):
+        tensors, counts = found
+        restore(tensors, parameters, optimizer)
+        step, seen = counts["step"], counts["seen"]
+    course = Course(steps, job.seconds_left, first=step)
+    passed = epoch = 0
+    while not course.over(step):
+        for rows in batches(epoch):
+            passed += 1
+            if passed <= step:
+                continue
+            set_rate(optimizer, learning_rate * course.factor(step))
+            loss = loss_of(rows)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(clipped, 1.0)
+            optimizer.step()
+            step, seen = step + 1, seen + len(rows)
+            if checkpoint and not mining and (checkpoint.due() or course.over(step)):
+                checkpoint.save(state_of(parameters, optimizer), {"step": step, "seen": seen})
+            job.report(Progress("training", step, course.steps, loss.item(), seen))
+            if course.over(step):
+                break
+        epoch += 1
+        if checkpoint and mining:
+            checkpoint.save(state_of(parameters, optimizer), {"step": step, "seen": seen})
+    return Descended(step, course.notes())

@@ -1,0 +1,300 @@
+"""A rung of the ladder from top to bottom: load, train, gate, publish. It needs no broker.
+
+``Ladder.climb`` does a command's rungs one after the other. Who calls it says where the data come from, is told
+how far it is, and announces what was published: the service on topics, a replay in its report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+import clickloop
+from clickloop.commands import Retrain, Strategy
+from clickloop.errors import TrainingError
+from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
+from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
+from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
+from trainer.examples import Document
+from trainer.gate import LADDER_MARGIN, Side, Thresholds, Trial, judge, measure
+from trainer.loading import Loaded, Loader
+from trainer.methods.base import Job, Notes, Parent, Progress, Trained, deadline
+from trainer.methods.checkpoint import Checkpoints
+from trainer.methods.towers import NOT_REPRODUCIBLE
+from trainer.model import encode, pick_device
+from trainer.publish import describe, publish, run_name, version_name
+from trainer.settings import TrainerSettings
+from trainer.sharing import shared
+from trainer.strategies import PRESETS, believed_by_parent, method_of
+
+COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 80.0}
+"""How the budget is shared among a command's rungs, as measured on CPUs."""
+TRAINING_SHARE: dict[VersionKind, float] = {"adapter": 0.9, "query_encoder": 0.9, "full": 0.8}
+"""Part of a rung's time that training may take; the rest is for encoding, gate and publishing."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a command trains on, once for all its rungs."""
+
+    prepared: Prepared
+    documents: list[Document]
+    given: Clicks | None = None
+    """What the strategy brings along; the clicks then only judge. Without vectors yet"""
+    ranges: list[OffsetRange] = field(default_factory=list)
+    """What was read."""
+    replayed: int = 0
+    """How many of the examples are older than the ranges."""
+    replayed_share: float = 0.0
+    """of all examples"""
+
+
+def data_of(
+    examples: Sequence[ExampleFormed],
+    documents: list[Document],
+    settings: TrainerSettings,
+    *,
+    given: Clicks | None = None,
+    ranges: Sequence[OffsetRange] = (),
+    replayed: int = 0,
+) -> Data:
+    """The examples, oldest impression first, as all rungs see them."""
+    prepared = prepare(
+        examples,
+        documents,
+        bias=settings.position_bias,
+        clip=settings.propensity_clip,
+        max_document_share=settings.max_document_share,
+    )
+    share = replayed / len(examples) if replayed else 0.0
+    return Data(prepared, documents, given, list(ranges), replayed, share)
+
+
+class Told(Protocol):
+    """Who is told how far a rung is. The two that are no coroutines are called from worker threads, and may raise
+    StoppedError to end the work."""
+
+    async def stage(
+        self,
+        kind: VersionKind,
+        stage: str,
+        *,
+        version: str = "",
+        verdict: Verdict | None = None,
+        message: str = "",
+    ) -> None: ...
+
+    def from_thread(self, progress: Progress) -> None: ...
+
+    def encoding(self, done: int, texts: int) -> None: ...
+
+
+class Ladder:
+    """Trains, judges and publishes into one store."""
+
+    def __init__(self, settings: TrainerSettings, store: ModelStore) -> None:
+        self._settings = settings
+        self._store = store
+        self.device = pick_device(settings.device)
+        self.loader = Loader(store, self.device, seed=settings.seed)
+
+    def base(self) -> Manifest:
+        """The base model as the store's first version; published where it is not there yet."""
+        name = self._settings.base_model
+        return self._store.ensure_base(base_model_folder(name), name=name).manifest
+
+    async def climb(
+        self, command: Retrain, parent: Manifest, read: Callable[[], Awaitable[Data]], told: Told
+    ) -> AsyncIterator[Published]:
+        """Each of the command's rungs, as soon as it is published. What passed is the next one's parent.
+
+        A version that is in the store already is not made again, and ``read`` is only called where one is not.
+        Raises TrainingError where the data are too few, StoppedError, ArtifactError.
+        """
+        left = deadline(command.budget_seconds)
+        margin = 0.0
+        data: Data | None = None
+        for number, kind in enumerate(command.kinds):
+            version = version_name(kind, command.command_id)
+            if self._store.has(version):
+                published = self._store.published(version)
+            else:
+                if data is None:
+                    data = await read()
+                    check_enough(data, self._settings, first=parent.parent is None)
+                share = COST[kind] / sum(COST[k] for k in command.kinds[number:])
+                published = await self._train(
+                    command, kind, version, parent, data, told, margin=margin, seconds=share * left()
+                )
+            yield published
+            gate = published.manifest.gate
+            if gate is not None and gate.verdict == "pass":
+                parent, margin = published.manifest, LADDER_MARGIN
+
+    async def _train(
+        self,
+        command: Retrain,
+        kind: VersionKind,
+        version: str,
+        manifest: Manifest,
+        data: Data,
+        told: Told,
+        *,
+        margin: float,
+        seconds: float,
+    ) -> Published:
+        settings = self._settings
+        await told.stage(kind, "encoding", version=version)
+        loaded = await asyncio.to_thread(
+            self.loader.load,
+            manifest,
+            data.documents,
+            data.prepared.clicks,
+            data.prepared.synthetic if data.given is None else data.given,
+            on_text=told.encoding,
+        )
+        parent, corpus = loaded.parent, loaded.corpus
+        method = method_of(kind, command.strategy)
+        past = past_of(loaded, data, settings, strategy=command.strategy, count=method.moments)
+        started = time.monotonic()
+        checkpoints = Checkpoints(settings.work_dir, version)
+        trained, trials = Trained(), list[Trial]()
+        left = deadline(seconds)
+        for number, (known, later) in enumerate(past):
+            step = f"moment {number + 1} of {len(past)}"
+            await told.stage(kind, "training", version=version, message=step)
+            share = TRAINING_SHARE[kind] * len(known) / sum(len(k) for k, _ in past[number:])
+            job = Job(
+                parent,
+                known,
+                corpus,
+                loaded.domain,
+                settings.seed,
+                told.from_thread,
+                trained,
+                deadline(share * left()),
+                checkpoints.of(f"moment-{number + 1}", *self._facts(command, manifest, corpus)),
+            )
+            trained = await asyncio.to_thread(method.train, job)
+            await told.stage(kind, "gate", version=version, message=step)
+            if len(later):
+                before, after = await asyncio.to_thread(_sides, parent, trained, corpus, later, told)
+                trials.append(await asyncio.to_thread(measure, later, before, after))
+        thresholds = Thresholds(settings.gate_min_queries, settings.gate_max_lost_recall)
+        gate = await asyncio.to_thread(judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin)
+
+        await told.stage(kind, "publishing", version=version, verdict=gate.verdict)
+        lineage = Lineage(
+            command_id=command.command_id,
+            run_id=run_name(command.command_id),
+            strategy=command.strategy,
+            ranges=data.ranges or command.ranges,
+            examples=known.examples,
+            documents=len(corpus),
+            base_model=settings.base_model,
+            settings=settings.for_lineage()
+            | self._circumstances()
+            | trained.notes
+            | {"steps": trained.steps, "replayed_examples": data.replayed},
+            seed=settings.seed,
+            code_version=clickloop.__version__,
+            train_seconds=time.monotonic() - started,
+            newest_example_at=data.prepared.newest_example_at,
+        )
+        new = describe(version=version, kind=kind, parent=manifest, lineage=lineage, gate=gate)
+        if kind == "full" and gate.verdict == "pass":
+            await asyncio.to_thread(self.loader.keep, version, corpus.documents, after.documents)
+        published = await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
+        checkpoints.remove()
+        return published
+
+    def _facts(self, command: Retrain, parent: Manifest, corpus: Corpus) -> list[object]:
+        """What must be the same for a checkpoint to fit, beside what the method knows itself."""
+        documents = b"".join(document.digest for document in corpus.documents)
+        return [
+            command,
+            parent.version,
+            self._settings.seed,
+            self.device,
+            torch.__version__,
+            clickloop.__version__,
+            documents,
+        ]
+
+    def _circumstances(self) -> Notes:
+        """On what the bits of the weights depend, beside settings and data."""
+        found: Notes = {"device": self.device, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        if not self.device.startswith("cpu"):
+            found[NOT_REPRODUCIBLE] = f"sums on {self.device} are not made in a fixed order"
+        return found
+
+
+def past_of(
+    loaded: Loaded, data: Data, settings: TrainerSettings, *, strategy: Strategy, count: int
+) -> list[tuple[Clicks, Clicks]]:
+    """Moments, oldest first: what is trained on, and what judges it. Raises TrainingError where there is none."""
+    if data.given is not None:
+        given, parent = loaded.synthetic, loaded.parent
+        if PRESETS[strategy].taught_by == "documents":
+            given = believed_by_parent(given, parent.searched_with(given.vectors), loaded.corpus)
+        if not len(given):
+            raise TrainingError("the parent believes no pair of query and document that was made")
+        return [(given, unlike(given, loaded.clicks))]
+    # The sample of old examples is all known: it must not push new ones out of training into the hold-out.
+    share = settings.holdout_share * (1.0 - data.replayed_share)
+    past = moments(loaded.clicks, share=share, count=count)
+    if not past and len(loaded.synthetic):
+        # Nothing to judge it by yet: the verdict will be inconclusive, and say so.
+        past = [(loaded.clicks, loaded.clicks.of_queries([]))]
+    if not past:
+        raise TrainingError(f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out")
+    cap = settings.shared_evidence
+    return [(after_synthetic(loaded.synthetic, shared(known, cap=cap)), later) for known, later in past]
+
+
+def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
+    """Raises TrainingError where nothing, or only noise, could be learnt from so little.
+
+    ``first``: it is to train from the base model, which takes more than going on from a trained one.
+    """
+    prepared = data.prepared
+    if not data.documents:
+        raise TrainingError(f"index {settings.index!r} has no documents")
+    if data.given is not None:
+        if len(data.given) < settings.min_examples:
+            raise TrainingError(f"{len(data.given)} pairs, {settings.min_examples} are needed (min_examples)")
+        return
+    if not len(prepared.clicks) and not len(prepared.synthetic):
+        raise TrainingError("there is no positive example of a document in the index")
+    total = prepared.positives + prepared.negatives
+    if first and total < settings.min_examples:
+        raise TrainingError(
+            f"{total} examples, {settings.min_examples} are needed for a first model (min_examples)"
+        )
+    if first and prepared.positives < settings.min_positive_share * total:
+        raise TrainingError(
+            f"{prepared.positives} of {total} examples are positive, a share of "
+            f"{settings.min_positive_share:g} is needed (min_positive_share)"
+        )
+
+
+def _sides(parent: Parent, trained: Trained, corpus: Corpus, held: Clicks, told: Told) -> tuple[Side, Side]:
+    """The hold-out as parent and candidate see it; a candidate of a new space encodes the corpus for it."""
+    before = Side(parent.searched_with(held.vectors), corpus.vectors)
+    adapter = trained.adapter or (parent.adapter if not trained.new_space else None)
+    if trained.encoder is None:
+        queries, documents = held.vectors, corpus.vectors
+    else:
+        queries = encode(trained.encoder, held.queries, on_batch=lambda n: told.encoding(n, len(held.queries)))
+        documents = corpus.vectors
+        if trained.documents is not None:
+            documents = trained.documents
+        elif trained.new_space:
+            texts = [d.text for d in corpus.documents]
+            documents = encode(trained.encoder, texts, on_batch=lambda n: told.encoding(n, len(texts)))
+    return before, Side(adapter.apply(queries) if adapter else queries, documents)

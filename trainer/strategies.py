@@ -1,0 +1,166 @@
+"""What an operator can ask for: presets over the same parts, in one table."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import fsspec
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from clickloop.commands import Retrain, Strategy
+from clickloop.errors import TrainingError
+from clickloop.events import DocumentChanged, VersionKind
+from clickloop.files import rows
+from clickloop.generating import generate
+from trainer.dataset import Clicks, Corpus
+from trainer.examples import Document
+from trainer.methods import METHODS
+from trainer.methods.base import Method
+from trainer.methods.full import FullMethod
+from trainer.methods.targets import SCALE
+from trainer.model import Vectors
+
+QUERIES_PER_DOCUMENT = 3
+LEAST_BELIEF = 0.05
+"""A pseudo-query that the parent believes less is about another document as well, or about none."""
+_BLOCK = 512
+_ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class _Pair(msgspec.Struct):
+    query: Annotated[str, Meta(min_length=1, pattern=r"\S")]
+    doc_id: str
+    weight: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+
+
+_decoder = msgspec.json.Decoder(_Pair, strict=False)  # a cell of CSV is text
+
+
+@dataclass(frozen=True)
+class Preset:
+    from_base: bool = False
+    """Start from the base model, unless the command names a parent."""
+    whole_history: bool = False
+    """Read all that the log holds up to the command's ranges."""
+    replay: bool = False
+    """Mix a sample of the examples before the command's ranges in, against forgetting."""
+    taught_by: Literal["clicks", "documents", "file"] = "clicks"
+    """Where it is not clicks, those of the command's ranges only judge."""
+    hard_negatives: int = 0
+    """Mined for each query anew in each epoch."""
+
+
+PRESETS: dict[Strategy, Preset] = {
+    "incremental": Preset(replay=True),
+    "full_retrain": Preset(from_base=True, whole_history=True),
+    "domain_adaptation": Preset(taught_by="documents"),
+    "fine_tune": Preset(taught_by="file"),
+    "contrastive": Preset(replay=True, hard_negatives=4),
+}
+
+
+def method_of(kind: VersionKind, strategy: Strategy) -> Method:
+    """The rung as the strategy trains it.
+
+    The query-side rungs have the whole corpus to beat in every step, so that the hard negatives are among them
+    whatever the strategy; only both towers must choose.
+    """
+    method = METHODS[kind]
+    if isinstance(method, FullMethod):
+        return replace(method, hard_negatives=PRESETS[strategy].hard_negatives)
+    return method
+
+
+def taught(command: Retrain, documents: Sequence[Document], *, seed: int) -> Clicks | None:
+    """The pairs that the strategy brings along, without vectors; None where the clicks teach.
+
+    Raises TrainingError where a file can't be read or names no document of the index.
+    """
+    match PRESETS[command.strategy].taught_by:
+        case "documents":
+            return pseudo_queries(documents, seed=seed)
+        case "file":
+            return pairs_of_file(command.pairs_uri, documents)
+        case "clicks":
+            return None
+
+
+def pseudo_queries(documents: Sequence[Document], *, seed: int) -> Clicks:
+    """What a person might ask to find each document, made from the documents alone."""
+    position = {document.doc_id: number for number, document in enumerate(documents)}
+    # The title is the text's first line; a document's time says nothing about what is asked for it.
+    changed = [
+        DocumentChanged(
+            event_id=d.doc_id, index="-", doc_id=d.doc_id, changed_at=_ANY_TIME, title=title, text=text
+        )
+        for d in documents
+        for title, _, text in [d.text.partition("\n")]
+    ]
+    pairs = generate(changed, per_document=QUERIES_PER_DOCUMENT, seed=seed)
+    return of_pairs([(pair.query, position[pair.doc_id], 1.0) for pair in pairs])
+
+
+def pairs_of_file(uri: str, documents: Sequence[Document]) -> Clicks:
+    """Rows of ``query``, ``doc_id`` and, where there is one, a ``weight``."""
+    if not uri:
+        raise TrainingError("fine_tune needs a file of pairs (pairs_uri)")
+    position = {document.doc_id: number for number, document in enumerate(documents)}
+    found: list[tuple[str, int, float]] = []
+    with tempfile.TemporaryDirectory(prefix="clickloop-pairs-") as folder:
+        path = Path(folder) / Path(uri).name
+        try:
+            files, source = fsspec.url_to_fs(uri)
+            files.get_file(source, str(path))
+        except (OSError, ValueError, ImportError) as error:
+            raise TrainingError(f"{uri} can't be read: {error}") from None
+        for row in rows(path):
+            place = f"{uri}, row {row.place.rpartition(':')[2]}"
+            if row.value is None:
+                raise TrainingError(f"{place}: {row.reason}")
+            try:
+                pair = _decoder.decode(row.value)
+            except msgspec.DecodeError as error:
+                raise TrainingError(f"{place} is no pair: {error}") from None
+            if pair.doc_id in position:
+                found.append((pair.query, position[pair.doc_id], pair.weight))
+    if not found:
+        raise TrainingError(f"{uri} names no document of the index")
+    return of_pairs(found)
+
+
+def of_pairs(pairs: Sequence[tuple[str, int, float]]) -> Clicks:
+    """Each pair a query text of its own, with its weight as the evidence."""
+    weight = np.asarray([weight for _, _, weight in pairs], dtype=np.float32)
+    return Clicks(
+        queries=[query for query, _, _ in pairs],
+        query=np.arange(len(pairs), dtype=np.int64),
+        document=np.asarray([document for _, document, _ in pairs], dtype=np.int64),
+        weight=weight,
+        evidence=weight,
+        examples=len(pairs),
+    )
+
+
+def believed_by_parent(pairs: Clicks, asked: Vectors, corpus: Corpus) -> Clicks:
+    """Pseudo-queries as far as the parent finds their documents: its score is the label (after GPL, Wang et al.
+    2022, with the parent as the teacher; round trips as in Promptagator, Dai et al. 2023).
+
+    ``asked`` are the queries as the parent searches with them. A pair whose document is on top keeps all of its
+    evidence, another as much as its chance is beside the top one's; one that is believed next to nothing goes.
+    """
+    belief = np.ones(len(pairs), dtype=np.float32)
+    for start in range(0, len(pairs), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        scores = asked[pairs.query[part]] @ corpus.vectors.T
+        own = scores[np.arange(len(scores)), pairs.document[part]]
+        belief[part] = np.exp(SCALE * (own - scores.max(axis=1)))
+    evidence = pairs.evidence * belief
+    kept = np.flatnonzero(belief >= LEAST_BELIEF)
+    return replace(pairs, evidence=evidence, weight=evidence).of_queries(pairs.query[kept])
