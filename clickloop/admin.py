@@ -1,4 +1,4 @@
-"""Commands for operators that need the base install only: topics, models, dead letters, and wishes."""
+"""Commands for operators that need the base install only: topics, dead letters, and wishes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from clickloop.commands import (
     Rollback,
     Strategy,
 )
-from clickloop.errors import ArtifactError, ClickloopError, MessageError
-from clickloop.events import Message, MessageQuarantined, ModelVersionPublished, OffsetRange, VersionKind
+from clickloop.errors import ClickloopError, MessageError
+from clickloop.events import Message, MessageQuarantined, OffsetRange, VersionKind
 from clickloop.kafka import Follower, Producer, create_topics, end_offsets, list_topics
-from clickloop.model_store import ModelStore, base_model_folder
-from clickloop.settings import ArtifactSettings, Settings
+from clickloop.settings import Settings
 
 M = TypeVar("M", bound=Message)
 
@@ -34,16 +33,13 @@ WITHOUT_EXAMPLES: tuple[Strategy, ...] = ("domain_adaptation", "fine_tune")
 """What can be learnt before the first click; clicks then only judge it."""
 
 topics_app = typer.Typer(help="Create and list the topics of the contract.", no_args_is_help=True)
-models_app = typer.Typer(help="List, show and verify model versions.", no_args_is_help=True)
 letters_app = typer.Typer(help="List, show and replay messages that could not be used.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document a line instead of a table.")]
-StoreUrl = Annotated[str | None, typer.Option(help="fsspec URL of the model store.")]
 
 
 def add_to(app: typer.Typer) -> None:
     app.add_typer(topics_app, name="topics")
-    app.add_typer(models_app, name="models")
     app.add_typer(letters_app, name="dead-letters")
     app.command("retrain")(retrain)
     app.command("rollback")(rollback)
@@ -53,11 +49,11 @@ def add_to(app: typer.Typer) -> None:
     app.command("forget-user")(forget_user)
 
 
-def _settings(**flags: Any) -> Settings:
+def load_settings(**flags: Any) -> Settings:
     return cli.checked(lambda: Settings.load(**flags))
 
 
-def _show(title: str, columns: list[str], rows: Iterable[list[str]]) -> None:
+def show_table(title: str, columns: list[str], rows: Iterable[list[str]]) -> None:
     """A table on a terminal; tab-separated lines, which other programs can cut, elsewhere."""
     if not sys.stdout.isatty():
         for row in rows:
@@ -69,7 +65,7 @@ def _show(title: str, columns: list[str], rows: Iterable[list[str]]) -> None:
     Console().print(table)
 
 
-async def _read(settings: Settings, topic: topics.Topic, kind: type[M]) -> list[tuple[int, M]]:
+async def read_topic(settings: Settings, topic: topics.Topic, kind: type[M]) -> list[tuple[int, M]]:
     """Every readable message of a topic with its offset. What can't be read is named on standard error."""
     found: list[tuple[int, M]] = []
     async with Follower(settings.bootstrap_servers, [topic], prefix=settings.topic_prefix) as follower:
@@ -94,7 +90,7 @@ def topics_create(
     replication_factor: Annotated[int | None, typer.Option(help="Replicas of each topic.")] = None,
 ) -> None:
     """Create the topics that don't exist yet."""
-    settings = _settings(
+    settings = load_settings(
         bootstrap_servers=bootstrap_servers,
         topic_prefix=topic_prefix,
         partitions=partitions,
@@ -117,84 +113,11 @@ def topics_create(
 @topics_app.command("list")
 def topics_list(bootstrap_servers: cli.BootstrapServers = None, topic_prefix: cli.TopicPrefix = None) -> None:
     """Show each topic of the contract, its key, its cleanup, and whether the cluster has it."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     known = set(cli.finish(list_topics(settings.bootstrap_servers)))
     names = [(t, t.name(settings.topic_prefix)) for t in topics.TOPICS]
     rows = [[n, t.key_name, t.cleanup, "yes" if n in known else "missing"] for t, n in names]
-    _show("Topics", ["topic", "key", "cleanup", "exists"], rows)
-
-
-@models_app.command("list")
-def models_list(
-    bootstrap_servers: cli.BootstrapServers = None,
-    topic_prefix: cli.TopicPrefix = None,
-    index: cli.Index = None,
-    as_json: Json = False,
-) -> None:
-    """Show the versions that were published, oldest first."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
-    found = cli.finish(_read(settings, topics.MODEL_VERSIONS, ModelVersionPublished))
-    newest = {event.version: event for _, event in found if event.index == settings.index}
-    events = sorted(newest.values(), key=lambda event: event.published_at)
-    if as_json:
-        for event in events:
-            typer.echo(codec.encode(event))
-        return
-    columns = ["version", "kind", "parent", "space", "published", "gate", "MRR@10"]
-    _show("Model versions", columns, (_model_row(event) for event in events))
-
-
-def _model_row(event: ModelVersionPublished) -> list[str]:
-    gate = event.gate
-    mrr = gate.metrics.get("mrr_at_10") if gate else None
-    return [
-        event.version,
-        event.kind,
-        event.parent or "-",
-        event.space,
-        f"{event.published_at:%Y-%m-%d %H:%M:%S}",
-        gate.verdict if gate else "-",
-        f"{mrr.change:+.1%} [{mrr.low:+.1%}, {mrr.high:+.1%}]" if mrr else "-",
-    ]
-
-
-@models_app.command("show")
-def models_show(version: str, store_url: StoreUrl = None) -> None:
-    """Print the manifest of a version: what it is made of and where it comes from."""
-    settings = cli.checked(lambda: ArtifactSettings.load(store_url=store_url))
-    store = ModelStore(settings.store_url, public_key=settings.public_key)
-    typer.echo(codec.pretty(cli.checked(lambda: store.manifest(version))))
-
-
-@models_app.command("verify")
-def models_verify(version: str, store_url: StoreUrl = None) -> None:
-    """Fetch a version and check every digest, and the signature where a public key is set."""
-    settings = cli.checked(lambda: ArtifactSettings.load(store_url=store_url))
-    store = ModelStore(settings.store_url, public_key=settings.public_key)
-    try:
-        folder, manifest = store.fetch(version)
-    except ArtifactError as error:
-        typer.echo(f"refused: {error}", err=True)
-        raise typer.Exit(1) from None
-    typer.echo(f"{version}: {len(manifest.files)} files match their digests ({folder})")
-
-
-@models_app.command("publish-base")
-def models_publish_base(
-    base_model: Annotated[str | None, typer.Option(help="sentence-transformers name or folder.")] = None,
-    store_url: StoreUrl = None,
-    private_key: Annotated[
-        str, typer.Option(help="Ed25519 private key, base64, to sign with.", envvar="CLICKLOOP_PRIVATE_KEY")
-    ] = "",
-) -> None:
-    """Publish the base model into an empty store, before the services start. Signed, if a key is given."""
-    settings = cli.checked(lambda: ArtifactSettings.load(store_url=store_url, base_model=base_model))
-
-    def work() -> str:
-        store = ModelStore(settings.store_url, private_key=private_key)
-        return store.ensure_base(base_model_folder(settings.base_model), name=settings.base_model).uri
-
-    typer.echo(cli.checked(work))
+    show_table("Topics", ["topic", "key", "cleanup", "exists"], rows)
 
 
 @letters_app.command("list")
@@ -204,31 +127,31 @@ def letters_list(
     as_json: Json = False,
 ) -> None:
     """Show what could not be used, by whom and why."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    found = cli.finish(_read(settings, topics.DEAD_LETTERS, MessageQuarantined))
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    found = cli.finish(read_topic(settings, topics.DEAD_LETTERS, MessageQuarantined))
     if as_json:
         for _, event in found:
             typer.echo(codec.encode(event))
         return
     rows = ([str(o), f"{e.topic}/{e.partition}/{e.offset}", e.service, e.error, e.reason] for o, e in found)
-    _show("Dead letters", ["letter", "original", "service", "error", "reason"], rows)
+    show_table("Dead letters", ["letter", "original", "service", "error", "reason"], rows)
 
 
 async def _letter(settings: Settings, offset: int) -> MessageQuarantined:
-    for found, event in await _read(settings, topics.DEAD_LETTERS, MessageQuarantined):
+    for found, event in await read_topic(settings, topics.DEAD_LETTERS, MessageQuarantined):
         if found == offset:
             return event
     raise ClickloopError(f"there is no dead letter {offset}; 'clickloop dead-letters list' shows them")
 
 
 @letters_app.command("show")
-def letters_show(
+def lettersshow_table(
     letter: Annotated[int, typer.Argument(help="Number from 'dead-letters list'.")],
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
 ) -> None:
     """Print the original bytes as they came."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     sys.stdout.buffer.write(cli.finish(_letter(settings, letter)).value)
 
 
@@ -239,7 +162,7 @@ def letters_replay(
     topic_prefix: cli.TopicPrefix = None,
 ) -> None:
     """Send the original bytes to their topic again, under their original key and headers."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
 
     async def work() -> MessageQuarantined:
         event = await _letter(settings, letter)
@@ -277,7 +200,7 @@ def retrain(
     index: cli.Index = None,
 ) -> None:
     """Train now, on every example that the log holds; or end a run."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
     if cancel:
         _wish(settings, topics.COMMANDS, Cancel(**_head(settings), retrain=cancel))
         return
@@ -331,7 +254,7 @@ def rollback(
     index: cli.Index = None,
 ) -> None:
     """Give all traffic back to an earlier version."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
     _wish(settings, topics.COMMANDS, Rollback(**_head(settings), reason=reason, version=version))
 
 
@@ -343,7 +266,7 @@ def promote(
     index: cli.Index = None,
 ) -> None:
     """Give all traffic to a version now."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
     _wish(settings, topics.COMMANDS, Promote(**_head(settings), version=version, reason=reason))
 
 
@@ -354,7 +277,7 @@ def pause(
     index: cli.Index = None,
 ) -> None:
     """Stop automatic retraining and rollout of the index."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
     _wish(settings, topics.COMMANDS, Pause(**_head(settings), paused=True, reason=reason))
 
 
@@ -365,7 +288,7 @@ def resume(
     index: cli.Index = None,
 ) -> None:
     """Let automatic retraining and rollout go on."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
     _wish(settings, topics.COMMANDS, Pause(**_head(settings), paused=False, reason=reason))
 
 
@@ -376,7 +299,7 @@ def forget_user(
     index: cli.Index = None,
 ) -> None:
     """Form no more examples from what this user does."""
-    settings = _settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
     _wish(settings, topics.COMMANDS, ForgetUser(**_head(settings), split_key=split_key))
 
 

@@ -71,9 +71,10 @@ def root(
 
 
 def add_commands() -> None:
-    from clickloop import admin, data, replay
+    from clickloop import admin, data, replay, versions
 
     admin.add_to(app)
+    versions.add_to(app)
     data.add_to(app)
     replay.add_to(app)
     for point in sorted(entry_points(group="clickloop.commands"), key=lambda p: p.name):

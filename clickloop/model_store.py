@@ -7,73 +7,60 @@ Layout under the store's URL::
                        adapter.safetensors   linear map on the query vector, where the version has one
                        gate.json  README.md
     vectors/<space>/...                  document vectors by content digest (clickloop/vector_store.py)
+    removed/<version>.json               manifest of a version that was pruned: it stays part of others' lineage
 
 How a version is put together from these is told by two names in its manifest: ``encoder`` is the version
-whose ``encoder/`` folder encodes queries, ``space`` is the version whose ``encoder/`` encodes documents.
-
-Nothing is ever unpickled: weights are safetensors only, and any other binary weight file is refused.
+whose ``encoder/`` folder encodes queries, ``space`` is the version whose ``encoder/`` encodes documents. An
+encoder that differs from its space's in part is stored as that part; ``fetch`` gives it back whole.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Annotated
 from uuid import uuid4
 
 import fsspec
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from msgspec import Meta, Struct, field
+from msgspec import Struct
 
+from clickloop import deltas
 from clickloop.errors import ArtifactError, SettingsError
-from clickloop.events import GateResult, Lineage, VersionKind
-
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
-VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
-# Formats that run code when they are loaded, or may.
-FORBIDDEN_SUFFIXES = frozenset(
-    {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".py"}
+from clickloop.events import Lineage
+from clickloop.logs import logger
+from clickloop.manifest import FORBIDDEN_SUFFIXES as FORBIDDEN_SUFFIXES
+from clickloop.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    VERSION_NAME,
+    check_file,
+    entry_of,
+    inside,
+    parse,
+    public_key_of,
+    sha256_file,
+    sign,
+    verify,
 )
+from clickloop.manifest import FileEntry as FileEntry
+from clickloop.manifest import Manifest as Manifest
+from clickloop.manifest import SharedFile as SharedFile
+from clickloop.manifest import check_files as check_files
+
+ENCODER = "encoder/"
+LEFT_BEHIND = timedelta(hours=1)
+"""What a publisher has not touched for so long it won't finish: it was killed."""
+_STAGING = re.compile(r"\..+-[0-9a-f]{32}")
+
 # Other formats of the same weights, and what version control and editors leave.
 _NOT_NEEDED = ("*.bin", "*.onnx", "*.h5", "*.ot", "*.py", "*.pyc", "__pycache__", "openvino*", "onnx*", ".*")
-
-
-class FileEntry(Struct, frozen=True, kw_only=True):
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-    bytes: Annotated[int, Meta(ge=0)]
-
-
-class Manifest(Struct, frozen=True, kw_only=True):
-    """What a version is and what it is made of."""
-
-    schema_version: int = SCHEMA_VERSION
-    version: str
-    kind: VersionKind
-    space: str
-    """Version whose encoder defines the vectors of documents."""
-    encoder: str
-    """Version whose encoder turns queries into vectors (before the adapter, if there is one)."""
-    parent: str | None = None
-    files: dict[str, FileEntry] = field(default_factory=dict)
-    lineage: Lineage = field(default_factory=Lineage)
-    gate: GateResult | None = None
-
-
-def sha256_file(path: Path) -> str:
-    """Digest of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def folder_digest(folder: Path) -> str:
@@ -87,31 +74,6 @@ def folder_digest(folder: Path) -> str:
             continue
         total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
     return total.hexdigest()
-
-
-def sign(manifest: bytes, private_key: str) -> str:
-    """Ed25519 signature of the manifest's bytes, base64. ``private_key`` is 32 bytes in base64."""
-    try:
-        key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(private_key, validate=True))
-    except (ValueError, binascii.Error):
-        raise SettingsError("the signing key is not an Ed25519 private key (32 bytes, base64)") from None
-    return base64.b64encode(key.sign(manifest)).decode()
-
-
-def verify(manifest: bytes, signature: str, public_key: str) -> None:
-    """Raises ArtifactError where ``signature`` is not ``public_key``'s over ``manifest``."""
-    key = _public_key(public_key)
-    try:
-        key.verify(base64.b64decode(signature, validate=True), manifest)
-    except (InvalidSignature, ValueError, binascii.Error):
-        raise ArtifactError("the signature is not by the configured public key") from None
-
-
-def _public_key(text: str) -> Ed25519PublicKey:
-    try:
-        return Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
-    except (ValueError, binascii.Error):
-        raise SettingsError("the public key is not an Ed25519 public key (32 bytes, base64)") from None
 
 
 class Published(Struct, frozen=True, kw_only=True):
@@ -138,7 +100,7 @@ class ModelStore:
         except (ValueError, ImportError) as error:
             raise SettingsError(f"store_url {url!r} can't be used: {error}") from None
         if public_key:
-            _public_key(public_key)
+            public_key_of(public_key)
         self._root = str(root).rstrip("/")
         self._is_local = "file" in (
             [self._fs.protocol] if isinstance(self._fs.protocol, str) else self._fs.protocol
@@ -154,19 +116,15 @@ class ModelStore:
 
     def versions(self) -> list[str]:
         """Names of complete versions, sorted."""
-        root = f"{self._root}/versions"
-        if not self._fs.exists(root):
-            return []
         self._fs.invalidate_cache()
-        names = (PurePosixPath(p).name for p in self._fs.ls(root, detail=False))
-        return sorted(n for n in names if VERSION_NAME.fullmatch(n) and self.has(n))
+        return sorted(path.name for path in self._children("versions") if self._is_version(path.name))
 
     def has(self, version: str) -> bool:
         return bool(self._fs.exists(f"{self._folder(version)}/{MANIFEST}"))
 
     def manifest(self, version: str) -> Manifest:
         """The manifest as it lies in the store, unverified. Raises ArtifactError."""
-        return self._parse(self._read_manifest(version), version)
+        return parse(self._read_manifest(version), version)
 
     def publish(self, folder: Path, manifest: Manifest) -> Published:
         """Copy ``folder`` into the store as ``manifest.version`` and return what to announce.
@@ -178,38 +136,71 @@ class ModelStore:
         """
         if self.has(manifest.version):
             return self.published(manifest.version)
-        entries = {}
+        sources: dict[str, Path] = {}
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             name = path.relative_to(folder).as_posix()
-            if name == MANIFEST:
-                continue
             if path.suffix.lower() in FORBIDDEN_SUFFIXES:
                 raise ArtifactError(
                     f"{name} may not be part of an artifact: only safetensors weights are published"
                 )
-            entries[name] = FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)
-        complete = msgspec.structs.replace(manifest, files=entries)
-        raw = msgspec.json.format(msgspec.json.encode(complete), indent=2)
-        signature = sign(raw, self._private_key) if self._private_key else ""
-        target = self._folder(manifest.version)
-        try:
-            if self._is_local:
-                staging = f"{self._root}/versions/.{manifest.version}-{uuid4().hex}"
-                try:
-                    self._put(folder, staging, raw, entries, signature)
-                    self._move_into_place(Path(staging), Path(target))
-                finally:
-                    shutil.rmtree(staging, ignore_errors=True)
-            else:
-                self._put(folder, target, raw, entries, signature)
-        except OSError as error:
-            raise ArtifactError(f"{manifest.version}: can't be written to {self.url}: {error}") from error
+            if name != MANIFEST:
+                sources[name] = path
+        with tempfile.TemporaryDirectory(prefix="clickloop-deltas-") as scratch:
+            complete = self._sharing(manifest, sources, Path(scratch))
+            raw = msgspec.json.format(msgspec.json.encode(complete), indent=2)
+            signature = sign(raw, self._private_key) if self._private_key else ""
+            try:
+                self._write(complete.version, raw, sources, signature)
+            except OSError as error:
+                raise ArtifactError(f"{manifest.version}: can't be written to {self.url}: {error}") from error
+        self._sweep_quietly()
         return self.published(manifest.version)
+
+    def _sharing(self, manifest: Manifest, sources: dict[str, Path], scratch: Path) -> Manifest:
+        """The manifest with its files; ``sources`` loses what the space's version stores, and gets the deltas."""
+        files = {name: entry_of(path) for name, path in sources.items()}
+        shared: dict[str, SharedFile] = {}
+        known: dict[str, FileEntry] = {}
+        if manifest.space != manifest.version and self.has(manifest.space):
+            known = self.manifest(manifest.space).files
+        for name in [name for name in files if name.startswith(ENCODER) and name in known]:
+            delta, made = "", scratch / str(len(shared))
+            if files[name] != known[name]:
+                delta = name.removesuffix(".safetensors") + deltas.SUFFIX
+                if delta in files or not self._delta(sources[name], manifest.space, name, made):
+                    continue
+                sources[delta], files[delta] = made, entry_of(made)
+            whole = files.pop(name)
+            shared[name] = SharedFile(sha256=whole.sha256, bytes=whole.bytes, of=manifest.space, delta=delta)
+            del sources[name]
+        return msgspec.structs.replace(manifest, files=files, shared=shared, schema_version=2 if shared else 1)
+
+    def _delta(self, whole: Path, of: str, name: str, made: Path) -> bool:
+        if not name.endswith(".safetensors"):
+            return False
+        try:
+            folder, _ = self.fetch(of)
+            return deltas.write_delta(whole, folder / name, made)
+        except ArtifactError as error:
+            logger().warning("stored whole, for want of what it differs from", file=name, reason=str(error))
+            return False
+
+    def _write(self, version: str, raw: bytes, sources: dict[str, Path], signature: str) -> None:
+        target = self._folder(version)
+        if not self._is_local:
+            self._put(target, raw, sources, signature)
+            return
+        staging = f"{self._root}/versions/.{version}-{uuid4().hex}"
+        try:
+            self._put(staging, raw, sources, signature)
+            self._move_into_place(Path(staging), Path(target))
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
     def published(self, version: str) -> Published:
         """What to announce about a version that the store holds. Raises ArtifactError."""
         raw = self._read_manifest(version)
-        signature_file = f"{self._folder(version)}/{MANIFEST}.sig"
+        signature_file = f"{self._folder(version)}/{SIGNATURE}"
         signature = b""
         if self._fs.exists(signature_file):
             signature = bytes(self._fs.cat_file(signature_file))
@@ -217,7 +208,7 @@ class ModelStore:
             uri=self.uri(version),
             digest=hashlib.sha256(raw).hexdigest(),
             signature=signature.decode("ascii", errors="replace").strip(),
-            manifest=self._parse(raw, version),
+            manifest=parse(raw, version),
         )
 
     def fetch(self, version: str, *, digest: str = "") -> tuple[Path, Manifest]:
@@ -233,7 +224,7 @@ class ModelStore:
             raise ArtifactError(f"{version}: the manifest's digest is {found[:12]}, announced was {digest[:12]}")
         if self._public_key:
             verify(raw, self.published(version).signature, self._public_key)
-        manifest = self._parse(raw, version)
+        manifest = parse(raw, version)
         target = self._cache / f"{version}-{found[:16]}"
         if target.is_dir():
             try:
@@ -280,6 +271,86 @@ class ModelStore:
             )
             return self.publish(Path(scratch), manifest)
 
+    def created(self, version: str) -> datetime:
+        """When the version was complete, by the store's clock. Raises ArtifactError."""
+        try:
+            at: datetime = self._fs.modified(f"{self._folder(version)}/{MANIFEST}")
+        except OSError as error:
+            raise ArtifactError(f"{version}: {self.uri(version)} can't be read: {error}") from None
+        return at.astimezone(UTC)
+
+    def remembered(self, version: str) -> Manifest | None:
+        """The manifest of a version that was removed, None where none was. Raises ArtifactError."""
+        if not VERSION_NAME.fullmatch(version):
+            raise ArtifactError(f"{version!r} is no version's name")
+        record = f"{self._root}/removed/{version}.json"
+        return parse(bytes(self._fs.cat_file(record)), version) if self._fs.exists(record) else None
+
+    def remove(self, version: str) -> None:
+        """Take a version's files and its vectors away; its manifest stays, as a record. Raises ArtifactError.
+
+        Whether it may go is the caller's to know (clickloop/retention.py).
+        """
+        raw = self._read_manifest(version)
+        folder = self._folder(version)
+        try:
+            for vectors in (version, f"{version}-pieces"):
+                if self._fs.exists(f"{self._root}/vectors/{vectors}"):
+                    self._fs.rm(f"{self._root}/vectors/{vectors}", recursive=True)
+            self._fs.makedirs(f"{self._root}/removed", exist_ok=True)
+            self._fs.pipe_file(f"{self._root}/removed/{version}.json", raw)
+            if self._is_local:
+                # In one step, so that whoever is killed here leaves no half of a version.
+                staging = Path(f"{self._root}/versions/.{version}-{uuid4().hex}")
+                Path(folder).rename(staging)
+                shutil.rmtree(staging)
+            else:
+                self._fs.rm_file(f"{folder}/{MANIFEST}")
+                self._fs.rm(folder, recursive=True)
+        except FileNotFoundError:
+            pass  # an object store's folder goes with its last file, and another process may be at it, too
+        except OSError as error:
+            raise ArtifactError(f"{version}: can't be removed from {self.url}: {error}") from error
+
+    def sweep(self, *, now: datetime) -> list[str]:
+        """Remove what killed publishers have left, LEFT_BEHIND after their last write; returns the names.
+
+        On a file system that is what they write before it gets its name. Elsewhere it is a version without its
+        manifest, which is written last.
+        """
+        self._fs.invalidate_cache()
+        left = [
+            path
+            for path in self._children("versions")
+            if (_STAGING.fullmatch(path.name) if self._is_local else not self._is_version(path.name))
+        ]
+        spaces = self._children("vectors")
+        left += [p for space in spaces for p in self._children(f"vectors/{space.name}") if p.name.startswith(".")]
+        gone = []
+        for path in left:
+            files = self._fs.find(str(path)) or [str(path)]
+            if max(self._fs.modified(file) for file in files).astimezone(UTC) < now - LEFT_BEHIND:
+                self._fs.rm(str(path), recursive=True)
+                gone.append(path.name)
+        return gone
+
+    def _sweep_quietly(self) -> None:
+        """Housekeeping on the way: what can't be swept now is swept next time, and is never loaded."""
+        try:
+            gone = self.sweep(now=datetime.now(UTC))
+        except OSError as error:
+            logger().warning("leftovers not swept", reason=str(error))
+        else:
+            if gone:
+                logger().info("leftovers swept", names=gone)
+
+    def _children(self, folder: str) -> list[PurePosixPath]:
+        path = f"{self._root}/{folder}"
+        return [PurePosixPath(p) for p in self._fs.ls(path, detail=False)] if self._fs.exists(path) else []
+
+    def _is_version(self, name: str) -> bool:
+        return bool(VERSION_NAME.fullmatch(name)) and self.has(name)
+
     def _folder(self, version: str) -> str:
         if not VERSION_NAME.fullmatch(version):
             raise ArtifactError(f"{version!r} is no version's name")
@@ -294,24 +365,10 @@ class ModelStore:
         except OSError as error:
             raise ArtifactError(f"{version}: {self.uri(version)} can't be read: {error}") from error
 
-    @staticmethod
-    def _parse(raw: bytes, version: str) -> Manifest:
-        try:
-            manifest = msgspec.json.decode(raw, type=Manifest)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ArtifactError(f"{version}: manifest.json is not valid: {error}") from None
-        if manifest.schema_version > SCHEMA_VERSION:
-            raise ArtifactError(f"{version}: written by a newer Clickloop (schema {manifest.schema_version})")
-        if manifest.version != version:
-            raise ArtifactError(f"{version}: the manifest is of {manifest.version!r}")
-        for name in (manifest.space, manifest.encoder):
-            if not VERSION_NAME.fullmatch(name):
-                raise ArtifactError(f"{version}: {name!r} is no version's name")
-        return manifest
-
     def _download(self, version: str, manifest: Manifest, folder: Path) -> None:
+        """A complete copy in ``folder``, with every file checked."""
         for name in manifest.files:
-            local = _inside(folder, name)
+            local = inside(folder, name)
             try:
                 local.parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(f"{self._folder(version)}/{name}", str(local))
@@ -319,17 +376,40 @@ class ModelStore:
                 raise ArtifactError(f"{version}: {name} is in the manifest but not in the store") from None
             except OSError as error:
                 raise ArtifactError(f"{version}: {name} can't be copied: {error}") from error
+        for name, file in manifest.shared.items():
+            self._take(version, name, file, manifest, folder)
+        for delta in {file.delta for file in manifest.shared.values()} - {""}:
+            (folder / delta).unlink()
         check_files(folder, manifest)
 
-    def _put(self, folder: Path, target: str, raw: bytes, entries: dict[str, FileEntry], signature: str) -> None:
+    def _take(self, version: str, name: str, file: SharedFile, manifest: Manifest, folder: Path) -> None:
+        """Make a shared file from the version that it is shared with."""
+        other = self.manifest(file.of)
+        if name not in other.files or other.shared:
+            raise ArtifactError(f"{version}: {name} is shared with {file.of}, which doesn't store it")
+        if file.delta and file.delta not in manifest.files:
+            raise ArtifactError(f"{version}: {file.delta} is not in the manifest")
+        there, _ = self.fetch(file.of)
+        local = inside(folder, name)
+        try:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            if file.delta:
+                check_file(folder, file.delta, manifest.files[file.delta], version)
+                deltas.apply_delta(folder / file.delta, there / name, local)
+            else:
+                shutil.copyfile(there / name, local)
+        except OSError as error:
+            raise ArtifactError(f"{version}: {name} can't be put together: {error}") from error
+
+    def _put(self, target: str, raw: bytes, sources: dict[str, Path], signature: str) -> None:
         """The files, then the signature, then the manifest, whose presence makes it a version."""
         self._fs.makedirs(target, exist_ok=True)
-        for name in entries:
+        for name, path in sources.items():
             destination = f"{target}/{name}"
             self._fs.makedirs(str(PurePosixPath(destination).parent), exist_ok=True)
-            self._fs.put_file(str(folder / name), destination)
+            self._fs.put_file(str(path), destination)
         if signature:
-            self._fs.pipe_file(f"{target}/{MANIFEST}.sig", signature.encode())
+            self._fs.pipe_file(f"{target}/{SIGNATURE}", signature.encode())
         self._fs.pipe_file(f"{target}/{MANIFEST}", raw)
 
     @staticmethod
@@ -347,29 +427,6 @@ class ModelStore:
                 # Left by a copy that was broken off: no version, and no one's.
                 shutil.rmtree(target)
                 staging.rename(target)
-
-
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raises ArtifactError unless ``folder`` holds exactly the manifest's files with their digests."""
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
-    for name, entry in manifest.files.items():
-        path = _inside(folder, name)
-        if PurePosixPath(name).suffix.lower() in FORBIDDEN_SUFFIXES:
-            raise ArtifactError(f"{manifest.version}: {name} may run code when loaded, and is refused")
-        if name not in present:
-            raise ArtifactError(f"{manifest.version}: {name} is missing")
-        if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
-            raise ArtifactError(f"{manifest.version}: {name} is not what the manifest says (torn or altered)")
-    strangers = present - set(manifest.files)
-    if strangers:
-        raise ArtifactError(f"{manifest.version}: {min(strangers)} is not in the manifest")
-
-
-def _inside(folder: Path, name: str) -> Path:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or str(pure) != name or not pure.name or "\0" in name:
-        raise ArtifactError(f"{name!r} leaves the artifact's folder")
-    return folder / pure
 
 
 def base_model_folder(name: str) -> Path:

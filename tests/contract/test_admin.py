@@ -15,8 +15,10 @@ from clickloop.commands import Cancel, ForgetUser, Pause, Promote, Retrain, Roll
 from clickloop.errors import InvalidMessageError
 from clickloop.events import ExampleFormed
 from clickloop.kafka import Producer, Record
+from clickloop.model_store import ModelStore
 from tests.conftest import Broker
-from tests.contract.test_kafka import read_all, version
+from tests.contract.test_kafka import read_all
+from tests.unit.version_facts import put, split
 
 PROGRAM = [sys.executable, "-c", "from clickloop.__main__ import main; main()"]
 
@@ -29,16 +31,6 @@ def raw_output(broker: Broker, *arguments: str) -> subprocess.CompletedProcess[b
 def clickloop(broker: Broker, *arguments: str) -> subprocess.CompletedProcess[str]:
     done = raw_output(broker, *arguments)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-async def test_versions_are_listed_with_their_verdicts(broker: Broker) -> None:
-    async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
-        await producer.send_and_wait(topics.MODEL_VERSIONS, version("base-1", None))
-        await producer.send_and_wait(topics.MODEL_VERSIONS, version("adapter-1", "fail"))
-    done = clickloop(broker, "models", "list")
-    assert done.returncode == 0, done.stderr
-    lines = [line.split("\t") for line in done.stdout.splitlines()]
-    assert [(line[0], line[5]) for line in lines] == [("base-1", "-"), ("adapter-1", "fail")]
 
 
 async def test_a_dead_letter_is_listed_shown_and_replayed_byte_for_byte(broker: Broker) -> None:
@@ -103,15 +95,46 @@ async def test_listing_names_what_it_cannot_read_and_goes_on(broker: Broker) -> 
     raw = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     await raw.start()
     try:
-        await raw.send_and_wait(topics.MODEL_VERSIONS.name(broker.prefix), b"rubbish", key=b"k")
+        await raw.send_and_wait(topics.DEAD_LETTERS.name(broker.prefix), b"rubbish", key=b"k")
     finally:
         await raw.stop()
     async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
-        await producer.send_and_wait(topics.MODEL_VERSIONS, version("adapter-1"))
-    done = clickloop(broker, "models", "list")
+        record = Record("x.clicks.v1", 1, 7, None, b"x")
+        await producer.quarantine(record, InvalidMessageError("position 0"), service="streams", index="default")
+    done = clickloop(broker, "dead-letters", "list")
     assert done.returncode == 0
-    assert "adapter-1" in done.stdout
+    assert "position 0" in done.stdout
     assert "offset 0" in done.stderr
+
+
+async def test_the_splits_tell_what_got_traffic_and_so_what_may_be_pruned(broker: Broker, tmp_path: Path) -> None:
+    store = ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache")
+    base = put(store, tmp_path, "base-1", hours=0)
+    for number in (1, 2, 3):
+        put(store, tmp_path, f"adapter-{number}", "adapter", base, hours=number, verdict="fail")
+    where = ["--store-url", store.url]
+    prune = clickloop(broker, "versions", "prune", "--keep", "1", *where)
+    assert prune.returncode == 2
+    assert "index 'default' has no split" in prune.stderr
+
+    async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
+        for change in (split(1, "base-1"), split(2, "base-1", "adapter-1"), split(9, "adapter-9", index="shoes")):
+            await producer.send_and_wait(topics.TRAFFIC_SPLITS, change)
+    lineage = clickloop(broker, "versions", "lineage", "adapter-1", *where)
+    assert lineage.returncode == 0, lineage.stderr
+    assert "rollout    2026-01-01 02:00:00 default: candidate, 10 %: first share" in lineage.stdout
+    assert "rollout    2026-01-01 01:00:00 default: live, 100 %" in lineage.stdout
+
+    prune = clickloop(broker, "versions", "prune", "--keep", "1", *where)
+    assert prune.returncode == 0, prune.stderr
+    assert store.versions() == ["adapter-1", "adapter-3", "base-1"]
+
+    async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
+        await producer.send_and_wait(topics.TRAFFIC_SPLITS, split(3, "adapter-of-another-store"))
+    prune = clickloop(broker, "versions", "prune", "--keep", "1", *where)
+    assert prune.returncode == 2
+    assert "another store?" in prune.stderr
+    assert store.versions() == ["adapter-1", "adapter-3", "base-1"]
 
 
 def test_a_signed_base_is_accepted_and_an_unsigned_one_refused(tmp_path: Path) -> None:
@@ -119,8 +142,8 @@ def test_a_signed_base_is_accepted_and_an_unsigned_one_refused(tmp_path: Path) -
     private = base64.b64encode(key.private_bytes_raw()).decode()
     public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
-    def models(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        program = [*PROGRAM, "models", *arguments]
+    def versions(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        program = [*PROGRAM, "versions", *arguments]
         clean = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
         return subprocess.run(
             program, env=clean | environment, capture_output=True, text=True, timeout=60, check=False
@@ -128,9 +151,9 @@ def test_a_signed_base_is_accepted_and_an_unsigned_one_refused(tmp_path: Path) -
 
     for name, signing, code in (("signed", {"CLICKLOOP_PRIVATE_KEY": private}, 0), ("unsigned", {}, 1)):
         store = str(tmp_path / name)
-        published = models("publish-base", "--store-url", store, **signing)
+        published = versions("publish-base", "--store-url", store, **signing)
         assert published.returncode == 0, published.stderr
         base = published.stdout.strip().rsplit("/", 1)[-1]
-        verified = models("verify", base, "--store-url", store, CLICKLOOP_PUBLIC_KEY=public)
+        verified = versions("verify", base, "--store-url", store, CLICKLOOP_PUBLIC_KEY=public)
         assert verified.returncode == code, verified.stderr
         assert ("signature" in verified.stderr) == (code == 1)

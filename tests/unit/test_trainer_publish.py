@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from clickloop.events import Estimate, GateResult, Lineage, OffsetRange
-from clickloop.model_store import Manifest, ModelStore
+from clickloop.model_store import Manifest, ModelStore, base_model_folder
 from tests.unit.trainer_facts import START, documents
 from trainer.domain import MOST_CHARACTERS, domain_queries, pieces, words
 from trainer.examples import Document
 from trainer.methods.base import Parent, Trained
-from trainer.model import Adapter, load_adapter
+from trainer.methods.upper_layers import layer_stack
+from trainer.model import Adapter, encode, load_adapter, load_model
 from trainer.publish import announcement, describe, model_card, publish, run_name, version_name
 
 PARENT = Manifest(version="base-1", kind="full", space="base-1", encoder="base-1")
@@ -63,6 +66,34 @@ def test_a_failed_version_is_published_whole_with_its_reasons(tmp_path: Path):
     assert event.gate == GATE
     assert event.lineage.ranges == LINEAGE.ranges
     assert not list((tmp_path / "making").iterdir())
+
+
+def test_a_version_stores_only_its_own_weights_and_is_loaded_whole(tmp_path: Path):
+    store = ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache")
+    base = store.ensure_base(base_model_folder("all-MiniLM-L6-v2"), name="all-MiniLM-L6-v2").manifest
+    parent = load_model(store, base.version, "cpu")
+    encoder = copy.deepcopy(parent.encoder)
+    with torch.no_grad():
+        for layer in list(layer_stack(encoder) or [])[-2:]:
+            for weights in layer.parameters():
+                weights.mul_(1.01)
+    mapped = Adapter(np.eye(384, dtype=np.float32) * 2, np.zeros(384, np.float32))
+    old = Parent(base.version, parent.encoder, None, parent.encoder)
+    upper = describe(version="query-encoder-1", kind="query_encoder", parent=base, lineage=LINEAGE, gate=GATE)
+    made = publish(store, tmp_path, upper, old, Trained(encoder=encoder, adapter=mapped)).manifest
+    small = describe(version="adapter-1", kind="adapter", parent=made, lineage=LINEAGE, gate=GATE)
+    adapter = publish(store, tmp_path, small, old, Trained(adapter=mapped)).manifest
+
+    assert base.stored_bytes > 90e6
+    assert made.stored_bytes < 16e6, "two layers of six, of 3.6 million weights, and a map"
+    assert adapter.stored_bytes < 0.7e6, "384 x 384 weights"
+    texts = ["how to open a file", "sort a list of numbers"]
+    expected = mapped.apply(encode(encoder, texts))
+    for name in (made.version, adapter.version):
+        assert np.array_equal(load_model(store, name, "cpu").encode_queries(texts), expected)
+    whole = store.fetch(made.version)[0] / "encoder"
+    there = {p.relative_to(whole).as_posix() for p in whole.rglob("*") if p.is_file()}
+    assert there >= {"model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"}
 
 
 def test_announcing_a_version_again_has_the_same_event_id(tmp_path: Path):

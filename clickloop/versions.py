@@ -1,0 +1,276 @@
+"""``clickloop versions``: what the model store holds, where it comes from, and what may go.
+
+Everything here works from the store alone. Which traffic a version got is on the topic ``traffic-splits``; where
+no broker answers, that is said instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from clickloop import accounts, cli, codec, topics
+from clickloop.admin import Json, read_topic, show_table
+from clickloop.errors import ArtifactError, BrokerError, ClickloopError, SettingsError
+from clickloop.events import SplitChanged
+from clickloop.manifest import VERSION_NAME, Manifest
+from clickloop.model_store import ModelStore, base_model_folder
+from clickloop.retention import Traffic, newest_splits, plan, traffic_of
+from clickloop.settings import ArtifactSettings
+
+versions_app = typer.Typer(help="List, compare, verify and prune model versions.", no_args_is_help=True)
+
+StoreUrl = Annotated[
+    str | None, typer.Option(help="fsspec URL of the model store.", show_default="file://.clickloop/store")
+]
+Version = Annotated[str, typer.Argument(help="Name from 'versions list'.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(versions_app, name="versions")
+
+
+def open_store(settings: ArtifactSettings, *, private_key: str = "") -> ModelStore:
+    return ModelStore(settings.store_url, public_key=settings.public_key, private_key=private_key)
+
+
+def _open(store_url: str | None, **flags: Any) -> tuple[ModelStore, ArtifactSettings]:
+    settings = cli.checked(lambda: ArtifactSettings.load(store_url=store_url, **flags))
+    return cli.checked(lambda: open_store(settings)), settings
+
+
+def known(store: ModelStore, version: str) -> Manifest:
+    """The version's manifest. Raises SettingsError for a name that the store doesn't have."""
+    if not VERSION_NAME.fullmatch(version) or not store.has(version):
+        raise SettingsError(f"{store.url} has no version {version!r}; 'clickloop versions list' shows what it has")
+    return store.manifest(version)
+
+
+def _manifests(store: ModelStore) -> dict[str, Manifest]:
+    """Every version's, oldest first. What can't be read is named on standard error."""
+    found: dict[str, Manifest] = {}
+    times: dict[str, datetime] = {}
+    for name in store.versions():
+        try:
+            found[name], times[name] = store.manifest(name), store.created(name)
+        except ArtifactError as error:
+            typer.echo(str(error), err=True)
+    return {name: found[name] for name in sorted(found, key=lambda n: (times[n], n))}
+
+
+@versions_app.command("list")
+def versions_list(store_url: StoreUrl = None, as_json: Json = False) -> None:
+    """Show the versions that the store holds, oldest first."""
+    store, _ = _open(store_url)
+    found = cli.checked(lambda: _manifests(store))
+    if as_json:
+        for name, manifest in found.items():
+            typer.echo(_json(manifest, created=store.created(name), stored_bytes=manifest.stored_bytes))
+        return
+    columns = ["version", "kind", "parent", "space", "verdict", "MRR@10", "size", "created"]
+    show_table("Versions", columns, (_row(m, store.created(name)) for name, m in found.items()))
+
+
+def _row(manifest: Manifest, created: datetime) -> list[str]:
+    return [
+        manifest.version,
+        manifest.kind,
+        manifest.parent or "-",
+        manifest.space,
+        manifest.gate.verdict if manifest.gate else "-",
+        accounts.mrr_of(manifest.gate),
+        accounts.size(manifest.stored_bytes),
+        accounts.when(created),
+    ]
+
+
+def _json(manifest: Manifest, **more: Any) -> str:
+    """The manifest as one line, with ``more`` beside its own fields."""
+    return msgspec.json.encode(msgspec.to_builtins(manifest) | more).decode()
+
+
+@versions_app.command("show")
+def versions_show(version: Version, store_url: StoreUrl = None, as_json: Json = False) -> None:
+    """Show what a version is made of, where it comes from, and what the gate measured, before and after."""
+    store, _ = _open(store_url)
+    manifest = cli.checked(lambda: known(store, version))
+    if as_json:
+        typer.echo(codec.pretty(manifest))
+        return
+    typer.echo(f"{version} ({manifest.kind})")
+    _say([("space", manifest.space), ("encoder", manifest.encoder), *accounts.origin_lines(manifest)])
+    files = ", ".join(f"{name} {accounts.size(entry.bytes)}" for name, entry in manifest.files.items())
+    _say([("stored", f"{accounts.size(manifest.stored_bytes)}: {files}")])
+    _say([("created", accounts.when(store.created(version)))])
+    if manifest.gate is not None and manifest.gate.metrics:
+        show_table("Gate", accounts.GATE_COLUMNS, accounts.gate_rows(manifest.gate))
+
+
+def _say(lines: Iterable[tuple[str, str]]) -> None:
+    for label, text in lines:
+        typer.echo(f"  {label:<11}{text}")
+
+
+@versions_app.command("lineage")
+def versions_lineage(
+    version: Version,
+    store_url: StoreUrl = None,
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    as_json: Json = False,
+) -> None:
+    """Show where a version comes from, up to the base: command, offsets, counts, gate, and the traffic it got."""
+    store, settings = _open(store_url, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    found = cli.checked(lambda: _ancestry(store, version))
+    splits: list[SplitChanged] | None = None
+    reason = ""
+    try:
+        splits = asyncio.run(_splits(settings))
+    except ClickloopError as error:
+        reason = str(error)
+        if bootstrap_servers is not None:
+            typer.echo(f"clickloop: {error}", err=True)
+            raise typer.Exit(1) from None
+    for manifest, removed in found:
+        got = None if splits is None else list(accounts.split_lines(manifest.version, splits))
+        if as_json:
+            typer.echo(_json(manifest, removed=removed, rollout=got))
+            continue
+        typer.echo(f"{manifest.version} ({manifest.kind}){', removed from the store' if removed else ''}")
+        _say(accounts.origin_lines(manifest))
+        for text in [f"unknown: {reason}"] if got is None else got or ["no traffic, as far as the log tells"]:
+            _say([("rollout", text)])
+
+
+def _ancestry(store: ModelStore, version: str) -> list[tuple[Manifest, bool]]:
+    """The version, its parent, and so on to the base, each with whether it was removed. Raises ArtifactError."""
+    found: dict[str, tuple[Manifest, bool]] = {}
+    current: str | None = version
+    while current is not None:
+        if current in found:
+            raise ArtifactError(f"{version}: its lineage goes in a circle at {current}")
+        removed = not (VERSION_NAME.fullmatch(current) and store.has(current))
+        past = store.remembered(current) if removed and VERSION_NAME.fullmatch(current) else None
+        manifest = past or known(store, current)
+        found[current] = (manifest, removed)
+        current = manifest.parent
+    return list(found.values())
+
+
+async def _splits(settings: ArtifactSettings) -> list[SplitChanged]:
+    return [split for _, split in await read_topic(settings, topics.TRAFFIC_SPLITS, SplitChanged)]
+
+
+@versions_app.command("diff")
+def versions_diff(
+    version: Version,
+    other: Annotated[str, typer.Argument(help="The version to compare it with.")],
+    store_url: StoreUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Show the settings, the lineage and the gate's figures in which two versions differ."""
+    store, _ = _open(store_url)
+    one, two = cli.checked(lambda: (known(store, version), known(store, other)))
+    rows = list(accounts.differences(one, two))
+    if as_json:
+        for name, left, right in rows:
+            typer.echo(msgspec.json.encode({"field": name, version: left, other: right}))
+        return
+    show_table("Differences", ["field", version, other], rows)
+
+
+@versions_app.command("verify")
+def versions_verify(version: Version, store_url: StoreUrl = None) -> None:
+    """Fetch a version and check every digest, and the signature where a public key is set."""
+    store, _ = _open(store_url)
+    cli.checked(lambda: known_name(version))
+    try:
+        folder, manifest = store.fetch(version)
+    except ArtifactError as error:
+        typer.echo(f"refused: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{version}: {len(manifest.fetched)} files match their digests ({folder})")
+
+
+def known_name(version: str) -> None:
+    if not VERSION_NAME.fullmatch(version):
+        raise SettingsError(f"{version!r} is no version's name")
+
+
+@versions_app.command("publish-base")
+def versions_publish_base(
+    base_model: Annotated[str | None, typer.Option(help="sentence-transformers name or folder.")] = None,
+    store_url: StoreUrl = None,
+    private_key: Annotated[
+        str, typer.Option(help="Ed25519 private key, base64, to sign with.", envvar="CLICKLOOP_PRIVATE_KEY")
+    ] = "",
+) -> None:
+    """Publish the base model into an empty store, before the services start. Signed, if a key is given."""
+    _, settings = _open(store_url, base_model=base_model)
+
+    def work() -> str:
+        store = ModelStore(settings.store_url, private_key=private_key)
+        return store.ensure_base(base_model_folder(settings.base_model), name=settings.base_model).uri
+
+    typer.echo(cli.checked(work))
+
+
+@versions_app.command("prune")
+def versions_prune(
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest versions stay in any case.")],
+    live: Annotated[
+        list[str] | None,
+        typer.Option(help="Version that gets traffic, in place of what the splits say. Repeatable."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    store_url: StoreUrl = None,
+    bootstrap_servers: cli.BootstrapServers = None,
+    topic_prefix: cli.TopicPrefix = None,
+    index: cli.Index = None,
+) -> None:
+    """Remove old versions; never one that gets traffic, can be rolled back to, or is part of one that stays."""
+    store, settings = _open(store_url, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
+    manifests = cli.checked(lambda: _manifests(store))
+    traffic = cli.checked(lambda: _named(live, manifests) if live else _traffic(settings, store, manifests))
+    found = plan(manifests, {name: store.created(name) for name in manifests}, keep=keep, traffic=traffic)
+    rows = [[name, "stays", accounts.size(manifests[name].stored_bytes), why] for name, why in found.keep.items()]
+    fate = "would go" if dry_run else "removed"
+    for name in found.remove:
+        if not dry_run:
+            cli.checked(lambda gone=name: store.remove(gone))  # type: ignore[misc]
+        rows.append([name, fate, accounts.size(manifests[name].stored_bytes), ""])
+    show_table("Versions", ["version", "fate", "size", "why"], rows)
+    if not dry_run:
+        for name in cli.checked(lambda: store.sweep(now=datetime.now(UTC))):
+            typer.echo(f"swept {name}", err=True)
+    freed = accounts.size(sum(manifests[name].stored_bytes for name in found.remove))
+    typer.echo(f"{len(found.remove)} {fate}, {freed}; {len(found.keep)} stay", err=True)
+
+
+def _named(live: list[str], manifests: dict[str, Manifest]) -> Traffic:
+    """Raises SettingsError for a version that the store doesn't have."""
+    for name in live:
+        if name not in manifests:
+            raise SettingsError(f"--live {name}: the store has no such version")
+    return Traffic(frozenset(live))
+
+
+def _traffic(settings: ArtifactSettings, store: ModelStore, manifests: dict[str, Manifest]) -> Traffic:
+    """What the splits say of every index. Raises SettingsError where that doesn't tell what is live."""
+    advice = "name what gets traffic by --live VERSION"
+    try:
+        splits = asyncio.run(_splits(settings))
+    except BrokerError as error:
+        raise SettingsError(f"what is live can't be told: {error}; {advice}") from None
+    newest = newest_splits(splits).get(settings.index)
+    if newest is None:
+        raise SettingsError(f"what is live can't be told: index {settings.index!r} has no split; {advice}")
+    for arm in newest.arms:
+        if arm.version not in manifests:
+            raise SettingsError(f"{store.url} has no readable {arm.version}, which gets traffic: another store?")
+    return traffic_of(splits)

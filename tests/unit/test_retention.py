@@ -1,0 +1,123 @@
+"""What is pruned is needed by no one: not for answers, not for the way back, not as a part of something else."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clickloop.manifest import Manifest
+from clickloop.retention import Traffic, plan, traffic_of
+from tests.unit.version_facts import START, manifest, split
+
+BASE = manifest("base-1", "full", None)
+Kinds = st.sampled_from(["adapter", "query_encoder", "full"])
+
+
+def history(*steps: tuple[str, str, str, str]) -> dict[str, Manifest]:
+    """(version, kind, parent, verdict) in the order in which they were published, after the base."""
+    made = {"base-1": BASE}
+    for version, kind, parent, verdict in steps:
+        made[version] = manifest(version, kind, made[parent], verdict=verdict)  # type: ignore[arg-type]
+    return made
+
+
+def fates(made: dict[str, Manifest], *, keep: int, traffic: Traffic) -> tuple[dict[str, str], list[str]]:
+    created = {name: START + timedelta(hours=n) for n, name in enumerate(made)}
+    found = plan(made, created, keep=keep, traffic=traffic)
+    return found.keep, found.remove
+
+
+def test_the_oldest_go_and_the_newest_stay() -> None:
+    made = history(*[(f"adapter-{n}", "adapter", "base-1", "fail") for n in range(6)])
+    kept, gone = fates(made, keep=2, traffic=Traffic(frozenset({"base-1"})))
+    assert gone == ["adapter-0", "adapter-1", "adapter-2", "adapter-3"]
+    assert kept["adapter-5"] == "one of the 2 newest"
+    assert kept["base-1"] == "gets traffic"
+
+
+def test_what_gets_traffic_its_parent_and_what_was_live_before_stay() -> None:
+    made = history(
+        ("a", "adapter", "base-1", "pass"),
+        ("b", "adapter", "a", "pass"),
+        ("c", "adapter", "b", "pass"),
+        ("d", "adapter", "base-1", "pass"),
+        ("e", "adapter", "d", "fail"),
+        ("f", "adapter", "d", "fail"),
+    )
+    # d was promoted over c by hand, so the way back is c, which is no parent of it.
+    traffic = traffic_of([split(1, "c"), split(2, "c", "d"), split(3, "d")])
+    assert traffic == Traffic(frozenset({"d"}), frozenset({"c"}))
+    kept, gone = fates(made, keep=1, traffic=traffic)
+    assert gone == ["a", "e"]
+    assert kept == {
+        "base-1": "parent of d",
+        "b": "parent of c",
+        "c": "was live before",
+        "d": "gets traffic",
+        "f": "one of the 1 newest",
+    }
+
+
+def test_a_version_is_kept_with_the_encoder_and_the_space_that_it_is_made_of() -> None:
+    made = history(
+        ("full-1", "full", "base-1", "pass"),
+        ("query-1", "query_encoder", "full-1", "pass"),
+        ("adapter-1", "adapter", "query-1", "pass"),
+        ("adapter-2", "adapter", "adapter-1", "pass"),
+        ("adapter-3", "adapter", "adapter-2", "pass"),
+        ("last", "adapter", "base-1", "fail"),
+    )
+    kept, gone = fates(made, keep=1, traffic=Traffic(frozenset({"adapter-3"})))
+    assert gone == ["adapter-1"], "the parent's parent is neither a part nor the way back"
+    assert kept["query-1"] == "adapter-3 is made of it" or kept["query-1"] == "adapter-2 is made of it"
+    assert kept["full-1"].endswith("is made of it")
+
+
+def test_what_passed_after_the_live_one_may_be_next_and_stays() -> None:
+    made = history(
+        ("live", "adapter", "base-1", "pass"),
+        ("waiting", "adapter", "live", "pass"),
+        ("failed", "query_encoder", "live", "fail"),
+        ("newest", "adapter", "live", "inconclusive"),
+    )
+    kept, gone = fates(made, keep=1, traffic=Traffic(frozenset({"live"})))
+    assert gone == ["failed"]
+    assert kept["waiting"] == "passed its gate, and may get traffic next"
+
+
+def test_every_index_of_a_store_keeps_what_it_serves() -> None:
+    made = history(
+        ("shoes", "adapter", "base-1", "pass"),
+        ("books", "adapter", "base-1", "pass"),
+        *[(f"late-{n}", "adapter", "base-1", "fail") for n in range(3)],
+    )
+    traffic = traffic_of([split(7, "shoes", index="shoes"), split(2, "books", index="books")])
+    kept, _ = fates(made, keep=1, traffic=traffic)
+    assert kept["shoes"] == kept["books"] == "gets traffic"
+
+
+def test_an_older_split_that_comes_late_does_not_count() -> None:
+    assert traffic_of([split(5, "b"), split(4, "a")]) == Traffic(frozenset({"b"}), frozenset({"a"}))
+
+
+@given(
+    steps=st.lists(st.tuples(Kinds, st.integers(0, 30), st.sampled_from(["pass", "fail"])), max_size=14),
+    keep=st.integers(1, 5),
+    serving=st.integers(0, 30),
+)
+def test_nothing_that_stays_ever_needs_what_goes(
+    steps: list[tuple[str, int, str]], keep: int, serving: int
+) -> None:
+    made = {"base-1": BASE}
+    for number, (kind, parent, verdict) in enumerate(steps):
+        version = f"v{number:02}"
+        made[version] = manifest(version, kind, list(made.values())[parent % len(made)], verdict=verdict)  # type: ignore[arg-type]
+    live = list(made)[serving % len(made)]
+    kept, gone = fates(made, keep=keep, traffic=Traffic(frozenset({live})))
+    assert sorted([*kept, *gone]) == sorted(made)
+    assert live in kept
+    assert made[live].parent is None or made[live].parent in kept
+    for name in kept:
+        assert not made[name].needs & set(gone)

@@ -1,0 +1,114 @@
+"""The store on S3, as moto's server answers: what holds on a file system holds there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from clickloop.errors import ArtifactError
+from clickloop.model_store import ModelStore
+from clickloop.vector_store import VectorStore, content_digest
+from tests.unit.version_facts import put
+
+pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'clickloop[s3]'")
+server = pytest.importorskip("moto.server", reason="moto's server is not installed: pip install 'moto[server]'")
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def url(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    import s3fs
+
+    for name, value in (
+        ("AWS_ENDPOINT_URL", endpoint),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket = f"models-{uuid4().hex}"
+    s3fs.S3FileSystem().mkdir(bucket)
+    return f"s3://{bucket}/clickloop"
+
+
+@pytest.fixture
+def store(url: str, tmp_path: Path) -> ModelStore:
+    return ModelStore(url, cache=tmp_path / "cache")
+
+
+def test_versions_are_published_listed_fetched_and_announced(store: ModelStore, url: str, tmp_path: Path) -> None:
+    base = put(store, tmp_path, "base-1")
+    made = put(store, tmp_path, "query-encoder-1", "query_encoder", base)
+    assert ModelStore(url).versions() == ["base-1", "query-encoder-1"]
+    published = ModelStore(url).published("query-encoder-1")
+    assert published.uri == f"{url}/versions/query-encoder-1"
+    reader = ModelStore(url, cache=tmp_path / "another")
+    folder, manifest = reader.fetch("query-encoder-1", digest=published.digest)
+    assert manifest == made
+    whole = (tmp_path / "making-query-encoder-1" / "encoder" / "model.safetensors").read_bytes()
+    assert (folder / "encoder" / "model.safetensors").read_bytes() == whole
+    assert made.stored_bytes < base.stored_bytes / 2
+    assert datetime.now(UTC) - store.created("base-1") < timedelta(minutes=5)
+
+
+def test_publishing_again_leaves_the_complete_version(store: ModelStore, tmp_path: Path) -> None:
+    base = put(store, tmp_path, "base-1")
+    first = put(store, tmp_path, "adapter-1", "adapter", base, seed=1)
+    assert put(store, tmp_path / "again", "adapter-1", "adapter", base, seed=2) == first
+
+
+def test_an_altered_object_is_refused(store: ModelStore, tmp_path: Path) -> None:
+    base = put(store, tmp_path, "base-1")
+    put(store, tmp_path, "adapter-1", "adapter", base)
+    store._fs.pipe_file(f"{store._root}/versions/adapter-1/adapter.safetensors", b"altered")
+    with pytest.raises(ArtifactError, match="torn or altered"):
+        store.fetch("adapter-1")
+    assert not list((tmp_path / "cache").glob("adapter-1-*"))
+
+
+def test_an_upload_that_broke_off_is_no_version_and_is_swept(store: ModelStore, tmp_path: Path) -> None:
+    put(store, tmp_path, "base-1")
+    store._fs.pipe_file(f"{store._root}/versions/adapter-9/adapter.safetensors", b"half")
+    assert store.versions() == ["base-1"]
+    now = datetime.now(UTC)
+    assert store.sweep(now=now + timedelta(minutes=50)) == []
+    assert store.sweep(now=now + timedelta(minutes=61)) == ["adapter-9"]
+    assert not store._fs.exists(f"{store._root}/versions/adapter-9")
+
+
+def test_a_removed_version_is_gone_and_remembered(store: ModelStore, tmp_path: Path) -> None:
+    base = put(store, tmp_path, "base-1")
+    made = put(store, tmp_path, "adapter-1", "adapter", base)
+    store.remove("adapter-1")
+    assert store.versions() == ["base-1"]
+    assert not store._fs.exists(f"{store._root}/versions/adapter-1")
+    assert store.remembered("adapter-1") == made
+
+
+def test_a_bucket_that_is_not_there_is_an_artifact_error(url: str, tmp_path: Path) -> None:
+    nowhere = ModelStore("s3://no-such-bucket-here/x", cache=tmp_path / "cache")
+    assert nowhere.versions() == []
+    with pytest.raises(ArtifactError, match=r"no complete artifact|can't be read"):
+        nowhere.fetch("base-1")
+
+
+def test_vectors_of_documents_are_shared_through_the_bucket(url: str) -> None:
+    digest = content_digest("", "a document")
+    VectorStore(url, "base-1").add({digest: np.ones(4, np.float32)})
+    reader = VectorStore(url, "base-1")
+    assert reader.load_new() == 1
+    assert np.array_equal(reader.get(digest), np.ones(4, np.float32))

@@ -1,0 +1,231 @@
+"""What an operator types to look at versions and to remove old ones, with no broker anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from clickloop.errors import ArtifactError
+from clickloop.model_store import Manifest, ModelStore
+from clickloop.versions import versions_app
+from tests.unit.version_facts import put
+
+NO_BROKER = "127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLICKLOOP_BOOTSTRAP_SERVERS", NO_BROKER)
+    monkeypatch.delenv("CLICKLOOP_CONFIG", raising=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def family(store: ModelStore, tmp_path: Path) -> dict[str, Manifest]:
+    base = put(store, tmp_path, "base-1", hours=0)
+    first = put(store, tmp_path, "adapter-1", "adapter", base, hours=1, settings={"seed": 1, "rate": 0.1})
+    second = put(store, tmp_path, "query-encoder-2", "query_encoder", first, hours=2, settings={"seed": 2})
+    third = put(store, tmp_path, "adapter-3", "adapter", second, hours=3, verdict="fail")
+    return {m.version: m for m in (base, first, second, third)}
+
+
+def versions(store: ModelStore, *arguments: str) -> Result:
+    return CliRunner().invoke(versions_app, [*arguments, "--store-url", store.url])
+
+
+def test_list_shows_the_oldest_first_with_verdict_change_and_size(
+    store: ModelStore, family: dict[str, Manifest]
+) -> None:
+    done = versions(store, "list")
+    assert done.exit_code == 0, done.output
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == list(family)
+    assert rows[0][1:6] == ["full", "-", "base-1", "-", "-"]
+    assert rows[2][:6] == [
+        "query-encoder-2",
+        "query_encoder",
+        "adapter-1",
+        "base-1",
+        "pass",
+        "+5.0% [+3.0%, +7.0%]",
+    ]
+    assert rows[2][6:] == ["131.8 kB", "2026-01-01 02:00:00"]
+
+
+def test_list_as_json_is_one_manifest_a_line(store: ModelStore, family: dict[str, Manifest]) -> None:
+    lines = [json.loads(line) for line in versions(store, "list", "--json").stdout.splitlines()]
+    assert [line["version"] for line in lines] == list(family)
+    assert lines[1]["lineage"]["command_id"] == "command-of-adapter-1"
+    assert lines[1]["created"] == "2026-01-01T01:00:00Z"
+    assert lines[1]["stored_bytes"] == family["adapter-1"].stored_bytes
+
+
+def test_list_names_a_manifest_that_it_cannot_read_and_goes_on(
+    store: ModelStore, family: dict[str, Manifest], tmp_path: Path
+) -> None:
+    (tmp_path / "store" / "versions" / "adapter-1" / "manifest.json").write_text("{")
+    done = versions(store, "list")
+    assert done.exit_code == 0
+    assert "adapter-1: manifest.json is not valid" in done.stderr
+    assert len(done.stdout.splitlines()) == len(family) - 1
+
+
+def test_show_tells_origin_files_and_the_gates_table(store: ModelStore, family: dict[str, Manifest]) -> None:
+    out = versions(store, "show", "query-encoder-2").stdout
+    assert "command-of-query-encoder-2" in out
+    assert "clickloop.training-examples.v1/0 [17, 420)" in out
+    assert "encoder/model.delta.safetensors 131.8 kB" in out
+    assert "mrr_at_10\t0.4000\t0.4200\t+5.0%\t+3.0% to +7.0%" in out
+    assert json.loads(versions(store, "show", "adapter-1", "--json").stdout)["parent"] == "base-1"
+
+
+def test_lineage_leads_to_the_base_and_says_that_no_broker_tells_the_rollout(
+    store: ModelStore, family: dict[str, Manifest]
+) -> None:
+    done = versions(store, "lineage", "adapter-3")
+    assert done.exit_code == 0, done.output
+    heads = [line.split(" ")[0] for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert heads == ["adapter-3", "query-encoder-2", "adapter-1", "base-1"]
+    assert "310, none dated; 4,495 documents in the index" in done.stdout
+    assert "fail on 120 queries" in done.stdout
+    assert done.stdout.count(f"rollout    unknown: no Kafka broker answers at {NO_BROKER}") == 4
+    lines = [json.loads(line) for line in versions(store, "lineage", "adapter-3", "--json").stdout.splitlines()]
+    assert [line["rollout"] for line in lines] == [None] * 4
+
+
+def test_a_broker_that_was_asked_for_and_does_not_answer_is_an_error(
+    store: ModelStore, family: dict[str, Manifest]
+) -> None:
+    done = versions(store, "lineage", "adapter-3", "--bootstrap-servers", NO_BROKER)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("clickloop: no Kafka broker answers")
+
+
+def test_diff_names_what_differs_and_nothing_else(store: ModelStore, family: dict[str, Manifest]) -> None:
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in
+            versions(store, "diff", "adapter-1", "query-encoder-2").stdout.splitlines()}  # fmt: skip
+    assert rows["setting seed"] == ["1", "2"]
+    assert rows["setting rate"] == ["0.1", "-"]
+    assert rows["kind"] == ["adapter", "query_encoder"]
+    assert rows["parent"] == ["base-1", "adapter-1"]
+    assert "examples" not in rows
+    assert "verdict" not in rows
+    assert versions(store, "diff", "adapter-1", "adapter-1").stdout == ""
+
+
+@pytest.mark.parametrize("command", [["show"], ["lineage"], ["diff", "base-1"]], ids=lambda c: c[0])
+@pytest.mark.parametrize("name", ["adapter-9", "../x", "A b"])
+def test_a_version_that_is_not_there_is_one_line_and_2(
+    command: list[str], name: str, store: ModelStore, family: dict[str, Manifest]
+) -> None:
+    done = versions(store, *command, name)
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert name in done.stderr
+
+
+# Prune
+
+
+def test_prune_without_a_broker_wants_to_be_told_what_is_live(
+    store: ModelStore, family: dict[str, Manifest]
+) -> None:
+    done = versions(store, "prune", "--keep", "1")
+    assert done.exit_code == 2
+    assert "what is live can't be told" in done.stderr
+    assert "--live" in done.stderr
+    assert versions(store, "prune", "--keep", "1", "--live", "adapter-9").exit_code == 2
+    assert versions(store, "prune", "--keep", "0", "--live", "base-1").exit_code == 2
+    assert sorted(store.versions()) == sorted(family)
+
+
+def test_dry_run_says_what_would_go_and_leaves_it(store: ModelStore, family: dict[str, Manifest]) -> None:
+    done = versions(store, "prune", "--keep", "1", "--live", "query-encoder-2", "--dry-run")
+    assert done.exit_code == 0, done.output
+    fates = {line.split("\t")[0]: line.split("\t")[1] for line in done.stdout.splitlines()}
+    assert set(fates.values()) == {"stays"}
+    done = versions(store, "prune", "--keep", "1", "--live", "base-1", "--dry-run")
+    assert "0 would go" in done.stderr, "what passed after the live version may be next"
+    assert sorted(store.versions()) == sorted(family)
+
+
+def test_what_was_pruned_is_gone_with_its_vectors_and_stays_in_the_lineage(
+    store: ModelStore, family: dict[str, Manifest], tmp_path: Path
+) -> None:
+    child = put(store, tmp_path, "adapter-4", "adapter", family["query-encoder-2"], hours=4)
+    live = put(store, tmp_path, "adapter-5", "adapter", child, hours=5)
+    vectors = tmp_path / "store" / "vectors" / "adapter-3-pieces"
+    vectors.mkdir(parents=True)
+    (vectors / "x.safetensors").write_bytes(b"x")
+    done = versions(store, "prune", "--keep", "1", "--live", live.version)
+    assert done.exit_code == 0, done.output
+    assert store.versions() == ["adapter-4", "adapter-5", "base-1", "query-encoder-2"]
+    assert sorted(p.name for p in (tmp_path / "store" / "versions").iterdir()) == store.versions()
+    assert not vectors.exists()
+    for name in store.versions():
+        store.fetch(name)
+    with pytest.raises(ArtifactError, match="no complete artifact"):
+        store.fetch("adapter-1")
+    out = versions(store, "lineage", "adapter-5").stdout
+    assert "adapter-1 (adapter), removed from the store" in out
+    assert "command-of-adapter-1" in out
+
+
+def test_pruning_again_finds_nothing_more(store: ModelStore, family: dict[str, Manifest]) -> None:
+    arguments = ("prune", "--keep", "1", "--live", "adapter-3")
+    assert "1 removed" in versions(store, *arguments).stderr
+    assert "0 removed" in versions(store, *arguments).stderr
+
+
+# Leftovers
+
+
+def left_by_a_killed_publisher(root: Path, *, minutes: float) -> Path:
+    folder = root / "store" / "versions" / f".adapter-9-{'0' * 31}{int(minutes) % 10}"
+    (folder / "encoder").mkdir(parents=True)
+    (folder / "encoder" / "model.safetensors").write_bytes(b"half")
+    at = (datetime.now(UTC) - timedelta(minutes=minutes)).timestamp()
+    os.utime(folder / "encoder" / "model.safetensors", (at, at))
+    return folder
+
+
+def test_a_later_publish_sweeps_what_a_killed_one_left_but_none_in_flight(
+    store: ModelStore, family: dict[str, Manifest], tmp_path: Path
+) -> None:
+    old = left_by_a_killed_publisher(tmp_path, minutes=61)
+    new = left_by_a_killed_publisher(tmp_path, minutes=59)
+    notes = tmp_path / "store" / "versions" / ".notes"
+    notes.mkdir()
+    os.utime(notes, (0, 0))
+    torn = tmp_path / "store" / "vectors" / "base-1" / ".x.safetensors.0123"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"half")
+    os.utime(torn, (0, 0))
+    put(store, tmp_path, "adapter-6", "adapter", family["base-1"])
+    assert (old.exists(), new.exists(), notes.exists(), torn.exists()) == (False, True, True, False)
+
+
+def test_on_an_object_store_a_folder_without_a_manifest_is_left_behind(tmp_path: Path) -> None:
+    store = ModelStore(f"memory://{tmp_path.name}/store", cache=tmp_path / "cache")
+    base = put(store, tmp_path, "base-1")
+    store._fs.pipe_file(f"{store._root}/versions/adapter-9/adapter.safetensors", b"half")
+    now = datetime.now(UTC)
+    assert store.sweep(now=now + timedelta(minutes=59)) == []
+    assert store.sweep(now=now + timedelta(minutes=61)) == ["adapter-9"]
+    assert store.versions() == ["base-1"]
+    put(store, tmp_path, "adapter-1", "adapter", base)
+    store.remove("adapter-1")
+    assert store.versions() == ["base-1"]
+    found = store.remembered("adapter-1")
+    assert found is not None
+    assert found.parent == "base-1"
