@@ -148,7 +148,7 @@ def qdrant_stays_in_the_index(path: str, source: str) -> list[str]:
 
 
 def aiokafka_stays_at_the_edge(path: str, source: str) -> list[str]:
-    if path in {"clickloop/kafka.py", "clickloop/records.py"} or path in SHELL:
+    if path in {"clickloop/kafka.py", "clickloop/offsets.py", "clickloop/records.py"} or path in SHELL:
         return []
     return [f"{path} imports {name}" for name in imports(path, ast.parse(source)) if within(name, {"aiokafka"})]
 
