@@ -1,6 +1,6 @@
 """What five incremental rounds forget: people's topics shift, and the first topic's queries are asked to the end.
 
-    python -m benchmarks.forgetting             4,500 functions of the standard library, some eight minutes
+    python -m benchmarks.forgetting             2,250 functions of the standard library, some minutes
     python -m benchmarks.forgetting --quick     450 of them, and the first comparison alone
 
 Topics are groups of modules. In each round people ask about one of them alone, the live version answers, their
@@ -39,6 +39,7 @@ from clickloop.sources import time_of
 from streams.recorded import form_examples
 from trainer.examples import Document, ExampleCollector, Reservoir, document_of, with_replayed
 from trainer.methods.base import Progress
+from trainer.model import Model, Vectors
 from trainer.rung import Data, Ladder, data_of
 from trainer.settings import TrainerSettings
 from trainer.truth import Truth, top
@@ -47,7 +48,7 @@ Sent = QueryServed | ResultClicked | ResultRated | ResultPreferred
 
 ROUNDS = 5
 TARGET = 0.98
-QUICK_DOCUMENTS = 450
+DOCUMENTS, QUICK_DOCUMENTS = 2250, 450
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class Silent:
 
 def command(json_file: JsonFile = None, quick: Quick = False, seed: int = 0) -> None:
     """Five rounds: adopting all versions, only what passes, and without the sample of old examples."""
-    world = stdlib_world(documents=QUICK_DOCUMENTS if quick else None, seed=seed)
+    world = stdlib_world(documents=QUICK_DOCUMENTS if quick else DOCUMENTS, seed=seed)
     topics = topics_of(world, ROUNDS)
     first = [one for one in world.held_out if topics[group(min(one.relevant))] == 0]
-    habits = Habits(impressions=300 if quick else 2_000)
+    habits = Habits(impressions=300 if quick else 1_000)
     say(f"{len(world.documents):,} documents, {len(first)} held-out queries of the first topic; encoding ...")
     with tempfile.TemporaryDirectory(prefix="clickloop-forgetting-") as name:
         settings = TrainerSettings.load(store_url=f"file://{name}/store", work_dir=Path(name) / "work", seed=seed)
@@ -133,6 +134,7 @@ class Rounds:
         self._store = ModelStore(settings.store_url, cache=settings.work_dir / "cache")
         self._ladder = Ladder(settings, self._store)
         self._truth = Truth(judged, self._documents)
+        self._loaded: dict[str, tuple[Model, Vectors]] = {}
 
     def run(self, name: str, *, gated: bool, sample: int) -> list[Round]:
         """From the base model through all rounds; the first entry is the base model's."""
@@ -192,8 +194,11 @@ class Rounds:
         model, vectors = self._searched(live)
         return float(self._truth.measure(model, vectors)["mrr_at_10"].mean())
 
-    def _searched(self, live: Manifest) -> Any:
-        return self._ladder.loader.searched(live.version, self._documents, on_text=lambda *_: None)
+    def _searched(self, live: Manifest) -> tuple[Model, Vectors]:
+        if live.version not in self._loaded:
+            found = self._ladder.loader.searched(live.version, self._documents, on_text=lambda *_: None)
+            self._loaded = {live.version: found}
+        return self._loaded[live.version]
 
 
 if __name__ == "__main__":

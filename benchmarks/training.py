@@ -54,7 +54,7 @@ class Size:
     epochs: int
 
 
-FULL = Size(pairs=800, asked=500, epochs=2)
+FULL = Size(pairs=600, asked=500, epochs=2)
 SMALL = Size(pairs=64, asked=150, epochs=1)
 
 

@@ -176,6 +176,15 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
         self.starts = {TP(*p): max(offset, self._committed_offset[TP(*p)] or 0) for p, offset in earliest.items()}
         self.ready_generation = generation
 
+    def highwater(self, tp: TP) -> int | None:
+        """The end of a partition as of the last fetch. None: not known, or by now another worker's."""
+        try:
+            end: int | None = super().highwater(tp)
+        except (AssertionError, AttributeError):
+            # Its thread may lose the partition at any moment; aiokafka then fails in one of these two ways.
+            return None
+        return end
+
     def _message(self, tp: TP, records: list[Any], generation: int) -> ConsumerMessage:
         last = records[-1]
         return ConsumerMessage(

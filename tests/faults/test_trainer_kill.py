@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from clickloop import codec, kafka, topics
 from clickloop.commands import Cancel, Reason, Retrain
 from clickloop.events import ModelVersionPublished, OffsetRange, TrainingProgressed, VersionKind
 from clickloop.kafka import Producer
-from clickloop.model_store import ModelStore
+from clickloop.model_store import LEFT_BEHIND, ModelStore
 from demo.processes import Process, ProcessGroup
 from tests.streams_worker import read_all, until
 from tests.unit.test_trainer_service import filled
@@ -122,6 +123,9 @@ async def check(here: Lane) -> None:
         found = {(event.event_id, event.digest) for event in announced if event.version == version}
         assert len(found) == 1, "announced again it is the same event"
         store.fetch(version, digest=found.pop()[1])
+    store.sweep(now=datetime.now(UTC) + LEFT_BEHIND)
+    base = {version for version in store.versions() if version.startswith("base-")}
+    assert {path.name for path in (here.folder / "store/versions").iterdir()} == expected | base, "no orphan"
     told = await here.told()
     assert {(m.command_id, m.run_id) for m in told} == {
         (command.command_id, run_name(command.command_id)) for command in here.commands
