@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -18,7 +18,7 @@ from clickloop.documents import document_text
 from clickloop.errors import ClickloopError, SettingsError
 from clickloop.events import DocumentChanged
 from clickloop.exporting import COLUMNS, Filter, Shape, collected, read_topics
-from clickloop.files import FORMATS, Format, writer
+from clickloop.files import FORMATS, writer
 from clickloop.generating import example, generate
 from clickloop.importing import AT_ONCE, Rejects, Report, read_files, send
 from clickloop.kafka import Producer
@@ -31,6 +31,8 @@ from clickloop.versions import known
 
 IMPORTED = (topics.QUERIES, topics.CLICKS, topics.RATINGS, topics.DOCUMENTS)
 PROGRESS_SECONDS = 5.0
+
+Choice = TypeVar("Choice", bound=str)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -117,13 +119,18 @@ def export(
     With VERSION, write that model for other programs: loaded again and compared before it is there.
     """
     if version:
-        of_examples = {"--format": shape, "--since": since, "--until": until, "--min-weight": min_weight}
+        of_examples: dict[str, object] = {
+            "--format": shape,
+            "--since": since,
+            "--until": until,
+            "--min-weight": min_weight,
+        }
         cli.checked(lambda: _refuse(of_examples, "is about examples, and a version is named"))
         _say(cli.checked(lambda: _export_model(version, _one_of(form, MODEL_FORMS), output, quantize, store_url)))
         return
-    of_versions = {"--quantize": quantize, "--store-url": store_url}
+    of_versions: dict[str, object] = {"--quantize": quantize, "--store-url": store_url}
     cli.checked(lambda: _refuse(of_versions, "is about a version, and none is named"))
-    kind: Format = cli.checked(lambda: _one_of(form or "jsonl", FORMATS))  # type: ignore[assignment]
+    kind = cli.checked(lambda: _one_of(form or "jsonl", FORMATS))
     rows = cli.checked(lambda: _shape(shape))
 
     async def work() -> str:
@@ -157,17 +164,15 @@ def _refuse(options: dict[str, object], reason: str) -> None:
             raise SettingsError(f"{option} {reason}")
 
 
-def _one_of(form: str | None, known_ones: tuple[str, ...]) -> str:
-    if form in known_ones:
-        return form
-    other = MODEL_FORMS if known_ones == FORMATS else FORMATS
+def _one_of(form: str | None, known_ones: tuple[Choice, ...]) -> Choice:
+    for one in known_ones:
+        if form == one:
+            return one
     hint = ""
-    if form in other:
-        hint = (
-            "; name the version to write a model"
-            if form in MODEL_FORMS
-            else "; leave the version out for examples"
-        )
+    if form in MODEL_FORMS:
+        hint = "; name the version to write a model"
+    elif form in FORMATS:
+        hint = "; leave the version out for examples"
     raise SettingsError(f"--as {form or '(nothing)'}: choose one of {', '.join(known_ones)}{hint}")
 
 

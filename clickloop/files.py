@@ -21,7 +21,7 @@ from clickloop.errors import SettingsError
 from clickloop.service import missing
 
 Format = Literal["jsonl", "csv", "parquet"]
-FORMATS: tuple[str, ...] = get_args(Format)
+FORMATS: tuple[Format, ...] = get_args(Format)
 BATCH = 1000
 _SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 

@@ -167,7 +167,7 @@ class _Graph(torch.nn.Module):
         for module in self.encoder:
             features = module(features)
         vector = torch.nn.functional.normalize(features["sentence_embedding"], dim=1)
-        if self.weight is None:
+        if self.weight is None or self.bias is None:
             return vector
         return torch.nn.functional.normalize(vector @ self.weight.T + self.bias, dim=1)
 
