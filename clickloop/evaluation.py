@@ -27,12 +27,19 @@ def recall(ranks: Ranks, k: int) -> Floats:
     return (ranks <= k).astype(np.float64)
 
 
+def discounted_gain(ranks: Ranks, k: int = 10) -> Floats:
+    """(n,) 1/log2(rank + 1) where rank <= k, else 0: nDCG@k for one relevant document a query."""
+    return np.where(ranks <= k, 1.0 / np.log2(np.clip(ranks, 1, k) + 1.0), 0.0)
+
+
 def per_query_metrics(ranks: Ranks) -> dict[str, Floats]:
-    """The three figures that every report shows, per query."""
+    """The figures that every report shows, per query."""
     return {
         "mrr_at_10": reciprocal_rank(ranks, 10),
         "recall_at_1": recall(ranks, 1),
         "recall_at_5": recall(ranks, 5),
+        "recall_at_10": recall(ranks, 10),
+        "ndcg_at_10": discounted_gain(ranks, 10),
     }
 
 

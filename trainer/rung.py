@@ -12,16 +12,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 import clickloop
 from clickloop.commands import Retrain, Strategy
 from clickloop.errors import TrainingError
 from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
+from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
 from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
 from trainer.examples import Document
-from trainer.gate import LADDER_MARGIN, Side, Thresholds, Trial, judge, measure
+from trainer.gate import LADDER_MARGIN, GoldenTrial, Side, Thresholds, Trial, judge, measure
 from trainer.loading import Loaded, Loader
 from trainer.methods.base import Job, Notes, Parent, Progress, Trained, deadline
 from trainer.methods.checkpoint import Checkpoints
@@ -31,6 +33,7 @@ from trainer.publish import describe, publish, run_name, version_name
 from trainer.settings import TrainerSettings
 from trainer.sharing import shared
 from trainer.strategies import PRESETS, believed_by_parent, method_of
+from trainer.truth import DEPTH, Truth, top
 
 COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 80.0}
 """How the budget is shared among a command's rungs, as measured on CPUs."""
@@ -185,8 +188,16 @@ class Ladder:
             if len(later):
                 before, after = await asyncio.to_thread(_sides, parent, trained, corpus, later, told)
                 trials.append(await asyncio.to_thread(measure, later, before, after))
-        thresholds = Thresholds(settings.gate_min_queries, settings.gate_max_lost_recall)
-        gate = await asyncio.to_thread(judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin)
+        golden = await asyncio.to_thread(golden_trial, self._golden(), parent, trained, corpus, told)
+        thresholds = Thresholds(
+            settings.gate_min_queries,
+            settings.gate_max_lost_recall,
+            settings.gate_max_golden_loss,
+            settings.gate_max_slice_loss,
+        )
+        gate = await asyncio.to_thread(
+            judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin, golden=golden
+        )
 
         await told.stage(kind, "publishing", version=version, verdict=gate.verdict)
         lineage = Lineage(
@@ -225,6 +236,10 @@ class Ladder:
             clickloop.__version__,
             documents,
         ]
+
+    def _golden(self) -> GoldenSet:
+        """As it is now: operators may have changed it since the last run."""
+        return read_golden(self._store, self._settings.index)
 
     def _circumstances(self) -> Notes:
         """On what the bits of the weights depend, beside settings and data."""
@@ -281,6 +296,26 @@ def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
             f"{prepared.positives} of {total} examples are positive, a share of "
             f"{settings.min_positive_share:g} is needed (min_positive_share)"
         )
+
+
+def golden_trial(
+    golden: GoldenSet, parent: Parent, trained: Trained, corpus: Corpus, told: Told
+) -> GoldenTrial | None:
+    """The golden set as parent and candidate answer it; None where it has no query for this corpus."""
+    judged = golden.within({document.doc_id for document in corpus.documents})
+    if not judged:
+        return None
+    texts = [one.query for one in judged]
+    none = np.zeros(0, dtype=np.int64)
+    of_parent = encode(parent.query_encoder, texts, on_batch=lambda n: told.encoding(n, len(texts)))
+    no_weight = np.zeros(0, dtype=np.float32)
+    asked = Clicks(texts, none, none, no_weight, no_weight, vectors=of_parent)
+    truth = Truth(judged, corpus.documents)
+    before, after = (
+        truth.of_top(top(side.queries, side.documents, DEPTH))
+        for side in _sides(parent, trained, corpus, asked, told)
+    )
+    return GoldenTrial(golden.digest, len(golden.judged) - len(judged), before, after)
 
 
 def _sides(parent: Parent, trained: Trained, corpus: Corpus, held: Clicks, told: Told) -> tuple[Side, Side]:
