@@ -12,6 +12,14 @@ from clickloop.events import Estimate, GateResult, SplitChanged
 from clickloop.manifest import Manifest
 
 Row = list[str]
+METRIC_NAMES = {
+    "mrr_at_10": "MRR@10",
+    "recall_at_1": "recall@1",
+    "recall_at_5": "recall@5",
+    "recall_at_10": "recall@10",
+    "ndcg_at_10": "nDCG@10",
+}
+"""What people are shown of those of clickloop.evaluation."""
 GATE_COLUMNS = ["metric", "before", "after", "change", "95 % interval"]
 
 

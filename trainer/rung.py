@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +28,7 @@ from trainer.loading import Loaded, Loader
 from trainer.methods.base import Job, Notes, Parent, Progress, Trained, deadline
 from trainer.methods.checkpoint import Checkpoints
 from trainer.methods.towers import NOT_REPRODUCIBLE
-from trainer.model import encode, pick_device
+from trainer.model import Adapter, encode, pick_device
 from trainer.publish import describe, publish, run_name, version_name
 from trainer.settings import TrainerSettings
 from trainer.sharing import shared
@@ -78,6 +78,18 @@ def data_of(
     return Data(prepared, documents, given, list(ranges), replayed, share)
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A moment of the past at which a rung is tried."""
+
+    known: Clicks
+    """What is trained on."""
+    later: Clicks
+    """What judges it."""
+    parent: Parent
+    """As it was then."""
+
+
 class Told(Protocol):
     """Who is told how far a rung is. The two that are no coroutines are called from worker threads, and may raise
     StoppedError to end the work."""
@@ -122,8 +134,10 @@ class Ladder:
         left = deadline(command.budget_seconds)
         margin = 0.0
         data: Data | None = None
+        below: dict[int, Adapter] = {}
         for number, kind in enumerate(command.kinds):
             version = version_name(kind, command.command_id)
+            then: dict[int, Adapter] = {}
             if self._store.has(version):
                 published = self._store.published(version)
             else:
@@ -131,13 +145,13 @@ class Ladder:
                     data = await read()
                     check_enough(data, self._settings, first=parent.parent is None)
                 share = COST[kind] / sum(COST[k] for k in command.kinds[number:])
-                published = await self._train(
-                    command, kind, version, parent, data, told, margin=margin, seconds=share * left()
+                published, then = await self._train(
+                    command, kind, version, parent, data, told, below, margin=margin, seconds=share * left()
                 )
             yield published
             gate = published.manifest.gate
             if gate is not None and gate.verdict == "pass":
-                parent, margin = published.manifest, LADDER_MARGIN
+                parent, margin, below = published.manifest, LADDER_MARGIN, then
 
     async def _train(
         self,
@@ -147,10 +161,13 @@ class Ladder:
         manifest: Manifest,
         data: Data,
         told: Told,
+        below: Mapping[int, Adapter],
         *,
         margin: float,
         seconds: float,
-    ) -> Published:
+    ) -> tuple[Published, dict[int, Adapter]]:
+        """The rung and, where it is but an adapter, what it was with so many moments to go; ``below`` is that of
+        the rung below."""
         settings = self._settings
         await told.stage(kind, "encoding", version=version)
         loaded = await asyncio.to_thread(
@@ -163,18 +180,22 @@ class Ladder:
         )
         parent, corpus = loaded.parent, loaded.corpus
         method = method_of(kind, command.strategy)
-        past = past_of(loaded, data, settings, strategy=command.strategy, count=method.moments)
+        past = with_parents(
+            past_of(loaded, data, settings, strategy=command.strategy, count=method.moments),
+            parent,
+            below if manifest.lineage.command_id == command.command_id else None,
+        )
         started = time.monotonic()
         checkpoints = Checkpoints(settings.work_dir, version)
-        trained, trials = Trained(), list[Trial]()
+        trained, trials, then = Trained(), list[Trial](), dict[int, Adapter]()
         left = deadline(seconds)
-        for number, (known, later) in enumerate(past):
+        for number, moment in enumerate(past):
             step = f"moment {number + 1} of {len(past)}"
             await told.stage(kind, "training", version=version, message=step)
-            share = TRAINING_SHARE[kind] * len(known) / sum(len(k) for k, _ in past[number:])
+            share = TRAINING_SHARE[kind] * len(moment.known) / sum(len(m.known) for m in past[number:])
             job = Job(
-                parent,
-                known,
+                moment.parent,
+                moment.known,
                 corpus,
                 loaded.domain,
                 settings.seed,
@@ -185,9 +206,11 @@ class Ladder:
             )
             trained = await asyncio.to_thread(method.train, job)
             await told.stage(kind, "gate", version=version, message=step)
-            if len(later):
-                before, after = await asyncio.to_thread(_sides, parent, trained, corpus, later, told)
-                trials.append(await asyncio.to_thread(measure, later, before, after))
+            if len(moment.later):
+                before, after = await asyncio.to_thread(_sides, moment.parent, trained, corpus, moment.later, told)
+                trials.append(await asyncio.to_thread(measure, moment.later, before, after))
+            if trained.adapter and trained.encoder is None:
+                then[len(past) - 1 - number] = trained.adapter
         golden = await asyncio.to_thread(golden_trial, self._golden(), parent, trained, corpus, told)
         thresholds = Thresholds(
             settings.gate_min_queries,
@@ -205,7 +228,7 @@ class Ladder:
             run_id=run_name(command.command_id),
             strategy=command.strategy,
             ranges=data.ranges or command.ranges,
-            examples=known.examples,
+            examples=past[-1].known.examples,
             documents=len(corpus),
             base_model=settings.base_model,
             settings=settings.for_lineage()
@@ -222,7 +245,7 @@ class Ladder:
             await asyncio.to_thread(self.loader.keep, version, corpus.documents, after.documents)
         published = await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
         checkpoints.remove()
-        return published
+        return published, then
 
     def _facts(self, command: Retrain, parent: Manifest, corpus: Corpus) -> list[object]:
         """What must be the same for a checkpoint to fit, beside what the method knows itself."""
@@ -270,6 +293,25 @@ def past_of(
         raise TrainingError(f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out")
     cap = settings.shared_evidence
     return [(after_synthetic(loaded.synthetic, shared(known, cap=cap)), later) for known, later in past]
+
+
+def with_parents(
+    past: Sequence[tuple[Clicks, Clicks]], parent: Parent, below: Mapping[int, Adapter] | None
+) -> list[Moment]:
+    """The moments with the parent as it was at each.
+
+    A parent of the same command has by now learnt from what came after the earlier moments, and nothing could beat
+    it there. ``below`` has what it was with so many moments to go; without that, only the last moment is left. It
+    is None for a parent of another command.
+    """
+    found = list[Moment]()
+    for number, (known, later) in enumerate(past):
+        to_go = len(past) - 1 - number
+        if not to_go or below is None:
+            found.append(Moment(known, later, parent))
+        elif to_go in below:
+            found.append(Moment(known, later, replace(parent, adapter=below[to_go])))
+    return found
 
 
 def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
