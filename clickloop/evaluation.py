@@ -43,8 +43,10 @@ def per_query_metrics(ranks: Ranks) -> dict[str, Floats]:
     }
 
 
-def compare(before: Floats, after: Floats, *, weights: Floats | None = None, seed: int = 0) -> Estimate:
-    """Weighted means of one metric for the same queries, with a 95 % interval of the relative change.
+def compare(
+    before: Floats, after: Floats, *, weights: Floats | None = None, seed: int = 0, confidence: float = 0.95
+) -> Estimate:
+    """Weighted means of one metric for the same queries, with an interval of the relative change.
 
     Paired bootstrap over queries (Efron and Tibshirani 1993, percentile interval): both systems are
     resampled together. Where ``before`` is zero throughout, the change is 0 with an infinite-free interval [0, 0].
@@ -63,5 +65,5 @@ def compare(before: Floats, after: Floats, *, weights: Floats | None = None, see
         pick = rng.integers(0, before.size, before.size)
         base = float(np.dot(before[pick], w[pick]))
         changes[i] = float(np.dot(after[pick], w[pick])) / base - 1.0 if base > 0.0 else 0.0
-    low, high = np.percentile(changes, [2.5, 97.5])
+    low, high = np.quantile(changes, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
     return Estimate(before=b, after=a, change=a / b - 1.0, low=float(low), high=float(high))

@@ -25,6 +25,8 @@ RATED = 3.0
 """How many clicks a good rating is worth: hardly any is given by mistake, where one click in four or five is."""
 BELIEVED = 0.5
 """Clicks that are trusted less don't tell where people look."""
+DOMAIN = "domain "
+"""How the names of the slices begin that an app has named by itself."""
 _BLOCK = 512
 NEAR_DUPLICATE = 0.97
 """Queries whose vectors have at least this cosine are one query in other words, e.g. a plural or a typo."""
@@ -185,7 +187,7 @@ def prepare(
 
 def slices_of(example: ExampleFormed) -> list[str]:
     """Names of the slices that an example's query belongs to."""
-    domain = [f"domain {example.domain}"] if example.domain else []
+    domain = [f"{DOMAIN}{example.domain}"] if example.domain else []
     return domain + ([f"difficulty {example.difficulty}"] if example.difficulty else [])
 
 

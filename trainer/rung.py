@@ -216,7 +216,7 @@ class Ladder:
             settings.gate_min_queries,
             settings.gate_max_lost_recall,
             settings.gate_max_golden_loss,
-            settings.gate_max_slice_loss,
+            settings.gate_max_domain_loss,
         )
         gate = await asyncio.to_thread(
             judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin, golden=golden

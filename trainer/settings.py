@@ -57,8 +57,8 @@ class TrainerSettings(ArtifactSettings):
     gate_max_golden_loss: float = Field(
         0.01, ge=0.0, le=1.0, description="share of its parent's MRR on the golden set that a version may lose"
     )
-    gate_max_slice_loss: float = Field(
-        0.03, ge=0.0, le=1.0, description="share of its parent's MRR on one slice that it may lose beyond chance"
+    gate_max_domain_loss: float = Field(
+        0.03, ge=0.0, le=1.0, description="share of its parent's MRR on one domain that it may lose beyond chance"
     )
 
     position_bias: Correction = Field(
@@ -95,6 +95,6 @@ class TrainerSettings(ArtifactSettings):
             "holdout_share": self.holdout_share,
             "gate_min_queries": self.gate_min_queries,
             "gate_max_golden_loss": self.gate_max_golden_loss,
-            "gate_max_slice_loss": self.gate_max_slice_loss,
+            "gate_max_domain_loss": self.gate_max_domain_loss,
             "gate_max_lost_recall": self.gate_max_lost_recall,
         }

@@ -140,12 +140,12 @@ def test_what_loses_more_than_a_hundredth_on_the_golden_set_fails_whatever_the_c
     assert judge([], thresholds=THRESHOLDS, seed=0, golden=golden(0.2)).verdict == "inconclusive"
 
 
-def sliced(*, hurt: range, label: range) -> GateResult:
+def sliced(*, hurt: range, label: range, name: str = "domain shoes") -> GateResult:
     """A candidate that is much better but for the queries in ``hurt``; those in ``label`` are a slice."""
     clicks, corpus = world(queries=800)
     queries = turned(clicks.vectors, corpus.vectors, 0.8)
     queries[list(hurt)] = normalised(clicks.vectors[list(hurt)] - 0.4 * corpus.vectors[list(hurt)])
-    labels = {q: frozenset({"domain shoes"}) if q in label else frozenset({"domain books"}) for q in range(800)}
+    labels = {q: frozenset({name}) if q in label else frozenset({"domain books"}) for q in range(800)}
     trial = measure(
         replace(clicks, labels=labels), Side(clicks.vectors, corpus.vectors), Side(queries, corpus.vectors)
     )
@@ -159,6 +159,28 @@ def test_a_slice_that_gets_worse_beyond_chance_fails_a_version_that_is_better_on
     assert result.reasons[0].startswith("domain shoes: MRR@10 -")
     assert [one.slice for one in result.slices] == ["domain shoes", "domain books"]
     assert sliced(hurt=range(0), label=range(150)).verdict == "pass"
+
+
+def test_what_was_easy_for_the_parent_may_get_worse():
+    result = sliced(hurt=range(150), label=range(150), name="difficulty easy")
+    assert result.slices[0].slice == "difficulty easy"
+    assert result.slices[0].mrr_at_10.high < 0.0
+    assert result.verdict == "pass"
+
+
+def test_the_more_domains_there_are_the_less_does_one_of_them_tell():
+    clicks, corpus = world(queries=800)
+    side = Side(clicks.vectors, corpus.vectors)
+
+    def width(domains: int) -> float:
+        labels = {q: frozenset({f"domain {q % 8 if q % 8 < domains - 1 else 7}"}) for q in range(800)}
+        trial = measure(
+            replace(clicks, labels=labels), side, Side(turned(clicks.vectors, corpus.vectors, 0.3), corpus.vectors)
+        )
+        [one] = [s for s in judge([trial], thresholds=THRESHOLDS, seed=0).slices if s.slice == "domain 0"]
+        return one.mrr_at_10.high - one.mrr_at_10.low
+
+    assert width(2) < width(4) < width(8)
 
 
 def test_a_slice_of_a_few_queries_says_nothing():
