@@ -111,6 +111,8 @@ class Prepared:
     newest_example_at: datetime | None
     unknown_documents: int
     """Examples whose document is no longer in the index."""
+    examination: Examination | None = None
+    """Where people look, as the weights have it."""
 
 
 def prepare(
@@ -123,12 +125,14 @@ def prepare(
 ) -> Prepared:
     """Group the examples (oldest impression first) by normal query text and document.
 
-    ``bias`` and ``clip``: see ``inverse_propensities``. ``max_document_share``: see ``proportionate``.
+    ``bias``: see ``examination_of``; ``clip``: see ``inverse_propensities``; ``max_document_share``: see
+    ``proportionate``.
     """
     labels = Counter(example.label for example in examples)
     examples = proportionate(examples, max_share=max_document_share)
     position = {document.doc_id: i for i, document in enumerate(documents)}
-    inverse, told = inverse_propensities(examples, bias=bias, clip=clip), told_propensities(examples)
+    examination = examination_of(examples, bias)
+    inverse, told = inverse_propensities(examples, examination, clip=clip), told_propensities(examples)
     queries: list[str] = []
     known: dict[str, int] = {}
     rows: dict[tuple[int, int], list[float]] = {}
@@ -182,7 +186,7 @@ def prepare(
         labels={query: frozenset(names) for query, names in labelled.items() if names},
     )
     synthetic = _synthetic(made, position)
-    return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown)
+    return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown, examination)
 
 
 def slices_of(example: ExampleFormed) -> list[str]:
@@ -221,22 +225,31 @@ def after_synthetic(synthetic: Clicks, clicks: Clicks) -> Clicks:
     )
 
 
-def inverse_propensities(examples: Iterable[ExampleFormed], *, bias: Correction, clip: float) -> dict[int, float]:
-    """Position → the inverse of its chance to be looked at, at most ``clip``, as a share of ``clip``.
+def examination_of(examples: Iterable[ExampleFormed], bias: Correction) -> Examination | None:
+    """Where people look.
 
     ``estimated`` is what the swapped pairs among the examples tell, and 1/position where they tell nothing;
-    ``inverse_rank`` is 1/position; with ``off`` every position is 1.
+    ``inverse_rank`` is 1/position; with ``off`` it is None.
     """
-    positions: set[int] = set()
+    if bias == "off":
+        return None
     swaps = Examination()
-    for example in examples:
-        if example.label == "positive" and example.position:
-            positions.add(example.position)
-            if example.clicks and (example.trust or 0.0) >= BELIEVED:
+    if bias == "estimated":
+        for example in examples:
+            clicked = example.label == "positive" and example.clicks and (example.trust or 0.0) >= BELIEVED
+            if clicked and example.position:
                 swaps.click(example.position, propensity=example.propensity, swapped=example.swapped)
-    if not positions or bias == "off":
+    return swaps
+
+
+def inverse_propensities(
+    examples: Iterable[ExampleFormed], examination: Examination | None, *, clip: float
+) -> dict[int, float]:
+    """Position → the inverse of its chance to be looked at, at most ``clip``, as a share of it; 1 without any."""
+    positions = {one.position for one in examples if one.label == "positive" and one.position}
+    if not positions or examination is None:
         return dict.fromkeys(positions, 1.0)
-    curve = (swaps if bias == "estimated" else Examination()).curve(max(positions))
+    curve = examination.curve(max(positions))
     return {position: min(1.0 / curve[position - 1], clip) / clip for position in positions}
 
 

@@ -21,6 +21,7 @@ from clickloop.errors import TrainingError
 from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
 from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
+from clickloop.propensity import Examination
 from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
 from trainer.examples import Document
 from trainer.gate import LADDER_MARGIN, GoldenTrial, Side, Thresholds, Trial, judge, measure
@@ -234,6 +235,7 @@ class Ladder:
             settings=settings.for_lineage()
             | self._circumstances()
             | trained.notes
+            | looked_at(data.prepared.examination)
             | {"steps": trained.steps, "replayed_examples": data.replayed},
             seed=settings.seed,
             code_version=clickloop.__version__,
@@ -312,6 +314,13 @@ def with_parents(
         elif to_go in below:
             found.append(Moment(known, later, replace(parent, adapter=below[to_go])))
     return found
+
+
+def looked_at(examination: Examination | None) -> Notes:
+    """For the lineage: on how many clicks it rests where people were taken to look, and how often at the fifth."""
+    if examination is None:
+        return {}
+    return {"swapped_clicks": examination.swapped_clicks, "examined_at_5": round(examination.curve(5)[-1], 4)}
 
 
 def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
