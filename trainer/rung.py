@@ -159,7 +159,7 @@ class Ladder:
             on_text=told.encoding,
         )
         parent, corpus = loaded.parent, loaded.corpus
-        method = method_of(kind, command.strategy)
+        method = method_of(kind, command.strategy, settings)
         past = past_of(loaded, data, settings, strategy=command.strategy, count=method.moments)
         started = time.monotonic()
         checkpoints = Checkpoints(settings.work_dir, version)

@@ -8,10 +8,10 @@ from typing import ClassVar
 from pydantic import Field, SecretStr
 
 from clickloop.propensity import Correction
-from clickloop.settings import ArtifactSettings
+from trainer.rung_settings import RungSettings
 
 
-class TrainerSettings(ArtifactSettings):
+class TrainerSettings(RungSettings):
     """Settings of ``clickloop trainer``; the TOML table is ``[trainer]``."""
 
     table: ClassVar[str] = "trainer"
@@ -75,7 +75,7 @@ class TrainerSettings(ArtifactSettings):
 
     def for_lineage(self) -> dict[str, str | int | float | bool]:
         """What a reader of the artifact needs to train it again. No secrets, no addresses."""
-        return {
+        return self.of_rungs() | {
             "seed": self.seed,
             "max_examples": self.max_examples,
             "replay_examples": self.replay_examples,
