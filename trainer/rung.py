@@ -283,6 +283,11 @@ def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
         )
 
 
+def tried(job: Job, trained: Trained, later: Clicks, told: Told) -> Trial:
+    """What the job made, on what came after its moment."""
+    return measure(later, *_sides(job.parent, trained, job.corpus, later, told))
+
+
 def _sides(parent: Parent, trained: Trained, corpus: Corpus, held: Clicks, told: Told) -> tuple[Side, Side]:
     """The hold-out as parent and candidate see it; a candidate of a new space encodes the corpus for it."""
     before = Side(parent.searched_with(held.vectors), corpus.vectors)
