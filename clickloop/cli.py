@@ -71,12 +71,13 @@ def root(
 
 
 def add_commands() -> None:
-    from clickloop import admin, data, replay, versions
+    from clickloop import admin, data, replay, tuning, versions
 
     admin.add_to(app)
     versions.add_to(app)
     data.add_to(app)
     replay.add_to(app)
+    tuning.add_to(app)
     for point in sorted(entry_points(group="clickloop.commands"), key=lambda p: p.name):
         try:
             command = point.load()

@@ -117,12 +117,12 @@ def replay_files(options: Options, parts: Parts, *, say: Say) -> Outcome:
 # What is said of it
 
 
-def _figures(estimate: Estimate) -> dict[str, float]:
+def figures(estimate: Estimate) -> dict[str, float]:
     return {name: round(getattr(estimate, name), 5) for name in ("before", "after", "change", "low", "high")}
 
 
 def _all(metrics: dict[str, Estimate]) -> dict[str, Any]:
-    return {name: _figures(estimate) for name, estimate in metrics.items()}
+    return {name: figures(estimate) for name, estimate in metrics.items()}
 
 
 def shown_metrics(rung: RungResult) -> dict[str, Estimate]:
@@ -260,15 +260,15 @@ def write_json(found: dict[str, Any], path: Path) -> None:
         raise SettingsError(f"--json {path} can't be written: {error.strerror or error}") from None
 
 
-def kinds_of(rungs: str) -> list[VersionKind]:
+def kinds_of(rungs: str, *, option: str = "--rungs") -> list[VersionKind]:
     """The rungs by name. Raises SettingsError."""
     known: dict[str, VersionKind] = {kind: kind for kind in get_args(VersionKind)}
     named = [name.strip() for name in rungs.split(",") if name.strip()]
     for name in named:
         if name not in known:
-            raise SettingsError(f"--rungs {rungs}: {name!r} is none of {', '.join(known)}")
+            raise SettingsError(f"{option} {rungs}: {name!r} is none of {', '.join(known)}")
     if not named or len(set(named)) != len(named):
-        raise SettingsError(f"--rungs {rungs!r}: name each rung once, such as adapter,query_encoder")
+        raise SettingsError(f"{option} {rungs!r}: name each rung once, such as adapter,query_encoder")
     return [known[name] for name in named]
 
 
