@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
@@ -72,6 +72,11 @@ class TrainerSettings(RungSettings):
         ge=0.0,
         description="clicks that a rare query borrows at most from near-duplicates of it; 0 lets each learn alone",
     )
+
+    tracker: Literal["none", "mlflow"] = Field(
+        "none", description="experiment tracker that is told of every version: mlflow or none"
+    )
+    tracker_uri: str = Field("", description="MLflow's tracking URI; empty leaves it to MLflow's own variables")
 
     def for_lineage(self) -> dict[str, str | int | float | bool]:
         """What a reader of the artifact needs to train it again. No secrets, no addresses."""
