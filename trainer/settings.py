@@ -73,8 +73,8 @@ class TrainerSettings(RungSettings):
         description="clicks that a rare query borrows at most from near-duplicates of it; 0 lets each learn alone",
     )
 
-    tracker: Literal["none", "mlflow"] = Field(
-        "none", description="experiment tracker that is told of every version: mlflow or none"
+    tracker: Literal["none", "mlflow", "wandb"] = Field(
+        "none", description="experiment tracker that is told of every version: mlflow, wandb or none"
     )
     tracker_uri: str = Field("", description="MLflow's tracking URI; empty leaves it to MLflow's own variables")
 

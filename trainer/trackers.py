@@ -6,6 +6,7 @@ own hands them on. A tracker that is away, slow or broken costs its own records,
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 from clickloop.errors import SettingsError
@@ -147,7 +149,9 @@ def build_tracking(settings: TrainerSettings) -> Tracking:
         raise SettingsError(
             f"tracker {settings.tracker}: the module is not installed; pip install 'clickloop[{settings.tracker}]'"
         )
-    return Tracking(lambda: MlflowTracker(settings.tracker_uri, settings.index))
+    if settings.tracker == "mlflow":
+        return Tracking(lambda: MlflowTracker(settings.tracker_uri, settings.index))
+    return Tracking(lambda: WandbTracker(settings.index, settings.work_dir))
 
 
 def project_of(index: str) -> str:
@@ -283,3 +287,70 @@ class MlflowTracker:
         wanted = f"name = '{self._name}' and tags.`clickloop.version` = '{version}'"
         found = self._client.search_model_versions(wanted)
         return str(found[0].version) if found else None
+
+
+class WandbTracker:
+    """A run for each version, and an artifact that names it, in files that ``wandb sync`` sends.
+
+    Never over the network: W&B's library waits for its server without end when the process is to stop.
+    """
+
+    def __init__(self, index: str, folder: Path) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        self._wandb = wandb
+        self._project = project_of(index)
+        self._folder = folder
+        self._runs: dict[str, Any] = {}
+
+    def loss(self, version: str, step: int, loss: float) -> None:
+        self._run(version).log({"loss": loss}, step=step)
+
+    def published(self, published: Published) -> None:
+        version = published.manifest.version
+        run = self._run(version)
+        run.config.update(parameters_of(published.manifest) | labels_of(published), allow_val_change=True)
+        run.summary.update(figures_of(published.manifest))
+        self._log_artifact(run, version, [CHALLENGER] if passed(published) else [], labels_of(published))
+        self._runs.pop(version).finish()
+
+    def failed(self, version: str) -> None:
+        if version in self._runs:
+            self._runs.pop(version).finish(exit_code=1)
+
+    def live(self, version: str) -> None:
+        # An artifact of the same content is the same one to W&B, so that this moves the alias and adds nothing.
+        with self._begun(name=f"live {version}", job_type="rollout") as run:
+            run.summary.update({"live": version})
+            self._log_artifact(run, version, [CHAMPION], {})
+
+    def _run(self, version: str) -> Any:
+        if version not in self._runs:
+            self._runs[version] = self._begun(id=version, name=version, job_type="training")
+        return self._runs[version]
+
+    def _begun(self, **named: Any) -> Any:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        settings = self._wandb.Settings(
+            console="off",
+            silent=True,
+            disable_code=True,
+            disable_git=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+        )
+        return self._wandb.init(
+            project=self._project,
+            dir=self._folder,
+            mode="offline",
+            reinit="create_new",
+            settings=settings,
+            **named,
+        )
+
+    def _log_artifact(self, run: Any, version: str, aliases: list[str], labels: dict[str, str]) -> None:
+        artifact = self._wandb.Artifact(self._project, "model", metadata=labels)
+        with artifact.new_file("version.json") as file:
+            json.dump({"version": version}, file)
+        run.log_artifact(artifact, aliases=aliases)

@@ -1,9 +1,12 @@
-"""Trackers: MLflow in a local file, and that none of them can hold up a training."""
+"""Trackers: MLflow in a local file, W&B offline, and that none of them can hold up a training."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +27,9 @@ from tests.unit.trainer_facts import START
 from trainer.examples import follow_live_version
 from trainer.methods.base import Progress
 from trainer.settings import TrainerSettings
-from trainer.trackers import MOST_WAITING, MlflowTracker, Tracking, build_tracking
+from trainer.trackers import MOST_WAITING, MlflowTracker, Tracking, WandbTracker, build_tracking
+
+ROOT = Path(__file__).parents[2]
 
 
 def version(name: str, verdict: Verdict = "pass") -> Published:
@@ -158,7 +163,7 @@ def test_without_a_tracker_nothing_is_begun() -> None:
     assert tracking._thread is None
 
 
-@pytest.mark.parametrize("name", ["mlflow"])
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_tracker_without_its_extra_is_a_users_mistake(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.trackers.find_spec", lambda _: None)
     with pytest.raises(SettingsError, match=rf"pip install 'clickloop\[{name}\]'"):
@@ -256,6 +261,34 @@ def test_mlflow_told_again_has_everything_once_and_a_live_challenger_is_one_no_l
     assert client.get_registered_model(tracker._name).aliases == {}
 
 
+HUNG = """
+import sys, time
+import trainer.trackers
+from tests.unit.test_trainer_trackers import version
+from trainer.trackers import MlflowTracker, Tracking
+trainer.trackers.CLOSING_SECONDS = 0.5
+tracking = Tracking(lambda: MlflowTracker(sys.argv[1], "default"))
+tracking.published(version("one"))
+time.sleep(0.5)
+print("closing", flush=True)
+tracking.close()
+"""
+
+
+def test_a_process_ends_though_its_mlflow_server_never_answers() -> None:
+    pytest.importorskip("mlflow")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        process = subprocess.Popen([sys.executable, "-c", HUNG, uri], cwd=ROOT, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"closing\n"
+        started = time.monotonic()
+        rest, _ = process.communicate(timeout=60.0)
+    assert process.returncode == 0
+    assert b"tracker left behind" in rest
+    assert time.monotonic() - started < 5.0
+
+
 def test_mlflow_marks_what_failed_in_the_making(uri: str) -> None:
     tracker = MlflowTracker(uri, "default")
     tracker.loss("one", 1, 0.9)
@@ -263,3 +296,34 @@ def test_mlflow_marks_what_failed_in_the_making(uri: str) -> None:
     tracker.failed("never heard of")
     (run,) = tracker._client.search_runs([tracker._experiment])
     assert run.info.status == "FAILED"
+
+
+# W&B
+
+
+@pytest.mark.timeout(120)
+def test_wandb_has_an_offline_run_for_each_version_and_names_the_live_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr("trainer.trackers.CLOSING_SECONDS", 60.0)
+    tracking = Tracking(lambda: WandbTracker("products", tmp_path))
+    tracking.progress("one", Progress("training", 1, 3, 0.9))
+    tracking.published(version("one"))
+    tracking.published(version("bad", "fail"))
+    tracking.live("one")
+    with capture_logs() as logs:
+        tracking.close()
+    assert logs == []
+    runs = {path.name.rsplit("-", 1)[1]: path for path in (tmp_path / "wandb").glob("offline-run-*")}
+    raw = {name: (path / f"run-{name}.wandb").read_bytes() for name, path in runs.items()}
+    assert len(raw) == 3
+    rollout = next(content for name, content in raw.items() if name not in {"one", "bad"})
+    for wanted in (b"loss", b"adapter_epochs", b"mrr_at_10/change", b"s3://models/versions/one", b"challenger"):
+        assert wanted in raw["one"]
+    assert b"clickloop-products" in raw["one"]
+    assert b"champion" not in raw["one"]
+    assert b"challenger" not in raw["bad"]
+    assert b"champion" in rollout
+    assert b"live one" in rollout
