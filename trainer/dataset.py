@@ -293,17 +293,21 @@ def moments(clicks: Clicks, *, share: float, count: int) -> list[tuple[Clicks, C
     the moment leaves the later side, for it says nothing about queries never seen. ``clicks.vectors`` is needed.
     Moments with nothing on one of their sides are left out.
     """
-    rows = np.bincount(clicks.query, minlength=len(clicks.queries))
-    done = np.cumsum(rows) / max(len(clicks), 1)
     found = []
     for number in range(count, 0, -1):
-        first = int(np.searchsorted(done, 1.0 - number * share, side="right"))
-        end = int(np.searchsorted(done, 1.0 - (number - 1) * share, side="right"))
+        first, end = first_after(clicks, number * share), first_after(clicks, (number - 1) * share)
         last = len(clicks.queries) if number == 1 else end
         known, later = clicks.of_queries(range(first)), _unlike(clicks, range(first), range(first, last))
         if len(known) and len(later):
             found.append((known, later))
     return found
+
+
+def first_after(clicks: Clicks, share: float) -> int:
+    """Number of the first query after the moment that leaves the ``share`` of rows behind it."""
+    rows = np.bincount(clicks.query, minlength=len(clicks.queries))
+    done = np.cumsum(rows) / max(len(clicks), 1)
+    return int(np.searchsorted(done, 1.0 - share, side="right"))
 
 
 def unlike(given: Clicks, clicks: Clicks) -> Clicks:

@@ -180,7 +180,7 @@ class Ladder:
             on_text=told.encoding,
         )
         parent, corpus = loaded.parent, loaded.corpus
-        method = method_of(kind, command.strategy)
+        method = method_of(kind, command.strategy, settings)
         past = with_parents(
             past_of(loaded, data, settings, strategy=command.strategy, count=method.moments),
             parent,
@@ -367,6 +367,11 @@ def golden_trial(
         for side in _sides(parent, trained, corpus, asked, told)
     )
     return GoldenTrial(golden.digest, len(golden.judged) - len(judged), before, after)
+
+
+def tried(job: Job, trained: Trained, later: Clicks, told: Told) -> Trial:
+    """What the job made, on what came after its moment."""
+    return measure(later, *_sides(job.parent, trained, job.corpus, later, told))
 
 
 def _sides(parent: Parent, trained: Trained, corpus: Corpus, held: Clicks, told: Told) -> tuple[Side, Side]:
