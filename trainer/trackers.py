@@ -220,9 +220,12 @@ class MlflowTracker:
             ("GIT_PYTHON_REFRESH", "quiet"),
         ):
             os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
+        import mlflow
 
-        self._client = MlflowClient(tracking_uri=uri or None, registry_uri=uri or None)
+        if uri:
+            # Some of its calls look here, whatever a client was made with, and else make a mlflow.db.
+            mlflow.set_tracking_uri(uri)
+        self._client = mlflow.MlflowClient(tracking_uri=uri or None, registry_uri=uri or None)
         self._name = project_of(index)
         experiment = self._client.get_experiment_by_name(self._name)
         self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(self._name)

@@ -289,6 +289,17 @@ def test_a_process_ends_though_its_mlflow_server_never_answers() -> None:
     assert time.monotonic() - started < 5.0
 
 
+def test_mlflow_in_a_folder_leaves_nothing_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.chdir(tmp_path)
+    tracker = MlflowTracker(f"file:{tmp_path}/runs", "default")
+    tracker.published(version("one"))
+    tracker.live("one")
+    assert tracker._client.get_registered_model(tracker._name).aliases.keys() == {"champion"}
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 def test_mlflow_marks_what_failed_in_the_making(uri: str) -> None:
     tracker = MlflowTracker(uri, "default")
     tracker.loss("one", 1, 0.9)
