@@ -28,6 +28,7 @@ from trainer.methods.checkpoint import Checkpoints
 from trainer.methods.towers import NOT_REPRODUCIBLE
 from trainer.model import encode, pick_device
 from trainer.publish import describe, publish, run_name, version_name
+from trainer.ranks import Ranks
 from trainer.settings import TrainerSettings
 from trainer.sharing import shared
 from trainer.strategies import PRESETS, believed_by_parent, method_of
@@ -97,10 +98,11 @@ class Told(Protocol):
 class Ladder:
     """Trains, judges and publishes into one store."""
 
-    def __init__(self, settings: TrainerSettings, store: ModelStore) -> None:
+    def __init__(self, settings: TrainerSettings, store: ModelStore, ranks: Ranks | None = None) -> None:
         self._settings = settings
         self._store = store
-        self.device = pick_device(settings.device)
+        self._ranks = ranks
+        self.device = ranks.device if ranks else pick_device(settings.device)
         self.loader = Loader(store, self.device, seed=settings.seed)
 
     def base(self) -> Manifest:
@@ -179,6 +181,7 @@ class Ladder:
                 trained,
                 deadline(share * left()),
                 checkpoints.of(f"moment-{number + 1}", *self._facts(command, manifest, corpus)),
+                self._ranks,
             )
             trained = await asyncio.to_thread(method.train, job)
             await told.stage(kind, "gate", version=version, message=step)
@@ -224,11 +227,14 @@ class Ladder:
             torch.__version__,
             clickloop.__version__,
             documents,
+            *([self._ranks.place.world] if self._ranks else []),
         ]
 
     def _circumstances(self) -> Notes:
         """On what the bits of the weights depend, beside settings and data."""
         found: Notes = {"device": self.device, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        if self._ranks:
+            found |= {"ranks": self._ranks.place.world, "threads": self._ranks.threads}
         if not self.device.startswith("cpu"):
             found[NOT_REPRODUCIBLE] = f"sums on {self.device} are not made in a fixed order"
         return found
