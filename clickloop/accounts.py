@@ -12,13 +12,30 @@ from clickloop.events import Estimate, GateResult, SplitChanged
 from clickloop.manifest import Manifest
 
 Row = list[str]
+METRIC_NAMES = {
+    "mrr_at_10": "MRR@10",
+    "recall_at_1": "recall@1",
+    "recall_at_5": "recall@5",
+    "recall_at_10": "recall@10",
+    "ndcg_at_10": "nDCG@10",
+}
+"""What people are shown of those of clickloop.evaluation."""
 GATE_COLUMNS = ["metric", "before", "after", "change", "95 % interval"]
 
 
 def gate_rows(gate: GateResult) -> Iterator[Row]:
     """The before/after table, one row a metric."""
     for name, m in gate.metrics.items():
-        yield [name, f"{m.before:.4f}", f"{m.after:.4f}", f"{m.change:+.1%}", f"{m.low:+.1%} to {m.high:+.1%}"]
+        yield _row(name, m)
+    if gate.golden is not None:
+        for name, m in gate.golden.metrics.items():
+            yield _row(f"golden {name}", m)
+    for part in gate.slices:
+        yield _row(f"mrr_at_10 of {part.slice} ({part.queries} queries)", part.mrr_at_10)
+
+
+def _row(name: str, m: Estimate) -> Row:
+    return [name, f"{m.before:.4f}", f"{m.after:.4f}", f"{m.change:+.1%}", f"{m.low:+.1%} to {m.high:+.1%}"]
 
 
 def mrr_of(gate: GateResult | None) -> str:

@@ -35,6 +35,10 @@ BootstrapServers = Annotated[
 TopicPrefix = Annotated[str | None, typer.Option(help="First part of topic names.", show_default="clickloop")]
 Index = Annotated[str | None, typer.Option(help="Name of the index.", show_default="default")]
 
+StoreUrl = Annotated[
+    str | None, typer.Option(help="fsspec URL of the model store.", show_default="file://.clickloop/store")
+]
+
 
 def checked(work: Callable[[], T]) -> T:
     """Do ``work``; a user's mistake ends the process with one line and 2, a failure with one line and 1."""
@@ -71,10 +75,11 @@ def root(
 
 
 def add_commands() -> None:
-    from clickloop import admin, data, replay, versions
+    from clickloop import admin, data, golden, replay, versions
 
     admin.add_to(app)
     versions.add_to(app)
+    golden.add_to(app)
     data.add_to(app)
     replay.add_to(app)
     for point in sorted(entry_points(group="clickloop.commands"), key=lambda p: p.name):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -18,16 +18,21 @@ from clickloop.documents import document_text
 from clickloop.errors import ClickloopError, SettingsError
 from clickloop.events import DocumentChanged
 from clickloop.exporting import COLUMNS, Filter, Shape, collected, read_topics
-from clickloop.files import Format, writer
+from clickloop.files import FORMATS, writer
 from clickloop.generating import example, generate
 from clickloop.importing import AT_ONCE, Rejects, Report, read_files, send
 from clickloop.kafka import Producer
+from clickloop.model_export import MODEL_FORMS, write_model
+from clickloop.model_store import ModelStore
 from clickloop.service import missing
-from clickloop.settings import GenerateSettings, Settings, load_mappings
+from clickloop.settings import ArtifactSettings, GenerateSettings, Settings, load_mappings
 from clickloop.sources import Mapping, Sources
+from clickloop.versions import known
 
 IMPORTED = (topics.QUERIES, topics.CLICKS, topics.RATINGS, topics.DOCUMENTS)
 PROGRESS_SECONDS = 5.0
+
+Choice = TypeVar("Choice", bound=str)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -90,34 +95,91 @@ def import_files(
 
 
 def export(
-    shape: Annotated[Shape, typer.Option("--format", help="What a row is.")],
-    kind: Annotated[Format, typer.Option("--as", help="Kind of file.")] = "jsonl",
+    version: Annotated[str, typer.Argument(help="Version to export; without it, the examples.")] = "",
+    shape: Annotated[Shape | None, typer.Option("--format", help="What a row of the examples is.")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--as", help=f"{', '.join(FORMATS)}; of a version {', '.join(MODEL_FORMS)}."),
+    ] = None,
     since: Annotated[str, typer.Option(help="Only what was served at this time or later (RFC 3339).")] = "",
     until: Annotated[str, typer.Option(help="Only what was served before this time.")] = "",
     min_weight: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least weight of an example.")] = 0.0,
-    output: Annotated[Path | None, typer.Option(help="File; without it standard output.")] = None,
+    quantize: Annotated[bool, typer.Option("--quantize", help="A version's weights in 8 bits.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File; without it standard output. Of a version a new folder, VERSION-FORMAT."),
+    ] = None,
+    store_url: cli.StoreUrl = None,
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
     index: cli.Index = None,
 ) -> None:
-    """Write training data for other trainers: each example's last revision, with its documents' texts."""
+    """Write training data for other trainers: each example's last revision, with its documents' texts.
+
+    With VERSION, write that model for other programs: loaded again and compared before it is there.
+    """
+    if version:
+        of_examples: dict[str, object] = {
+            "--format": shape,
+            "--since": since,
+            "--until": until,
+            "--min-weight": min_weight,
+        }
+        cli.checked(lambda: _refuse(of_examples, "is about examples, and a version is named"))
+        _say(cli.checked(lambda: _export_model(version, _one_of(form, MODEL_FORMS), output, quantize, store_url)))
+        return
+    of_versions: dict[str, object] = {"--quantize": quantize, "--store-url": store_url}
+    cli.checked(lambda: _refuse(of_versions, "is about a version, and none is named"))
+    kind = cli.checked(lambda: _one_of(form or "jsonl", FORMATS))
+    rows = cli.checked(lambda: _shape(shape))
 
     async def work() -> str:
         settings = Settings.load(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
         wanted = Filter(_time("--since", since), _time("--until", until), min_weight)
         with collected(settings.index, Sources(settings.index, load_mappings())) as found:
-            with writer(output, kind, COLUMNS[shape]) as write:
+            with writer(output, kind, COLUMNS[rows]) as write:
                 await read_topics(settings.bootstrap_servers, prefix=settings.topic_prefix, into=found)
                 count = 0
-                for row in found.rows(shape, wanted):
+                for row in found.rows(rows, wanted):
                     write(row)
                     count += 1
             for line in found.unreadable[: Rejects.SHOWN]:
                 _say(line)
             examples, gone = found.counts(wanted)
-        return f"{count:,} {shape} from {examples:,} examples; {gone:,} of them of documents that are not there"
+        return f"{count:,} {rows} from {examples:,} examples; {gone:,} of them of documents that are not there"
 
     _say(cli.finish(work()))
+
+
+def _export_model(version: str, form: str, output: Path | None, quantize: bool, store_url: str | None) -> str:
+    settings = ArtifactSettings.load(store_url=store_url)
+    store = ModelStore(settings.store_url, public_key=settings.public_key)
+    known(store, version)
+    return write_model(store, version, form, output or Path(f"{version}-{form}"), quantize=quantize)
+
+
+def _refuse(options: dict[str, object], reason: str) -> None:
+    for option, value in options.items():
+        if value:
+            raise SettingsError(f"{option} {reason}")
+
+
+def _one_of(form: str | None, known_ones: tuple[Choice, ...]) -> Choice:
+    for one in known_ones:
+        if form == one:
+            return one
+    hint = ""
+    if form in MODEL_FORMS:
+        hint = "; name the version to write a model"
+    elif form in FORMATS:
+        hint = "; leave the version out for examples"
+    raise SettingsError(f"--as {form or '(nothing)'}: choose one of {', '.join(known_ones)}{hint}")
+
+
+def _shape(shape: Shape | None) -> Shape:
+    if shape is None:
+        raise SettingsError(f"--format is needed, one of {', '.join(COLUMNS)}; a model needs its VERSION")
+    return shape
 
 
 def _time(option: str, text: str) -> datetime | None:

@@ -27,17 +27,26 @@ def recall(ranks: Ranks, k: int) -> Floats:
     return (ranks <= k).astype(np.float64)
 
 
+def discounted_gain(ranks: Ranks, k: int = 10) -> Floats:
+    """(n,) 1/log2(rank + 1) where rank <= k, else 0: nDCG@k for one relevant document a query."""
+    return np.where(ranks <= k, 1.0 / np.log2(np.clip(ranks, 1, k) + 1.0), 0.0)
+
+
 def per_query_metrics(ranks: Ranks) -> dict[str, Floats]:
-    """The three figures that every report shows, per query."""
+    """The figures that every report shows, per query."""
     return {
         "mrr_at_10": reciprocal_rank(ranks, 10),
         "recall_at_1": recall(ranks, 1),
         "recall_at_5": recall(ranks, 5),
+        "recall_at_10": recall(ranks, 10),
+        "ndcg_at_10": discounted_gain(ranks, 10),
     }
 
 
-def compare(before: Floats, after: Floats, *, weights: Floats | None = None, seed: int = 0) -> Estimate:
-    """Weighted means of one metric for the same queries, with a 95 % interval of the relative change.
+def compare(
+    before: Floats, after: Floats, *, weights: Floats | None = None, seed: int = 0, confidence: float = 0.95
+) -> Estimate:
+    """Weighted means of one metric for the same queries, with an interval of the relative change.
 
     Paired bootstrap over queries (Efron and Tibshirani 1993, percentile interval): both systems are
     resampled together. Where ``before`` is zero throughout, the change is 0 with an infinite-free interval [0, 0].
@@ -56,5 +65,5 @@ def compare(before: Floats, after: Floats, *, weights: Floats | None = None, see
         pick = rng.integers(0, before.size, before.size)
         base = float(np.dot(before[pick], w[pick]))
         changes[i] = float(np.dot(after[pick], w[pick])) / base - 1.0 if base > 0.0 else 0.0
-    low, high = np.percentile(changes, [2.5, 97.5])
+    low, high = np.quantile(changes, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
     return Estimate(before=b, after=a, change=a / b - 1.0, low=float(low), high=float(high))

@@ -253,11 +253,33 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     high: float
 
 
+class GoldenResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the gate measured on the operators' golden set."""
+
+    digest: str
+    """sha256 of the set, in hex."""
+    queries: Count
+    left_out: Count = 0
+    """Queries none of whose relevant documents are in the index."""
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+
+
+class SliceResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the gate measured on the held-out queries of one domain or difficulty."""
+
+    slice: str
+    queries: Count
+    mrr_at_10: Estimate
+
+
 class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     verdict: Verdict
     queries: Count
     metrics: dict[str, Estimate] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
+    golden: GoldenResult | None = None
+    slices: list[SliceResult] = field(default_factory=list)
+    """Those with queries enough to say something, the worst first."""
 
 
 class Lineage(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -271,6 +271,30 @@ class ModelStore:
             )
             return self.publish(Path(scratch), manifest)
 
+    def read(self, name: str) -> bytes | None:
+        """An object beside the versions, None where there is none. Raises ArtifactError."""
+        try:
+            self._fs.invalidate_cache()
+            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ArtifactError(f"{self.url}/{name} can't be read: {error}") from error
+
+    def write(self, name: str, raw: bytes) -> None:
+        """Put such an object in the place of what was there, whole. Raises ArtifactError."""
+        path = f"{self._root}/{name}"
+        try:
+            self._fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+            if self._is_local:
+                temporary = Path(f"{path}.{uuid4().hex}")
+                temporary.write_bytes(raw)
+                temporary.rename(path)
+            else:
+                self._fs.pipe_file(path, raw)
+        except OSError as error:
+            raise ArtifactError(f"{self.url}/{name} can't be written: {error}") from error
+
     def created(self, version: str) -> datetime:
         """When the version was complete, by the store's clock. Raises ArtifactError."""
         try:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clickloop import cli, codec
+from clickloop.accounts import METRIC_NAMES
 from clickloop.errors import SettingsError
 from clickloop.events import Estimate, VersionKind
 from clickloop.recorded import (
@@ -38,7 +39,6 @@ from clickloop.service import missing
 from clickloop.settings import Settings, load_mappings
 from clickloop.sources import Sources
 
-METRICS = {"mrr_at_10": "MRR@10", "recall_at_1": "recall@1", "recall_at_5": "recall@5", "ndcg_at_10": "nDCG@10"}
 SHOWN_ROWS = 10
 """Rows that can't be used are told one by one up to here, and counted beyond."""
 
@@ -185,7 +185,7 @@ def shown_metrics(rung: RungResult) -> dict[str, Estimate]:
 
 def _rung(rung: RungResult) -> dict[str, Any]:
     unknown: dict[str, Any] = {
-        name: {"before": None, "after": None, "change": 0.0, "low": 0.0, "high": 0.0} for name in METRICS
+        name: {"before": None, "after": None, "change": 0.0, "low": 0.0, "high": 0.0} for name in METRIC_NAMES
     }
     gate: dict[str, Any] | None = None
     if rung.gate is not None:
@@ -214,7 +214,7 @@ def _title(outcome: Outcome) -> str:
 
 def _cells(rung: RungResult) -> list[tuple[str, ...]]:
     return [
-        (METRICS.get(name, name), f"{e.before:.3f}", f"{e.after:.3f}", f"{e.change:+.1%}",
+        (METRIC_NAMES.get(name, name), f"{e.before:.3f}", f"{e.after:.3f}", f"{e.change:+.1%}",
          f"{e.low:+.1%} to {e.high:+.1%}")
         for name, e in shown_metrics(rung).items()
     ]  # fmt: skip

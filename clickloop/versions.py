@@ -25,9 +25,6 @@ from clickloop.settings import ArtifactSettings
 
 versions_app = typer.Typer(help="List, compare, verify and prune model versions.", no_args_is_help=True)
 
-StoreUrl = Annotated[
-    str | None, typer.Option(help="fsspec URL of the model store.", show_default="file://.clickloop/store")
-]
 Version = Annotated[str, typer.Argument(help="Name from 'versions list'.")]
 
 
@@ -64,7 +61,7 @@ def _manifests(store: ModelStore) -> dict[str, Manifest]:
 
 
 @versions_app.command("list")
-def versions_list(store_url: StoreUrl = None, as_json: Json = False) -> None:
+def versions_list(store_url: cli.StoreUrl = None, as_json: Json = False) -> None:
     """Show the versions that the store holds, oldest first."""
     store, _ = _open(store_url)
     found = cli.checked(lambda: _manifests(store))
@@ -95,7 +92,7 @@ def _json(manifest: Manifest, **more: Any) -> str:
 
 
 @versions_app.command("show")
-def versions_show(version: Version, store_url: StoreUrl = None, as_json: Json = False) -> None:
+def versions_show(version: Version, store_url: cli.StoreUrl = None, as_json: Json = False) -> None:
     """Show what a version is made of, where it comes from, and what the gate measured, before and after."""
     store, _ = _open(store_url)
     manifest = cli.checked(lambda: known(store, version))
@@ -119,7 +116,7 @@ def _say(lines: Iterable[tuple[str, str]]) -> None:
 @versions_app.command("lineage")
 def versions_lineage(
     version: Version,
-    store_url: StoreUrl = None,
+    store_url: cli.StoreUrl = None,
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
     as_json: Json = False,
@@ -170,7 +167,7 @@ async def _splits(settings: ArtifactSettings) -> list[SplitChanged]:
 def versions_diff(
     version: Version,
     other: Annotated[str, typer.Argument(help="The version to compare it with.")],
-    store_url: StoreUrl = None,
+    store_url: cli.StoreUrl = None,
     as_json: Json = False,
 ) -> None:
     """Show the settings, the lineage and the gate's figures in which two versions differ."""
@@ -185,7 +182,7 @@ def versions_diff(
 
 
 @versions_app.command("verify")
-def versions_verify(version: Version, store_url: StoreUrl = None) -> None:
+def versions_verify(version: Version, store_url: cli.StoreUrl = None) -> None:
     """Fetch a version and check every digest, and the signature where a public key is set."""
     store, _ = _open(store_url)
     cli.checked(lambda: known_name(version))
@@ -205,7 +202,7 @@ def known_name(version: str) -> None:
 @versions_app.command("publish-base")
 def versions_publish_base(
     base_model: Annotated[str | None, typer.Option(help="sentence-transformers name or folder.")] = None,
-    store_url: StoreUrl = None,
+    store_url: cli.StoreUrl = None,
     private_key: Annotated[
         str, typer.Option(help="Ed25519 private key, base64, to sign with.", envvar="CLICKLOOP_PRIVATE_KEY")
     ] = "",
@@ -228,7 +225,7 @@ def versions_prune(
         typer.Option(help="Version that gets traffic, in place of what the splits say. Repeatable."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
-    store_url: StoreUrl = None,
+    store_url: cli.StoreUrl = None,
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
     index: cli.Index = None,

@@ -10,10 +10,11 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from clickloop.accounts import METRIC_NAMES
 from clickloop.evaluation import Ranks, compare, per_query_metrics
 from clickloop.events import Estimate, ModelVersionPublished, VersionKind
 
-METRIC_NAMES = {"mrr_at_10": "MRR@10", "recall_at_1": "recall@1", "recall_at_5": "recall@5"}
+METRICS = ("mrr_at_10", "recall_at_1", "recall_at_5")
 
 
 @dataclass
@@ -77,7 +78,7 @@ def _figures(estimate: Estimate) -> dict[str, float]:
 def estimates(before: Ranks, after: Ranks) -> dict[str, Estimate]:
     """Each metric before and after, on the same queries."""
     first, second = per_query_metrics(before), per_query_metrics(after)
-    return {name: compare(first[name], second[name]) for name in first}
+    return {name: compare(first[name], second[name]) for name in METRICS}
 
 
 def rung_of(event: ModelVersionPublished, *, first_answer: float | None) -> Rung:

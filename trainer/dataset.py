@@ -25,6 +25,8 @@ RATED = 3.0
 """How many clicks a good rating is worth: hardly any is given by mistake, where one click in four or five is."""
 BELIEVED = 0.5
 """Clicks that are trusted less don't tell where people look."""
+DOMAIN = "domain "
+"""How the names of the slices begin that an app has named by itself."""
 _BLOCK = 512
 NEAR_DUPLICATE = 0.97
 """Queries whose vectors have at least this cosine are one query in other words, e.g. a plural or a typo."""
@@ -63,6 +65,8 @@ class Clicks:
     """How many positive examples the rows were made from."""
     skipped: dict[int, list[int]] = field(default_factory=dict)
     """Query index → documents that were shown above a click and skipped, or rated low."""
+    labels: dict[int, frozenset[str]] = field(default_factory=dict)
+    """Query index → the slices that it belongs to, by its clicks' domains and difficulties."""
     vectors: Vectors = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     """(queries, dim) float32: the parent's encoder's, normalised, without the adapter; empty until known"""
 
@@ -89,6 +93,7 @@ class Clicks:
             evidence=self.evidence[rows],
             examples=round(self.examples * share),
             skipped={int(number[q]): d for q, d in self.skipped.items() if number[q] >= 0},
+            labels={int(number[q]): of_it for q, of_it in self.labels.items() if number[q] >= 0},
             vectors=self.vectors[kept] if len(self.vectors) else self.vectors,
         )
 
@@ -128,6 +133,7 @@ def prepare(
     known: dict[str, int] = {}
     rows: dict[tuple[int, int], list[float]] = {}
     skipped: dict[int, dict[int, None]] = {}
+    labelled: dict[int, set[str]] = {}
     made: list[ExampleFormed] = []
     unknown = positives = 0
     newest: datetime | None = None
@@ -159,6 +165,7 @@ def prepare(
             row[0] += evidence * correction
             row[1] += evidence
             positives += 1
+            labelled.setdefault(query, set()).update(slices_of(example))
         skipped.setdefault(query, {}).update(dict.fromkeys(negatives))
     ordered = sorted(rows)
     pairs = np.asarray(ordered, dtype=np.int64).reshape(-1, 2)
@@ -172,9 +179,16 @@ def prepare(
         evidence=weights[:, 1],
         examples=positives,
         skipped={q: kept for q, docs in skipped.items() if (kept := [d for d in docs if (q, d) not in clicked])},
+        labels={query: frozenset(names) for query, names in labelled.items() if names},
     )
     synthetic = _synthetic(made, position)
     return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown)
+
+
+def slices_of(example: ExampleFormed) -> list[str]:
+    """Names of the slices that an example's query belongs to."""
+    domain = [f"{DOMAIN}{example.domain}"] if example.domain else []
+    return domain + ([f"difficulty {example.difficulty}"] if example.difficulty else [])
 
 
 def _synthetic(made: Sequence[ExampleFormed], position: Mapping[str, int]) -> Clicks:

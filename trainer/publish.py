@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from clickloop.accounts import gate_rows
 from clickloop.events import GateResult, Lineage, ModelVersionPublished, VersionKind
 from clickloop.model_store import Manifest, ModelStore, Published
 from trainer.methods.base import Parent, Trained
@@ -131,10 +132,7 @@ def model_card(manifest: Manifest) -> str:
         lines += [f"Verdict: **{gate.verdict}**, on {gate.queries} held-out queries."]
         lines += [f"- {reason}" for reason in gate.reasons]
         lines += ["", "| metric | before | after | change | 95 % interval |", "| --- | --- | --- | --- | --- |"]
-        lines += [
-            f"| {name} | {m.before:.4f} | {m.after:.4f} | {m.change:+.1%} | {m.low:+.1%} to {m.high:+.1%} |"
-            for name, m in gate.metrics.items()
-        ]
+        lines += [f"| {' | '.join(row)} |" for row in gate_rows(gate)]
     lines += [
         "",
         "## Examples",
@@ -156,6 +154,7 @@ def _usage(manifest: Manifest) -> list[str]:
     elif manifest.kind == "query_encoder":
         steps.append("Where `adapter.safetensors` is there: query vector = normalise(weight @ e + bias).")
     steps.append(f"Compare with documents of space `{manifest.space}` only.")
+    steps.append(f"Or `clickloop export {manifest.version} --as sentence-transformers`, which does 1 and 2.")
     return [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
 
 

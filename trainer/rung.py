@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 
 import clickloop
 from clickloop.commands import Retrain, Strategy
 from clickloop.errors import TrainingError
 from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
+from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
 from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
 from trainer.examples import Document
-from trainer.gate import LADDER_MARGIN, Side, Thresholds, Trial, judge, measure
+from trainer.gate import LADDER_MARGIN, GoldenTrial, Side, Thresholds, Trial, judge, measure
 from trainer.loading import Loaded, Loader
 from trainer.methods.base import Job, Notes, Parent, Progress, Trained, deadline
 from trainer.methods.checkpoint import Checkpoints
 from trainer.methods.towers import NOT_REPRODUCIBLE
-from trainer.model import encode, pick_device
+from trainer.model import Adapter, encode, pick_device
 from trainer.publish import describe, publish, run_name, version_name
 from trainer.ranks import Ranks
 from trainer.settings import TrainerSettings
 from trainer.sharing import shared
 from trainer.strategies import PRESETS, believed_by_parent, method_of
+from trainer.truth import DEPTH, Truth, top
 
 COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 80.0}
 """How the budget is shared among a command's rungs, as measured on CPUs."""
@@ -74,6 +77,18 @@ def data_of(
     )
     share = replayed / len(examples) if replayed else 0.0
     return Data(prepared, documents, given, list(ranges), replayed, share)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of the past at which a rung is tried."""
+
+    known: Clicks
+    """What is trained on."""
+    later: Clicks
+    """What judges it."""
+    parent: Parent
+    """As it was then."""
 
 
 class Told(Protocol):
@@ -121,8 +136,10 @@ class Ladder:
         left = deadline(command.budget_seconds)
         margin = 0.0
         data: Data | None = None
+        below: dict[int, Adapter] = {}
         for number, kind in enumerate(command.kinds):
             version = version_name(kind, command.command_id)
+            then: dict[int, Adapter] = {}
             if self._store.has(version):
                 published = self._store.published(version)
             else:
@@ -130,13 +147,13 @@ class Ladder:
                     data = await read()
                     check_enough(data, self._settings, first=parent.parent is None)
                 share = COST[kind] / sum(COST[k] for k in command.kinds[number:])
-                published = await self._train(
-                    command, kind, version, parent, data, told, margin=margin, seconds=share * left()
+                published, then = await self._train(
+                    command, kind, version, parent, data, told, below, margin=margin, seconds=share * left()
                 )
             yield published
             gate = published.manifest.gate
             if gate is not None and gate.verdict == "pass":
-                parent, margin = published.manifest, LADDER_MARGIN
+                parent, margin, below = published.manifest, LADDER_MARGIN, then
 
     async def _train(
         self,
@@ -146,10 +163,13 @@ class Ladder:
         manifest: Manifest,
         data: Data,
         told: Told,
+        below: Mapping[int, Adapter],
         *,
         margin: float,
         seconds: float,
-    ) -> Published:
+    ) -> tuple[Published, dict[int, Adapter]]:
+        """The rung and, where it is but an adapter, what it was with so many moments to go; ``below`` is that of
+        the rung below."""
         settings = self._settings
         await told.stage(kind, "encoding", version=version)
         loaded = await asyncio.to_thread(
@@ -162,18 +182,22 @@ class Ladder:
         )
         parent, corpus = loaded.parent, loaded.corpus
         method = method_of(kind, command.strategy)
-        past = past_of(loaded, data, settings, strategy=command.strategy, count=method.moments)
+        past = with_parents(
+            past_of(loaded, data, settings, strategy=command.strategy, count=method.moments),
+            parent,
+            below if manifest.lineage.command_id == command.command_id else None,
+        )
         started = time.monotonic()
         checkpoints = Checkpoints(settings.work_dir, version)
-        trained, trials = Trained(), list[Trial]()
+        trained, trials, then = Trained(), list[Trial](), dict[int, Adapter]()
         left = deadline(seconds)
-        for number, (known, later) in enumerate(past):
+        for number, moment in enumerate(past):
             step = f"moment {number + 1} of {len(past)}"
             await told.stage(kind, "training", version=version, message=step)
-            share = TRAINING_SHARE[kind] * len(known) / sum(len(k) for k, _ in past[number:])
+            share = TRAINING_SHARE[kind] * len(moment.known) / sum(len(m.known) for m in past[number:])
             job = Job(
-                parent,
-                known,
+                moment.parent,
+                moment.known,
                 corpus,
                 loaded.domain,
                 settings.seed,
@@ -185,11 +209,21 @@ class Ladder:
             )
             trained = await asyncio.to_thread(method.train, job)
             await told.stage(kind, "gate", version=version, message=step)
-            if len(later):
-                before, after = await asyncio.to_thread(_sides, parent, trained, corpus, later, told)
-                trials.append(await asyncio.to_thread(measure, later, before, after))
-        thresholds = Thresholds(settings.gate_min_queries, settings.gate_max_lost_recall)
-        gate = await asyncio.to_thread(judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin)
+            if len(moment.later):
+                before, after = await asyncio.to_thread(_sides, moment.parent, trained, corpus, moment.later, told)
+                trials.append(await asyncio.to_thread(measure, moment.later, before, after))
+            if trained.adapter and trained.encoder is None:
+                then[len(past) - 1 - number] = trained.adapter
+        golden = await asyncio.to_thread(golden_trial, self._golden(), parent, trained, corpus, told)
+        thresholds = Thresholds(
+            settings.gate_min_queries,
+            settings.gate_max_lost_recall,
+            settings.gate_max_golden_loss,
+            settings.gate_max_domain_loss,
+        )
+        gate = await asyncio.to_thread(
+            judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin, golden=golden
+        )
 
         await told.stage(kind, "publishing", version=version, verdict=gate.verdict)
         lineage = Lineage(
@@ -197,7 +231,7 @@ class Ladder:
             run_id=run_name(command.command_id),
             strategy=command.strategy,
             ranges=data.ranges or command.ranges,
-            examples=known.examples,
+            examples=past[-1].known.examples,
             documents=len(corpus),
             base_model=settings.base_model,
             settings=settings.for_lineage()
@@ -214,7 +248,7 @@ class Ladder:
             await asyncio.to_thread(self.loader.keep, version, corpus.documents, after.documents)
         published = await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
         checkpoints.remove()
-        return published
+        return published, then
 
     def _facts(self, command: Retrain, parent: Manifest, corpus: Corpus) -> list[object]:
         """What must be the same for a checkpoint to fit, beside what the method knows itself."""
@@ -229,6 +263,10 @@ class Ladder:
             documents,
             *([self._ranks.place.world] if self._ranks else []),
         ]
+
+    def _golden(self) -> GoldenSet:
+        """As it is now: operators may have changed it since the last run."""
+        return read_golden(self._store, self._settings.index)
 
     def _circumstances(self) -> Notes:
         """On what the bits of the weights depend, beside settings and data."""
@@ -263,6 +301,25 @@ def past_of(
     return [(after_synthetic(loaded.synthetic, shared(known, cap=cap)), later) for known, later in past]
 
 
+def with_parents(
+    past: Sequence[tuple[Clicks, Clicks]], parent: Parent, below: Mapping[int, Adapter] | None
+) -> list[Moment]:
+    """The moments with the parent as it was at each.
+
+    A parent of the same command has by now learnt from what came after the earlier moments, and nothing could beat
+    it there. ``below`` has what it was with so many moments to go; without that, only the last moment is left. It
+    is None for a parent of another command.
+    """
+    found = list[Moment]()
+    for number, (known, later) in enumerate(past):
+        to_go = len(past) - 1 - number
+        if not to_go or below is None:
+            found.append(Moment(known, later, parent))
+        elif to_go in below:
+            found.append(Moment(known, later, replace(parent, adapter=below[to_go])))
+    return found
+
+
 def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
     """Raises TrainingError where nothing, or only noise, could be learnt from so little.
 
@@ -287,6 +344,26 @@ def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
             f"{prepared.positives} of {total} examples are positive, a share of "
             f"{settings.min_positive_share:g} is needed (min_positive_share)"
         )
+
+
+def golden_trial(
+    golden: GoldenSet, parent: Parent, trained: Trained, corpus: Corpus, told: Told
+) -> GoldenTrial | None:
+    """The golden set as parent and candidate answer it; None where it has no query for this corpus."""
+    judged = golden.within({document.doc_id for document in corpus.documents})
+    if not judged:
+        return None
+    texts = [one.query for one in judged]
+    none = np.zeros(0, dtype=np.int64)
+    of_parent = encode(parent.query_encoder, texts, on_batch=lambda n: told.encoding(n, len(texts)))
+    no_weight = np.zeros(0, dtype=np.float32)
+    asked = Clicks(texts, none, none, no_weight, no_weight, vectors=of_parent)
+    truth = Truth(judged, corpus.documents)
+    before, after = (
+        truth.of_top(top(side.queries, side.documents, DEPTH))
+        for side in _sides(parent, trained, corpus, asked, told)
+    )
+    return GoldenTrial(golden.digest, len(golden.judged) - len(judged), before, after)
 
 
 def _sides(parent: Parent, trained: Trained, corpus: Corpus, held: Clicks, told: Told) -> tuple[Side, Side]:

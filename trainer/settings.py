@@ -54,6 +54,13 @@ class TrainerSettings(ArtifactSettings):
         0.1, ge=0.0, le=1.0, description="share of surely wanted documents that a version may lose from its top 10"
     )
 
+    gate_max_golden_loss: float = Field(
+        0.01, ge=0.0, le=1.0, description="share of its parent's MRR on the golden set that a version may lose"
+    )
+    gate_max_domain_loss: float = Field(
+        0.03, ge=0.0, le=1.0, description="share of its parent's MRR on one domain that it may lose beyond chance"
+    )
+
     position_bias: Correction = Field(
         "estimated",
         description="how clicks are corrected for their position: estimated from swaps, inverse_rank, or off",
@@ -87,5 +94,7 @@ class TrainerSettings(ArtifactSettings):
             "shared_evidence": self.shared_evidence,
             "holdout_share": self.holdout_share,
             "gate_min_queries": self.gate_min_queries,
+            "gate_max_golden_loss": self.gate_max_golden_loss,
+            "gate_max_domain_loss": self.gate_max_domain_loss,
             "gate_max_lost_recall": self.gate_max_lost_recall,
         }

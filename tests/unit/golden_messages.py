@@ -300,6 +300,28 @@ GOLDEN["ExampleFormed.v1-3"] = replace(
     propensity=0.0022,
     swapped=2,
 )
+GOLDEN["ModelVersionPublished.v1-2"] = replace(
+    GOLDEN["ModelVersionPublished.v1"],
+    gate=e.GateResult(
+        verdict="fail",
+        queries=120,
+        metrics={"mrr_at_10": e.Estimate(before=0.427, after=0.453, change=0.061, low=0.02, high=0.1)},
+        reasons=["the golden set fell"],
+        golden=e.GoldenResult(
+            digest="ab" * 32,
+            queries=40,
+            left_out=2,
+            metrics={"mrr_at_10": e.Estimate(before=0.8, after=0.76, change=-0.05, low=-0.11, high=0.01)},
+        ),
+        slices=[
+            e.SliceResult(
+                slice="domain shoes",
+                queries=60,
+                mrr_at_10=e.Estimate(before=0.4, after=0.38, change=-0.05, low=-0.1, high=0.02),
+            )
+        ],
+    ),
+)
 GOLDEN["DriftMeasured.v1-3"] = replace(
     GOLDEN["DriftMeasured.v1-2"], slices=[e.SliceCounts(examples=310, domain="shoes", difficulty="hard")]
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -195,3 +196,15 @@ def test_examples_are_counted_by_label_for_the_minimums():
         documents(3),
     )
     assert (prepared.positives, prepared.negatives, prepared.unknown_documents) == (3, 1, 1)
+
+
+def test_a_query_belongs_to_the_slices_of_its_clicks_also_after_time_is_cut():
+    made = [
+        msgspec.structs.replace(example(f"query number {n}", "d0001", number=n), domain="shoes", difficulty="hard")
+        for n in range(3)
+    ]
+    made[2] = msgspec.structs.replace(made[2], domain="", difficulty=None)
+    clicks = prepare(made, documents(3)).clicks
+    both = frozenset({"domain shoes", "difficulty hard"})
+    assert clicks.labels == {0: both, 1: both}
+    assert clicks.of_queries([1, 2]).labels == {0: both}

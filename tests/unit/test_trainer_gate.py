@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from clickloop.events import Estimate
+from clickloop.events import Estimate, GateResult
 from tests.unit.trainer_facts import world
-from trainer.gate import LADDER_MARGIN, Side, Thresholds, decide, judge, measure
+from trainer.gate import LADDER_MARGIN, GoldenTrial, Side, Thresholds, decide, judge, measure
 from trainer.model import Vectors, normalised
 
 THRESHOLDS = Thresholds(min_queries=50, max_lost_recall=0.1)
@@ -112,3 +112,92 @@ def test_on_top_of_a_rung_that_has_just_passed_level_is_enough_and_behind_is_not
     assert says(-0.001, -0.012, 0.02, LADDER_MARGIN) == "inconclusive", "it must be at least level"
     assert says(0.005, -0.03, 0.04, LADDER_MARGIN) == "inconclusive", "too few clicks to rule the margin out"
     assert says(-0.03, -0.05, -0.01, LADDER_MARGIN) == "fail"
+
+
+# The golden set and slices
+
+
+def golden(change: float, *, queries: int = 20) -> GoldenTrial:
+    before = np.full(queries, 0.5)
+    return GoldenTrial("ab" * 32, 3, {"mrr_at_10": before}, {"mrr_at_10": before * (1.0 + change)})
+
+
+def test_what_loses_more_than_a_hundredth_on_the_golden_set_fails_whatever_the_clicks_say():
+    clicks, corpus = world()
+    before = Side(clicks.vectors, corpus.vectors)
+    after = Side(turned(clicks.vectors, corpus.vectors, 0.5), corpus.vectors)
+    trial = measure(clicks, before, after)
+
+    def says(change: float) -> GateResult:
+        return judge([trial], thresholds=THRESHOLDS, seed=0, golden=golden(change))
+
+    assert [says(c).verdict for c in (0.2, 0.0, -0.009, -0.011)] == ["pass", "pass", "pass", "fail"]
+    failed = says(-0.2)
+    assert failed.reasons[0] == "MRR@10 -20.0% on the 20 queries of the golden set, at most 1.0% may be lost"
+    assert failed.golden is not None
+    assert (failed.golden.digest, failed.golden.queries, failed.golden.left_out) == ("ab" * 32, 20, 3)
+    assert judge([], thresholds=THRESHOLDS, seed=0, golden=golden(-0.2)).verdict == "fail"
+    assert judge([], thresholds=THRESHOLDS, seed=0, golden=golden(0.2)).verdict == "inconclusive"
+
+
+def sliced(*, hurt: range, label: range, name: str = "domain shoes") -> GateResult:
+    """A candidate that is much better but for the queries in ``hurt``; those in ``label`` are a slice."""
+    clicks, corpus = world(queries=800)
+    queries = turned(clicks.vectors, corpus.vectors, 0.8)
+    queries[list(hurt)] = normalised(clicks.vectors[list(hurt)] - 0.4 * corpus.vectors[list(hurt)])
+    labels = {q: frozenset({name}) if q in label else frozenset({"domain books"}) for q in range(800)}
+    trial = measure(
+        replace(clicks, labels=labels), Side(clicks.vectors, corpus.vectors), Side(queries, corpus.vectors)
+    )
+    return judge([trial], thresholds=THRESHOLDS, seed=0)
+
+
+def test_a_slice_that_gets_worse_beyond_chance_fails_a_version_that_is_better_on_the_whole():
+    result = sliced(hurt=range(150), label=range(150))
+    assert result.metrics["mrr_at_10"].low > 0.0
+    assert result.verdict == "fail"
+    assert result.reasons[0].startswith("domain shoes: MRR@10 -")
+    assert [one.slice for one in result.slices] == ["domain shoes", "domain books"]
+    assert sliced(hurt=range(0), label=range(150)).verdict == "pass"
+
+
+def test_what_was_easy_for_the_parent_may_get_worse():
+    result = sliced(hurt=range(150), label=range(150), name="difficulty easy")
+    assert result.slices[0].slice == "difficulty easy"
+    assert result.slices[0].mrr_at_10.high < 0.0
+    assert result.verdict == "pass"
+
+
+def test_the_more_domains_there_are_the_less_does_one_of_them_tell():
+    clicks, corpus = world(queries=800)
+    side = Side(clicks.vectors, corpus.vectors)
+
+    def width(domains: int) -> float:
+        labels = {q: frozenset({f"domain {q % 8 if q % 8 < domains - 1 else 7}"}) for q in range(800)}
+        trial = measure(
+            replace(clicks, labels=labels), side, Side(turned(clicks.vectors, corpus.vectors, 0.3), corpus.vectors)
+        )
+        [one] = [s for s in judge([trial], thresholds=THRESHOLDS, seed=0).slices if s.slice == "domain 0"]
+        return one.mrr_at_10.high - one.mrr_at_10.low
+
+    assert width(2) < width(4) < width(8)
+
+
+def test_a_slice_of_a_few_queries_says_nothing():
+    result = sliced(hurt=range(30), label=range(30))
+    assert result.verdict == "pass"
+    assert [one.slice for one in result.slices] == ["domain books"]
+
+
+def test_the_figures_are_those_that_were_promised():
+    clicks, corpus = world()
+    side = Side(clicks.vectors, corpus.vectors)
+    result = judge([measure(clicks, side, side)], thresholds=THRESHOLDS, seed=0)
+    names = {"recall_at_1", "recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10", "pair_similarity"}
+    assert set(result.metrics) == names
+    near = (clicks.vectors[clicks.query] * corpus.vectors[clicks.document]).sum(axis=1)
+    per_query = {q: np.average(near[clicks.query == q], weights=clicks.weight[clicks.query == q])
+                 for q in set(clicks.query.tolist())}  # fmt: skip
+    weights = [clicks.weight[clicks.query == q].sum() for q in per_query]
+    mean = np.average(list(per_query.values()), weights=weights)
+    assert abs(result.metrics["pair_similarity"].before - mean) < 1e-6

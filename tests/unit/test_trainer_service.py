@@ -17,8 +17,10 @@ from clickloop.events import (
     OffsetRange,
     TrainingProgressed,
 )
+from clickloop.golden import GoldenSet, write_golden
 from clickloop.kafka import Follower, Producer, Record, end_offsets
 from clickloop.model_store import ModelStore
+from clickloop.recorded import Judged
 from tests.conftest import Broker
 from tests.unit.trainer_facts import START, example
 from trainer.service import Trainer, build_trainer
@@ -115,6 +117,25 @@ async def test_a_command_done_twice_publishes_one_version_and_announces_it_twice
     assert stages[0] == "reading"
     assert stages.count("done") == 2
     assert {"training", "gate", "publishing"} <= set(stages)
+
+
+@pytest.mark.timeout(120)
+async def test_the_gate_tries_what_operators_have_put_into_the_golden_set(broker: Broker, tmp_path: Path):
+    ranges = await filled(broker)
+    here, gone = Judged(f"{NAMES[0]} please", {"d0": 1.0, "d77": 2.0}), Judged("of another time", {"d99": 1.0})
+    golden = GoldenSet([here, gone])
+    write_golden(ModelStore(f"file://{tmp_path}/store"), "default", golden)
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        assert await trainer.handle(command(ranges))
+    [announced] = [m for m in await sent(broker, topics.MODEL_VERSIONS) if isinstance(m, ModelVersionPublished)]
+    assert announced.gate is not None
+    result = announced.gate.golden
+    assert result is not None
+    assert (result.digest, result.queries, result.left_out) == (golden.digest, 1, 1)
+    assert result.metrics["mrr_at_10"].before > 0.0
+    folder = tmp_path / "store" / "versions" / announced.version
+    assert "golden mrr_at_10" in (folder / "README.md").read_text()
 
 
 async def test_a_command_that_cannot_be_done_is_reported_and_the_trainer_goes_on(broker: Broker, tmp_path: Path):

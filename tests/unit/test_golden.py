@@ -1,0 +1,92 @@
+"""The golden set: operators say what must be found, and no version that loses on it passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from clickloop.errors import ArtifactError
+from clickloop.golden import GoldenSet, golden_app, read_golden
+from clickloop.model_store import ModelStore
+from clickloop.recorded import Judged
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelStore:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLICKLOOP_CONFIG", raising=False)
+    return ModelStore(f"file://{tmp_path}/store")
+
+
+def golden(store: ModelStore, *arguments: str) -> Result:
+    return CliRunner().invoke(golden_app, [*arguments, "--store-url", store.url])
+
+
+def test_queries_are_added_listed_replaced_and_removed(store: ModelStore, tmp_path: Path) -> None:
+    assert golden(store, "list").stdout == ""
+    assert golden(store, "add", "red shoes", "--document", "d1", "--document", "d2=0.5").exit_code == 0
+    golden(store, "add", "blue shoes", "--document", "a=b=3")
+    done = golden(store, "add", " Red  SHOES!", "--document", "d9")
+    assert done.stdout == "0 added, 1 replaced; the golden set of default has 2 queries\n"
+    assert golden(store, "list").stdout == " Red  SHOES!\td9\t-\nblue shoes\ta=b=3\t-\n"
+    lines = [json.loads(line) for line in golden(store, "list", "--json").stdout.splitlines()]
+    assert lines[1] == {"query": "blue shoes", "relevant": {"a=b": 3.0}, "slice": None}
+    assert golden(store, "remove", "blue shoes").exit_code == 0
+    assert [one.query for one in read_golden(store, "default").judged] == [" Red  SHOES!"]
+    assert [p.name for p in (tmp_path / "store" / "golden").iterdir()] == ["default.jsonl"]
+
+
+def test_each_index_has_its_own(store: ModelStore) -> None:
+    golden(store, "add", "red shoes", "--document", "d1", "--index", "shop")
+    assert read_golden(store, "default").judged == []
+    assert len(read_golden(store, "shop").judged) == 1
+
+
+def test_a_file_is_added_whole_or_not_at_all(store: ModelStore, tmp_path: Path) -> None:
+    good = '{"query": "red shoes", "relevant": {"d1": 1, "d2": 2}, "slice": "shoes"}\n'
+    (tmp_path / "good.jsonl").write_text(good + good.replace("red", "blue"))
+    (tmp_path / "bad.jsonl").write_text(good.replace("red", "green") + '{"query": "x", "relevant": {"d": 0}}\n')
+    assert "2 added" in golden(store, "add", "--file", "good.jsonl").stdout
+    done = golden(store, "add", "--file", "bad.jsonl")
+    assert done.exit_code == 2
+    assert done.stderr == "clickloop: bad.jsonl:2: 'x': document 'd' with grade 0; a grade is above 0\n"
+    assert len(read_golden(store, "default").judged) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["add"],
+        ["add", "q"],
+        ["add", "?!", "--document", "d"],
+        ["add", "q", "--document", "d=nan"],
+        ["add", "q", "--document", "d=-1"],
+        ["add", "q", "--document", "=1"],
+        ["add", "q", "--file", "x.jsonl"],
+        ["add", "--file", "nowhere.jsonl"],
+        ["add", "--file", "x.txt"],
+        ["remove", "not there"],
+    ],
+    ids=" ".join,
+)
+def test_what_makes_no_sense_is_one_line_and_2(arguments: list[str], store: ModelStore) -> None:
+    golden(store, "add", "kept", "--document", "d")
+    done = golden(store, *arguments)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert [one.query for one in read_golden(store, "default").judged] == ["kept"]
+
+
+def test_a_set_that_was_harmed_is_told_and_not_taken_for_an_empty_one(store: ModelStore) -> None:
+    store.write("golden/default.jsonl", b'{"query": "x"\n')
+    with pytest.raises(ArtifactError, match="no golden set"):
+        read_golden(store, "default")
+    assert golden(store, "list").exit_code == 1
+
+
+def test_the_digest_names_the_content_and_what_is_not_there_is_left_out() -> None:
+    one, other = Judged("a", {"d1": 1.0, "d2": 1.0}), Judged("b", {"d3": 1.0})
+    assert GoldenSet([one, other]).digest != GoldenSet([one]).digest
+    assert GoldenSet([one, other]).within({"d1"}) == [Judged("a", {"d1": 1.0})]
