@@ -21,6 +21,7 @@ from clickloop.errors import TrainingError
 from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
 from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
+from trainer.cost import cost_of
 from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
 from trainer.examples import Document
 from trainer.gate import LADDER_MARGIN, GoldenTrial, Side, Thresholds, Trial, judge, measure
@@ -220,9 +221,12 @@ class Ladder:
             settings.gate_max_lost_recall,
             settings.gate_max_golden_loss,
             settings.gate_max_domain_loss,
+            settings.gate_max_slowdown,
         )
+        asked = past[-1].later.queries or past[-1].known.queries
+        cost = await asyncio.to_thread(cost_of, parent, trained, asked, seed=settings.seed)
         gate = await asyncio.to_thread(
-            judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin, golden=golden
+            judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin, golden=golden, cost=cost
         )
 
         await told.stage(kind, "publishing", version=version, verdict=gate.verdict)
