@@ -32,6 +32,11 @@ def gate_rows(gate: GateResult) -> Iterator[Row]:
             yield _row(f"golden {name}", m)
     for part in gate.slices:
         yield _row(f"mrr_at_10 of {part.slice} ({part.queries} queries)", part.mrr_at_10)
+    if gate.cost is not None:
+        time, before, after = gate.cost.encode_seconds, gate.cost.bytes_before, gate.cost.bytes_after
+        taken = [f"{1000 * seconds:.2f} ms" for seconds in (time.before, time.after)]
+        yield ["time to encode a query", *taken, *_row("", time)[3:]]
+        yield ["weights to load", size(before), size(after), f"{after / max(before, 1) - 1.0:+.1%}", "-"]
 
 
 def _row(name: str, m: Estimate) -> Row:

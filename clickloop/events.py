@@ -272,6 +272,16 @@ class SliceResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     mrr_at_10: Estimate
 
 
+class CostResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a version costs those who serve it, next to its parent."""
+
+    encode_seconds: Estimate
+    """To encode one query, alone: medians, and how much longer the candidate takes for the same query."""
+    bytes_before: Count
+    """Weights that a node loads for the parent: of queries' and documents' encoder, and of the map."""
+    bytes_after: Count
+
+
 class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     verdict: Verdict
     queries: Count
@@ -280,6 +290,7 @@ class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     golden: GoldenResult | None = None
     slices: list[SliceResult] = field(default_factory=list)
     """Those with queries enough to say something, the worst first."""
+    cost: CostResult | None = None
 
 
 class Lineage(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -60,8 +60,12 @@ def command(
         raise typer.Exit(2) from None
 
     from clickloop.service import run_service
-    from trainer.service import build_trainer
+    from trainer.ranks import place
+    from trainer.service import build_trainer, serve_rank
 
+    where = place()
+    if where is not None:
+        sys.exit(run_service("trainer", settings, lambda stop: serve_rank(settings, where, stop)))
     sys.exit(run_service("trainer", settings, lambda stop: build_trainer(settings).serve(stop)))
 
 

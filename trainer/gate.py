@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickloop.evaluation import Floats, compare, per_query_metrics, recall
-from clickloop.events import Estimate, GateResult, GoldenResult, SliceResult, Verdict
+from clickloop.events import CostResult, Estimate, GateResult, GoldenResult, SliceResult, Verdict
 from trainer.dataset import DOMAIN, Clicks
 from trainer.model import Vectors
 
@@ -42,6 +42,7 @@ class Thresholds:
     max_lost_recall: float
     max_golden_loss: float = 0.01
     max_domain_loss: float = 0.03
+    max_slowdown: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,12 @@ def judge(
     seed: int,
     margin: float = 0.0,
     golden: GoldenTrial | None = None,
+    cost: CostResult | None = None,
 ) -> GateResult:
     """The verdict over all moments together. The bootstrap draws whole queries with all their clicks.
 
-    What loses on the golden set, or on one domain beyond chance, fails whatever it wins elsewhere. The golden set
-    is no sample but what operators want to hold, so there the figure itself counts.
+    What loses on the golden set, or on one domain beyond chance, or is too slow, fails whatever it wins elsewhere.
+    The golden set is no sample but what operators want to hold, so there the figure itself counts.
 
     ``margin`` is 0 where the candidate must beat its parent beyond chance, and LADDER_MARGIN where the parent is
     the rung below, which has just done so: then it must be at least level, and not behind by the margin beyond
@@ -128,10 +130,11 @@ def judge(
     """
     queries = sum(len(t.weight) for t in trials)
     of_golden = _golden(golden, seed) if golden is not None else None
-    lost = list(_lost_on_golden(of_golden, thresholds))
+    lost = [*_lost_on_golden(of_golden, thresholds), *_too_slow(cost, thresholds)]
     if not queries:
         reasons = [*lost, "no clicks were held out"]
-        return GateResult(verdict="fail" if lost else "inconclusive", queries=0, reasons=reasons, golden=of_golden)
+        empty: Verdict = "fail" if lost else "inconclusive"
+        return GateResult(verdict=empty, queries=0, reasons=reasons, golden=of_golden, cost=cost)
     weight = np.concatenate([t.weight for t in trials])
     metrics = {
         name: compare(
@@ -154,7 +157,17 @@ def judge(
         reasons=lost + reasons,
         golden=of_golden,
         slices=slices,
+        cost=cost,
     )
+
+
+def _too_slow(cost: CostResult | None, thresholds: Thresholds) -> Iterator[str]:
+    if cost is not None and 1.0 + cost.encode_seconds.low > thresholds.max_slowdown:
+        slower = cost.encode_seconds
+        yield (
+            f"a query takes {1.0 + slower.change:.2f} times as long to encode, 95 % interval "
+            f"{1.0 + slower.low:.2f} to {1.0 + slower.high:.2f}, at most {thresholds.max_slowdown:g} is allowed"
+        )
 
 
 def _golden(trial: GoldenTrial, seed: int) -> GoldenResult:

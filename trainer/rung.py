@@ -22,6 +22,7 @@ from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, Versi
 from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
 from clickloop.propensity import Examination
+from trainer.cost import cost_of
 from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
 from trainer.examples import Document
 from trainer.gate import LADDER_MARGIN, GoldenTrial, Side, Thresholds, Trial, judge, measure
@@ -31,6 +32,7 @@ from trainer.methods.checkpoint import Checkpoints
 from trainer.methods.towers import NOT_REPRODUCIBLE
 from trainer.model import Adapter, encode, pick_device
 from trainer.publish import describe, publish, run_name, version_name
+from trainer.ranks import Ranks
 from trainer.settings import TrainerSettings
 from trainer.sharing import shared
 from trainer.strategies import PRESETS, believed_by_parent, method_of
@@ -113,10 +115,11 @@ class Told(Protocol):
 class Ladder:
     """Trains, judges and publishes into one store."""
 
-    def __init__(self, settings: TrainerSettings, store: ModelStore) -> None:
+    def __init__(self, settings: TrainerSettings, store: ModelStore, ranks: Ranks | None = None) -> None:
         self._settings = settings
         self._store = store
-        self.device = pick_device(settings.device)
+        self._ranks = ranks
+        self.device = ranks.device if ranks else pick_device(settings.device)
         self.loader = Loader(store, self.device, seed=settings.seed)
 
     def base(self) -> Manifest:
@@ -204,6 +207,7 @@ class Ladder:
                 trained,
                 deadline(share * left()),
                 checkpoints.of(f"moment-{number + 1}", *self._facts(command, manifest, corpus)),
+                self._ranks,
             )
             trained = await asyncio.to_thread(method.train, job)
             await told.stage(kind, "gate", version=version, message=step)
@@ -218,9 +222,12 @@ class Ladder:
             settings.gate_max_lost_recall,
             settings.gate_max_golden_loss,
             settings.gate_max_domain_loss,
+            settings.gate_max_slowdown,
         )
+        asked = past[-1].later.queries or past[-1].known.queries
+        cost = await asyncio.to_thread(cost_of, parent, trained, asked, seed=settings.seed)
         gate = await asyncio.to_thread(
-            judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin, golden=golden
+            judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin, golden=golden, cost=cost
         )
 
         await told.stage(kind, "publishing", version=version, verdict=gate.verdict)
@@ -260,6 +267,7 @@ class Ladder:
             torch.__version__,
             clickloop.__version__,
             documents,
+            *([self._ranks.place.world] if self._ranks else []),
         ]
 
     def _golden(self) -> GoldenSet:
@@ -269,6 +277,8 @@ class Ladder:
     def _circumstances(self) -> Notes:
         """On what the bits of the weights depend, beside settings and data."""
         found: Notes = {"device": self.device, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        if self._ranks:
+            found |= {"ranks": self._ranks.place.world, "threads": self._ranks.threads}
         if not self.device.startswith("cpu"):
             found[NOT_REPRODUCIBLE] = f"sums on {self.device} are not made in a fixed order"
         return found

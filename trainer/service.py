@@ -11,6 +11,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -37,17 +38,21 @@ from trainer.examples import (
     with_replayed,
 )
 from trainer.methods.base import StoppedError
+from trainer.methods.spread import follow
 from trainer.progress import RunReport
 from trainer.publish import announcement
+from trainer.ranks import Place, RankLostError, Ranks
 from trainer.rung import Data, Ladder, data_of
 from trainer.settings import TrainerSettings
 from trainer.strategies import PRESETS, taught
 from trainer.trackers import Tracking, build_tracking
 
 SERVICE = "trainer"
+LEAVING_SECONDS = 20.0
+"""In which rank 0 ends after a signal; torchrun kills what is left after 30."""
 
 
-def build_trainer(settings: TrainerSettings) -> Trainer:
+def build_trainer(settings: TrainerSettings, ranks: Ranks | None = None) -> Trainer:
     """Assemble the service. Touches the store's folder, but no broker yet. Raises SettingsError."""
     store = ModelStore(
         settings.store_url,
@@ -60,26 +65,74 @@ def build_trainer(settings: TrainerSettings) -> Trainer:
         prefix=settings.topic_prefix,
         source=f"clickloop/trainer/{settings.index}",
     )
-    return Trainer(settings, store, producer, build_tracking(settings))
+    return Trainer(settings, store, producer, build_tracking(settings), ranks)
+
+
+async def serve_rank(settings: TrainerSettings, place: Place, stop: asyncio.Event) -> None:
+    """One of several processes: the trainer on rank 0, its helpers on the others.
+
+    Raises RankLostError where one of them ends before rank 0 has said so.
+    """
+    join = partial(Ranks.join, place, device=settings.device, threads=settings.threads)
+    with await asyncio.to_thread(join) as ranks:
+        if place.rank == 0:
+            await build_trainer(settings, ranks).serve(stop)
+        else:
+            await _follow(ranks, stop)
+
+
+async def _follow(ranks: Ranks, stop: asyncio.Event) -> None:
+    """Until rank 0 ends; where this process is asked to end, so is rank 0, and says so soon."""
+    ended: Future[None] = Future()
+
+    def work() -> None:
+        torch.set_num_threads(ranks.threads)
+        try:
+            follow(ranks)
+        except BaseException as error:  # noqa: BLE001 - handed on
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    # No one can wake a thread that waits for rank 0, so the process must be able to end without it.
+    threading.Thread(target=work, name="follow", daemon=True).start()
+    logger().info("waiting for rank 0", rank=ranks.place.rank, ranks=ranks.place.world, device=ranks.device)
+    following, stopping = asyncio.wrap_future(ended), asyncio.create_task(stop.wait())
+    either: set[asyncio.Future[Any]] = {following, stopping}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    try:
+        await asyncio.wait_for(following, LEAVING_SECONDS)
+    except TimeoutError:
+        raise RankLostError(f"rank 0 has not ended {LEAVING_SECONDS:.0f} seconds after it should have") from None
 
 
 class Trainer:
     """Consumes ``retrain-commands`` of one index; see the module's text."""
 
     def __init__(
-        self, settings: TrainerSettings, store: ModelStore, producer: Producer, tracking: Tracking
+        self,
+        settings: TrainerSettings,
+        store: ModelStore,
+        producer: Producer,
+        tracking: Tracking,
+        ranks: Ranks | None = None,
     ) -> None:
         self._settings = settings
         self.tracking = tracking
         self._store = store
         self._sources = Sources(settings.index, load_mappings())
         self.producer = producer
-        self._ladder = Ladder(settings, store)
+        self._ranks = ranks
+        self._ladder = Ladder(settings, store, ranks)
         self._stopping = threading.Event()
         self._quarantined: set[tuple[str, int, int]] = set()
 
     async def serve(self, stop: asyncio.Event) -> None:
-        """Do commands as they come until ``stop`` is set. Raises BrokerError where no broker answers."""
+        """Do commands as they come until ``stop`` is set.
+
+        Raises BrokerError where no broker answers, RankLostError.
+        """
         settings = self._settings
         torch.set_num_threads(settings.threads or os.cpu_count() or 1)
         lookers = [asyncio.create_task(self._watch(stop))]
@@ -97,6 +150,8 @@ class Trainer:
             ):
                 logger().info("waiting for retrain commands", index=settings.index, device=self._ladder.device)
                 while not stop.is_set():
+                    if self._ranks:
+                        self._ranks.check()
                     for partition, records in (await consumer.getmany(timeout_ms=500, max_records=1)).items():
                         for r in records:
                             done = await self.handle(Record(r.topic, r.partition, r.offset, r.key, r.value))
@@ -127,7 +182,10 @@ class Trainer:
         self._stopping.set()
 
     async def handle(self, record: Record) -> bool:
-        """Do what one record asks for. True where it is dealt with, one way or the other."""
+        """Do what one record asks for. True where it is dealt with, one way or the other.
+
+        Raises BrokerError where no broker answers, RankLostError.
+        """
         try:
             command = codec.decode(record.value, Retrain)
         except MessageError as error:
@@ -143,6 +201,8 @@ class Trainer:
         except StoppedError:
             log.info("run interrupted; it is done again at the next start")
             return False
+        except RankLostError:
+            raise
         except BrokerError as error:
             if "no Kafka broker answers" in str(error):
                 raise

@@ -60,6 +60,9 @@ class TrainerSettings(RungSettings):
     gate_max_domain_loss: float = Field(
         0.03, ge=0.0, le=1.0, description="share of its parent's MRR on one domain that it may lose beyond chance"
     )
+    gate_max_slowdown: float = Field(
+        1.5, ge=1.0, description="times as long as its parent that a version may take for a query, beyond chance"
+    )
 
     position_bias: Correction = Field(
         "estimated",
@@ -101,5 +104,6 @@ class TrainerSettings(RungSettings):
             "gate_min_queries": self.gate_min_queries,
             "gate_max_golden_loss": self.gate_max_golden_loss,
             "gate_max_domain_loss": self.gate_max_domain_loss,
+            "gate_max_slowdown": self.gate_max_slowdown,
             "gate_max_lost_recall": self.gate_max_lost_recall,
         }

@@ -322,6 +322,17 @@ GOLDEN["ModelVersionPublished.v1-2"] = replace(
         ],
     ),
 )
+GOLDEN["ModelVersionPublished.v1-3"] = replace(
+    GOLDEN["ModelVersionPublished.v1-2"],
+    gate=replace(
+        GOLDEN["ModelVersionPublished.v1-2"].gate,
+        cost=e.CostResult(
+            encode_seconds=e.Estimate(before=0.005, after=0.0052, change=0.04, low=0.01, high=0.07),
+            bytes_before=90_900_000,
+            bytes_after=91_500_000,
+        ),
+    ),
+)
 GOLDEN["DriftMeasured.v1-3"] = replace(
     GOLDEN["DriftMeasured.v1-2"], slices=[e.SliceCounts(examples=310, domain="shoes", difficulty="hard")]
 )

@@ -14,6 +14,7 @@ from clickloop.events import VersionKind
 from trainer.dataset import Clicks, Corpus
 from trainer.methods.checkpoint import Checkpoint
 from trainer.model import Adapter, Vectors
+from trainer.ranks import Ranks
 
 Stage = Literal["training", "encoding"]
 Notes = dict[str, str | int | float | bool]
@@ -84,6 +85,8 @@ class Job:
     """Seconds until the result must be there; a method returns the best that it has by then."""
     checkpoint: Checkpoint | None = None
     """Where a method that takes long leaves what it needs to go on after the process has died."""
+    ranks: Ranks | None = None
+    """The other processes that a method may give gradient steps to."""
 
     def preparing(self, done: int, texts: int) -> None:
         """Tell how many texts are ready to be trained on; no step is done yet."""

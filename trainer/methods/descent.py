@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trainer.methods.base import Job, Notes, Progress
 from trainer.methods.checkpoint import restore, state_of
 from trainer.methods.towers import Course, set_rate
+from trainer.methods.upper_layers import Layers
 
 Indexes = NDArray[np.int64]
 Batches = Callable[[int], Iterator[Indexes]]
@@ -33,15 +34,15 @@ def descend(
     *,
     steps: int,
     learning_rate: float,
-    clipped: Sequence[torch.Tensor],
+    layers: Layers,
     identity: Sequence[object],
     mining: bool = False,
 ) -> Descended:
     """At most ``steps`` steps from where the checkpoint says.
 
-    ``clipped`` are the parameters whose gradient's norm is held at 1. ``identity`` are the facts that must be the
-    same for a checkpoint to fit, beside the job's. With ``mining`` an epoch's batches depend on the weights at its
-    start, so that a checkpoint is only good between epochs.
+    The norm of the gradient of ``layers`` is held at 1. ``identity`` are the facts that must be the same for a
+    checkpoint to fit, beside the job's. With ``mining`` an epoch's batches depend on the weights at its start, so
+    that a checkpoint is only good between epochs.
     """
     checkpoint = job.checkpoint.for_training(*identity) if job.checkpoint else None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -61,7 +62,8 @@ def descend(
             loss = loss_of(rows)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(clipped, 1.0)
+            layers.complete_gradients()
+            torch.nn.utils.clip_grad_norm_(layers.parameters, 1.0)
             optimizer.step()
             step, seen = step + 1, seen + len(rows)
             if checkpoint and not mining and (checkpoint.due() or course.over(step)):

@@ -18,9 +18,10 @@ from trainer.methods import losses
 from trainer.methods.adapter import AdapterMethod
 from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.methods.descent import Descended, descend
+from trainer.methods.spread import layers_of
 from trainer.methods.targets import Indexes
 from trainer.methods.towers import draw_back
-from trainer.methods.upper_layers import UpperLayers, trained_layers
+from trainer.methods.upper_layers import trained_layers
 from trainer.model import Vectors, encode
 from trainer.rung_settings import RankingLoss
 
@@ -136,7 +137,7 @@ class FullMethod:
             )
 
         layers = trained_layers(encoder, self.depth)
-        with UpperLayers(encoder, texts, layers, on_text=job.preparing) as upper:
+        with layers_of(encoder, texts, layers, ranks=job.ranks, on_text=job.preparing) as upper:
             return descend(
                 job,
                 torch.optim.AdamW(upper.parameters, weight_decay=0.01, fused=True),
@@ -144,7 +145,7 @@ class FullMethod:
                 loss,
                 steps=self.epochs * -(-pairs // self.batch),
                 learning_rate=self.learning_rate,
-                clipped=upper.parameters,
+                layers=upper,
                 identity=[self, *clicks.facts(), *job.domain.facts()],
                 mining=self.hard_negatives > 0,
             )

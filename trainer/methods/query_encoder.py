@@ -21,9 +21,9 @@ from trainer.methods import losses
 from trainer.methods.adapter import AdapterMethod, between
 from trainer.methods.base import Job, Trained
 from trainer.methods.descent import Indexes, descend
+from trainer.methods.spread import layers_of
 from trainer.methods.targets import Negatives, Targets
 from trainer.methods.towers import batches, draw_back
-from trainer.methods.upper_layers import UpperLayers
 from trainer.model import Adapter
 
 
@@ -74,7 +74,8 @@ class QueryEncoderMethod:
             kept = losses.distillation(scores, old)
             return targets.loss(scores, rows, negatives.column) + self.distillation * kept
 
-        with UpperLayers(encoder, clicks.queries, self.layers, on_text=job.preparing) as upper:
+        texts = clicks.queries
+        with layers_of(encoder, texts, self.layers, ranks=job.ranks, on_text=job.preparing) as upper:
             optimizer = torch.optim.AdamW(upper.parameters, weight_decay=0.01)
             optimizer.add_param_group({"params": [weight, bias], "weight_decay": 0.0})
             descended = descend(
@@ -84,7 +85,7 @@ class QueryEncoderMethod:
                 loss,
                 steps=self.epochs * -(-len(clicks.queries) // self.batch),
                 learning_rate=self.learning_rate,
-                clipped=upper.parameters,
+                layers=upper,
                 identity=[self, start.weight.tobytes(), start.bias.tobytes(), *clicks.facts()],
             )
         adapter = Adapter(weight.detach().cpu().numpy(), bias.detach().cpu().numpy())

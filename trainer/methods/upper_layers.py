@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -30,6 +31,26 @@ MOST_CACHED = 1 << 30
 _BATCH = 64
 MOST_PADDING = 0.15
 """Share of a group's tokens that may be padding before it is split."""
+
+
+class Layers(Protocol):
+    """Layers to train, for a fixed list of texts: in this process alone, or on several (spread.py)."""
+
+    parameters: list[torch.nn.Parameter]
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def embed(self, rows: Sequence[int] | Indexes) -> torch.Tensor: ...
+
+    def vectors(self) -> Vectors: ...
+
+    def complete_gradients(self) -> None:
+        """To be called after each ``backward``."""
+        ...
 
 
 class UpperLayers:
@@ -89,9 +110,10 @@ class UpperLayers:
 
     def vectors(self) -> Vectors:
         """(texts, dim) float32, normalised: what all texts are now."""
-        with torch.no_grad():
-            blocks = [np.arange(i, min(i + 512, len(self._texts))) for i in range(0, len(self._texts), 512)]
-            return torch.cat([self.embed(rows) for rows in blocks]).cpu().numpy()
+        return all_vectors(self, len(self._texts))
+
+    def complete_gradients(self) -> None:
+        """They are: all the texts are here."""
 
     def _run(self, rows: Indexes) -> torch.Tensor:
         features = self._tokens.features(rows)
@@ -205,6 +227,13 @@ class _Tokens:
             ).to(device)
             for name in found[0]
         }
+
+
+def all_vectors(layers: Layers, texts: int) -> Vectors:
+    """(texts, dim) float32, normalised."""
+    with torch.no_grad():
+        blocks = [np.arange(i, min(i + 512, texts)) for i in range(0, texts, 512)]
+        return torch.cat([layers.embed(rows) for rows in blocks]).cpu().numpy()
 
 
 def groups(rows: Indexes, lengths: Indexes) -> Iterator[Indexes]:

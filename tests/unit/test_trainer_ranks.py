@@ -1,0 +1,102 @@
+"""Training over two ranks, as torchrun starts them: real processes that speak gloo over the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clickloop.errors import SettingsError
+from clickloop.events import VersionKind
+from tests.ranks_worker import KINDS, STEPS, trained_with_losses, weights_of, write_tiny_encoder
+from trainer.methods.spread import dealt, packed_gradients, unpack_gradients
+from trainer.ranks import Place, device_of, place
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that two ranks have filled."""
+    folder = tmp_path_factory.mktemp("ranks")
+    write_tiny_encoder(folder)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    worker = ["-m", "tests.ranks_worker", str(folder)]
+    done = subprocess.run([*torchrun, *worker], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_train_along_the_loss_curve_of_one(kind: VersionKind, two_ranks: Path):
+    trained, alone = trained_with_losses(kind, two_ranks, None)
+    together = json.loads((two_ranks / f"{kind}.json").read_text())
+    assert len(alone) >= STEPS
+    assert together == pytest.approx(alone, rel=1e-5)
+    found = load_file(two_ranks / f"{kind}.safetensors")
+    for name, tensor in weights_of(trained).items():
+        assert torch.allclose(found[name], tensor, atol=1e-3), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_that_were_killed_and_resumed_end_at_the_same_bits(kind: VersionKind, two_ranks: Path):
+    whole, resumed = (load_file(two_ranks / f"{name}.safetensors") for name in (kind, f"{kind}-resumed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_ranks_hold_each_text_once_and_texts_of_like_lengths():
+    texts = ["x" * length for length in (1, 50, 2, 60, 3, 70, 4, 80, 5)]
+    owner, number = dealt(texts, 2)
+    lengths = np.asarray([len(text) for text in texts])
+    assert sorted(zip(owner.tolist(), number.tolist(), strict=True)) == [
+        *((0, n) for n in range(5)),
+        *((1, n) for n in range(4)),
+    ]
+    assert abs(int(lengths[owner == 0].sum()) - int(lengths[owner == 1].sum())) <= 80
+
+
+def test_a_parameter_without_gradient_on_every_rank_stays_without():
+    seen, unseen = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+    seen.grad = torch.full((2, 3), 2.0)
+    packed = packed_gradients([seen, unseen])
+    unpack_gradients(packed + packed, [seen, unseen])
+    assert seen.grad is not None
+    assert torch.equal(seen.grad, torch.full((2, 3), 4.0))
+    assert unseen.grad is None
+
+
+def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.MonkeyPatch):
+    assert place() is None
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert place() is None, "others set these, too"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert place() == Place(rank=3, world=4, local_rank=1, local_world=2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert place() is None
+
+
+def test_each_rank_has_a_cuda_device_of_its_own_or_says_why_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_of("auto", Place(3, 4, 1, 2)) == "cuda:1"
+    assert device_of("cpu", Place(3, 4, 1, 2)) == "cpu"
+    with pytest.raises(SettingsError, match="4 ranks on a machine with 2 CUDA devices"):
+        device_of("auto", Place(0, 4, 0, 4))
+    with pytest.raises(SettingsError, match="can't share --device cuda:0"):
+        device_of("cuda:0", Place(0, 2, 0, 2))

@@ -1,0 +1,89 @@
+"""What a version costs those who serve it: time for a query, and bytes to load; next to its parent's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from clickloop.evaluation import Floats
+from clickloop.events import CostResult, Estimate
+from trainer.methods.base import Parent, Trained
+from trainer.model import Adapter, encode
+
+PAIRS = 60
+"""Timings of each side: enough for an interval well below the slowdown that matters, in about a second."""
+WARM_UP = 3
+RESAMPLES = 1000
+
+
+def cost_of(parent: Parent, trained: Trained, queries: Sequence[str], *, seed: int) -> CostResult:
+    """Measured on ``queries``, of which there must be one at least."""
+    adapter = trained.adapter or (None if trained.new_space else parent.adapter)
+    encoder = trained.encoder or parent.query_encoder
+    documents = encoder if trained.new_space else parent.document_encoder
+    before, after = timed(
+        lambda text: _ask(parent.query_encoder, parent.adapter, text),
+        lambda text: _ask(encoder, adapter, text),
+        queries,
+    )
+    return CostResult(
+        encode_seconds=slowdown(before, after, seed=seed),
+        bytes_before=loaded_bytes([parent.query_encoder, parent.document_encoder], parent.adapter),
+        bytes_after=loaded_bytes([encoder, documents], adapter),
+    )
+
+
+def timed(
+    one: Callable[[str], None],
+    other: Callable[[str], None],
+    queries: Sequence[str],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Floats, Floats]:
+    """Seconds (PAIRS,) that each takes for the same queries, one query at a time.
+
+    They take turns, and turns at being first, so that whatever else the machine does hits both alike.
+    """
+    for query in islice(cycle(queries), WARM_UP):
+        one(query)
+        other(query)
+    taken = np.empty((2, PAIRS))
+    for number, query in enumerate(islice(cycle(queries), PAIRS)):
+        order = ((0, one), (1, other)) if number % 2 else ((1, other), (0, one))
+        for side, ask in order:
+            start = clock()
+            ask(query)
+            taken[side, number] = max(clock() - start, 1e-9)
+    return taken[0], taken[1]
+
+
+def slowdown(before: Floats, after: Floats, *, seed: int) -> Estimate:
+    """Both medians, and the median of the change from each timing to the one beside it, with the bootstrap's 95 %
+    interval."""
+    ratio = after / before
+    drawn = np.random.default_rng(seed).integers(0, len(ratio), (RESAMPLES, len(ratio)))
+    low, high = np.percentile(np.median(ratio[drawn], axis=1), [2.5, 97.5])
+    return Estimate(
+        before=float(np.median(before)),
+        after=float(np.median(after)),
+        change=float(np.median(ratio)) - 1.0,
+        low=float(low) - 1.0,
+        high=float(high) - 1.0,
+    )
+
+
+def loaded_bytes(encoders: Sequence[SentenceTransformer], adapter: Adapter | None) -> int:
+    """Of weights in memory; an encoder that is there twice is loaded once."""
+    distinct = {id(encoder): encoder for encoder in encoders}.values()
+    weights = sum(int(tensor.nbytes) for encoder in distinct for tensor in encoder.state_dict().values())
+    return weights + (adapter.weight.nbytes + adapter.bias.nbytes if adapter else 0)
+
+
+def _ask(encoder: SentenceTransformer, adapter: Adapter | None, text: str) -> None:
+    vector = encode(encoder, [text])
+    if adapter:
+        adapter.apply(vector)
