@@ -21,8 +21,8 @@ from clickloop.events import ModelVersionPublished, OffsetRange, TrainingProgres
 from clickloop.kafka import Producer
 from clickloop.model_store import LEFT_BEHIND, ModelStore
 from demo.processes import Process, ProcessGroup
+from tests.end_to_end.test_trainer_service import filled
 from tests.streams_worker import read_all, until
-from tests.unit.test_trainer_service import filled
 from trainer.publish import run_name, version_name
 
 LANES = 4

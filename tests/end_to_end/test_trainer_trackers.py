@@ -264,7 +264,7 @@ def test_mlflow_told_again_has_everything_once_and_a_live_challenger_is_one_no_l
 HUNG = """
 import sys, time
 import trainer.trackers
-from tests.unit.test_trainer_trackers import version
+from tests.end_to_end.test_trainer_trackers import version
 from trainer.trackers import MlflowTracker, Tracking
 trainer.trackers.CLOSING_SECONDS = 0.5
 tracking = Tracking(lambda: MlflowTracker(sys.argv[1], "default"))

@@ -133,7 +133,7 @@ def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path: P
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.unit.test_tuning import bench, open_study, searched
+from tests.end_to_end.test_tuning import bench, open_study, searched
 of, study = bench(), open_study(Path(sys.argv[1]), "s")
 run, calls = of.run, 0
 def killed(*given):
