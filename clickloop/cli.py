@@ -75,13 +75,14 @@ def root(
 
 
 def add_commands() -> None:
-    from clickloop import admin, data, golden, replay, versions
+    from clickloop import admin, data, golden, replay, tuning, versions
 
     admin.add_to(app)
     versions.add_to(app)
     golden.add_to(app)
     data.add_to(app)
     replay.add_to(app)
+    tuning.add_to(app)
     for point in sorted(entry_points(group="clickloop.commands"), key=lambda p: p.name):
         try:
             command = point.load()

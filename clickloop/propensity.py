@@ -22,7 +22,7 @@ Correction = Literal["estimated", "inverse_rank", "off"]
 by 1/position, or not at all."""
 DEEPEST = 100
 """Clicks further down are too few to tell anything."""
-PRIOR_ERROR = 0.5
+PRIOR_ERROR = 0.25
 """Of the exponent: people look at position k with a chance of k to the minus 1, give or take so much."""
 LEAST_BEND = 0.05
 """By how much a single step may differ from the power law's at least, in units of the exponent."""
@@ -174,13 +174,16 @@ def _step(sums: Sequence[_Sum]) -> tuple[float, float] | None:
 
 
 def _scatter(told: Sequence[tuple[float, float]]) -> float:
-    """Variance of the values beyond their own variances."""
+    """Variance of the values beyond their own variances, as far as chance alone would hardly make it (2 standard
+    errors): taken at its mean, a dozen clicks would already bend the curve after every one of them."""
     if len(told) < 2:
         return 0.0
     weights = [1.0 / variance for _, variance in told]
     total = sum(weights)
     mean, _ = _combined(told)
-    excess = sum(w * (value - mean) ** 2 for w, (value, _) in zip(weights, told, strict=True)) - (len(told) - 1)
+    free = len(told) - 1
+    chance = free + 2.0 * math.sqrt(2.0 * free)
+    excess = sum(w * (value - mean) ** 2 for w, (value, _) in zip(weights, told, strict=True)) - chance
     return max(0.0, excess / (total - sum(w * w for w in weights) / total))
 
 

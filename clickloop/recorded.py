@@ -21,6 +21,7 @@ from clickloop.errors import SettingsError
 from clickloop.events import (
     DocumentChanged,
     Estimate,
+    ExampleFormed,
     GateResult,
     QueryServed,
     ResultClicked,
@@ -32,17 +33,21 @@ from clickloop.events import (
 )
 from clickloop.files import rows
 from clickloop.importing import Read, read_files
+from clickloop.settings import Settings, load_mappings
 from clickloop.sources import Sources, time_of, topic_of
 
 AT_ONCE = 100_000
 """Events that are sorted in memory, some 100 MB."""
 UNNAMED = "unnamed"
 """Index of the events that name none, while they are read."""
+SHOWN_ROWS = 10
+"""Rows that can't be used are told one by one up to here, and counted beyond."""
 KINDS = (QueryServed, ResultClicked, ResultRated, ResultPreferred)
 
 Event = QueryServed | ResultClicked | ResultRated | ResultPreferred
 Unusable = Callable[[str, str], None]
 """Told the place and the reason of each row that can't be used."""
+Say = Callable[[str], None]
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -193,3 +198,70 @@ def counts(events: Iterable[Event], into: Counter[str]) -> Iterator[Event]:
     for event in events:
         into[topic_of(event).suffix] += 1
         yield event
+
+
+class Recording:
+    """The files of recorded traffic, read one after the other: documents, what is judged, and events last."""
+
+    def __init__(self, work: Path, *, say: Say) -> None:
+        """``work`` has room for what is larger than memory. Raises SettingsError where it has none."""
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=work):
+                pass
+        except OSError as error:
+            raise SettingsError(f"--work {work} can't be used: {error.strerror or error}") from None
+        self._work = work
+        self._say = say
+        self._now = codec.now()
+        self._sources = Sources(UNNAMED, load_mappings())
+        self.unreadable = 0
+        self.index = ""
+        self.read = Counter[str]()
+        """Events by topic."""
+        self.fates = Counter[str]()
+        """What became of the feedback, by the join's and the trust rules' words."""
+
+    def documents(self, path: Path) -> dict[str, DocumentChanged]:
+        """Raises SettingsError."""
+        found = read_documents(path, self._sources, now=self._now, unusable=self._unusable)
+        if not found:
+            raise SettingsError(f"{path}: no document that can be read")
+        return found
+
+    def judged(self, path: Path, known: Iterable[str]) -> list[Judged]:
+        """Raises SettingsError."""
+        found = read_judged(path, known, unusable=self._unusable)
+        if not found:
+            raise SettingsError(f"{path}: no query with a relevant document among the documents")
+        return found
+
+    def examples(
+        self, path: Path, *, index: str, form: Callable[..., Iterable[ExampleFormed]]
+    ) -> Iterable[ExampleFormed]:
+        """What the stream rules (``form``) make of the events; to be gone through once. Raises SettingsError."""
+        try:
+            events = read_events(path, self._sources, self._work, now=self._now, unusable=self._unusable)
+        except OSError as error:
+            raise SettingsError(
+                f"--work {self._work} has no room for sorting: {error.strerror or error}"
+            ) from None
+        if not events.of_index:
+            raise SettingsError(f"{path}: no query, click or rating that can be read")
+        if self.unreadable > SHOWN_ROWS:
+            self._say(f"... and {self.unreadable - SHOWN_ROWS:,} more rows that can't be used")
+        self.index = _index(index, events)
+        return form(counts(events.ordered(self.index), self.read), index=self.index, counts=self.fates)
+
+    def _unusable(self, place: str, reason: str) -> None:
+        self.unreadable += 1
+        if self.unreadable <= SHOWN_ROWS:
+            self._say(f"{place}: {reason}")
+
+
+def _index(asked: str, events: Events) -> str:
+    """The asked one, else the one that the events name, else the settings'. Raises SettingsError."""
+    index = Settings.load(index=asked or events.the_index() or None).index
+    if not events.of_index[index] and not events.of_index[UNNAMED]:
+        raise SettingsError(f"--index {index}: the events are of {', '.join(sorted(events.of_index))}")
+    return index

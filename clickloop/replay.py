@@ -6,13 +6,13 @@ the files, hands events to the one and examples to the other, and says what came
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
 import msgspec
@@ -20,29 +20,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clickloop import cli, codec
+from clickloop import cli
 from clickloop.accounts import METRIC_NAMES
 from clickloop.errors import SettingsError
 from clickloop.events import Estimate, VersionKind
-from clickloop.recorded import (
-    UNNAMED,
-    Climbed,
-    Events,
-    Judged,
-    RungResult,
-    counts,
-    read_documents,
-    read_events,
-    read_judged,
-)
+from clickloop.recorded import Climbed, Recording, RungResult, Say
 from clickloop.service import missing
-from clickloop.settings import Settings, load_mappings
-from clickloop.sources import Sources
-
-SHOWN_ROWS = 10
-"""Rows that can't be used are told one by one up to here, and counted beyond."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -100,82 +83,45 @@ class Outcome:
         }
 
 
-@dataclass
-class _Unusable:
-    """Counts rows that can't be used, and tells the first."""
-
-    say: Say
-    count: int = field(default=0)
-
-    def __call__(self, place: str, reason: str) -> None:
-        self.count += 1
-        if self.count <= SHOWN_ROWS:
-            self.say(f"{place}: {reason}")
-
-
 def replay_files(options: Options, parts: Parts, *, say: Say) -> Outcome:
     """Everything, from files to figures. Raises SettingsError, ArtifactError."""
-    started, now = time.monotonic(), codec.now()
-    try:
-        options.work.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=options.work):
-            pass
-    except OSError as error:
-        raise SettingsError(f"--work {options.work} can't be used: {error.strerror or error}") from None
-    sources = Sources(UNNAMED, load_mappings())
-    unusable = _Unusable(say)
-    documents = read_documents(options.documents, sources, now=now, unusable=unusable)
-    if not documents:
-        raise SettingsError(f"{options.documents}: no document that can be read")
-    judged: list[Judged] = []
-    if options.evaluate is not None:
-        judged = read_judged(options.evaluate, documents, unusable=unusable)
-        if not judged:
-            raise SettingsError(f"{options.evaluate}: no query with a relevant document among the documents")
-    try:
-        events = read_events(options.events, sources, options.work, now=now, unusable=unusable)
-    except OSError as error:
-        raise SettingsError(f"--work {options.work} has no room for sorting: {error.strerror or error}") from None
-    if not events.of_index:
-        raise SettingsError(f"{options.events}: no query, click or rating that can be read")
-    if unusable.count > SHOWN_ROWS:
-        say(f"... and {unusable.count - SHOWN_ROWS:,} more rows that can't be used")
-    index = _index(options, events)
-    read, fates = Counter[str](), Counter[str]()
-    examples = parts.form_examples(counts(events.ordered(index), read), index=index, counts=fates)
+    started = time.monotonic()
+    recording = Recording(options.work, say=say)
+    documents = recording.documents(options.documents)
+    judged = recording.judged(options.evaluate, documents) if options.evaluate is not None else []
+    examples = recording.examples(options.events, index=options.index, form=parts.form_examples)
     climbed = parts.climb(
         documents.values(),
         examples,
         judged,
-        index=index,
+        index=recording.index,
         kinds=options.kinds,
         work=options.work,
         budget_seconds=options.budget_seconds,
         base_model=options.base_model,
         say=say,
     )
-    seconds = time.monotonic() - started
-    return Outcome(climbed, index, len(documents), len(judged), read, unusable.count, fates, seconds)
-
-
-def _index(options: Options, events: Events) -> str:
-    """The asked one, else the one that the events name, else the settings'. Raises SettingsError."""
-    named = options.index or events.the_index()
-    index = Settings.load(index=named or None).index
-    if not events.of_index[index] and not events.of_index[UNNAMED]:
-        raise SettingsError(f"--index {index}: the events are of {', '.join(sorted(events.of_index))}")
-    return index
+    return Outcome(
+        climbed,
+        recording.index,
+        len(documents),
+        len(judged),
+        recording.read,
+        recording.unreadable,
+        recording.fates,
+        time.monotonic() - started,
+    )
 
 
 # What is said of it
 
 
-def _figures(estimate: Estimate) -> dict[str, float]:
+def figures(estimate: Estimate) -> dict[str, float]:
     return {name: round(getattr(estimate, name), 5) for name in ("before", "after", "change", "low", "high")}
 
 
 def _all(metrics: dict[str, Estimate]) -> dict[str, Any]:
-    return {name: _figures(estimate) for name, estimate in metrics.items()}
+    return {name: figures(estimate) for name, estimate in metrics.items()}
 
 
 def shown_metrics(rung: RungResult) -> dict[str, Estimate]:
@@ -287,47 +233,54 @@ def replay(
 
     def work_through() -> Outcome:
         kinds = kinds_of(rungs)
-        if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-            raise SettingsError(f"--json {json_file}: no file can be written there")
+        writable(json_file)
+        parts = Parts(load_part("streams", extra="streams"), load_part("trainer", extra="trainer"))
         options = Options(documents, events, work, kinds, evaluate, index, base_model, budget)
-        return replay_files(options, _load_parts(), say=lambda line: typer.echo(line, err=True))
+        return replay_files(options, parts, say=lambda line: typer.echo(line, err=True))
 
     outcome = cli.checked(work_through)
     print_outcome(outcome, Console(highlight=False, markup=False))
     if json_file is not None:
-        cli.checked(lambda: write_json(outcome, json_file))
+        cli.checked(lambda: write_json(outcome.to_json(), json_file))
 
 
-def write_json(outcome: Outcome, path: Path) -> None:
+def writable(json_file: Path | None) -> None:
+    """Raises SettingsError where no file of this name can be written, before the work begins."""
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise SettingsError(f"--json {json_file}: no file can be written there")
+
+
+def write_json(found: dict[str, Any], path: Path) -> None:
     """Raises SettingsError."""
-    raw = msgspec.json.format(msgspec.json.encode(outcome.to_json()), indent=2)
+    raw = msgspec.json.format(msgspec.json.encode(found), indent=2)
     try:
         path.write_bytes(raw + b"\n")
     except OSError as error:
         raise SettingsError(f"--json {path} can't be written: {error.strerror or error}") from None
 
 
-def kinds_of(rungs: str) -> list[VersionKind]:
+def kinds_of(rungs: str, *, option: str = "--rungs") -> list[VersionKind]:
     """The rungs by name. Raises SettingsError."""
     known: dict[str, VersionKind] = {kind: kind for kind in get_args(VersionKind)}
     named = [name.strip() for name in rungs.split(",") if name.strip()]
     for name in named:
         if name not in known:
-            raise SettingsError(f"--rungs {rungs}: {name!r} is none of {', '.join(known)}")
+            raise SettingsError(f"{option} {rungs}: {name!r} is none of {', '.join(known)}")
     if not named or len(set(named)) != len(named):
-        raise SettingsError(f"--rungs {rungs!r}: name each rung once, such as adapter,query_encoder")
+        raise SettingsError(f"{option} {rungs!r}: name each rung once, such as adapter,query_encoder")
     return [known[name] for name in named]
 
 
-def _load_parts() -> Parts:
-    """The services' parts. Raises SettingsError where one is not installed."""
+def load_part(name: str, *, extra: str, of: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """What a service brings by this name, and which extra has it. ``of`` names those of some libraries' own.
+
+    Raises SettingsError where it is not installed.
+    """
     points = {point.name: point for point in entry_points(group="clickloop.replay")}
-    loaded: dict[str, Any] = {}
-    for name in ("streams", "trainer"):
-        if name not in points:
-            raise SettingsError(f"replay needs the service {name}; pip install 'clickloop[streams,trainer]'")
-        try:
-            loaded[name] = points[name].load()
-        except ModuleNotFoundError as error:
-            raise SettingsError(missing(error, extra=name)) from None
-    return Parts(loaded["streams"], loaded["trainer"])
+    if name not in points:
+        raise SettingsError(f"the part {name} is not installed; pip install 'clickloop[streams,trainer]'")
+    try:
+        return points[name].load()
+    except ModuleNotFoundError as error:
+        own = of.get((error.name or "").split(".")[0], extra)
+        raise SettingsError(missing(error, extra=own)) from None

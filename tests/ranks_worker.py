@@ -24,12 +24,13 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from clickloop.events import VersionKind
 from tests.unit.trainer_facts import documents
 from trainer.dataset import Clicks, Corpus
-from trainer.methods import METHODS
+from trainer.methods import methods_of
 from trainer.methods.base import Job, Method, Parent, Progress, Trained
 from trainer.methods.checkpoint import Checkpoint
 from trainer.methods.spread import follow
 from trainer.model import encode, load_encoder
 from trainer.ranks import Ranks, place
+from trainer.rung_settings import RungSettings
 
 KINDS: tuple[VersionKind, ...] = ("query_encoder", "full")
 STEPS = 15
@@ -81,7 +82,7 @@ def small_job(encoder: SentenceTransformer, ranks: Ranks | None, report: Callabl
 
 
 def small_method(kind: VersionKind) -> Method:
-    method = replace(METHODS[kind], epochs=3, batch=10)  # type: ignore[type-var]
+    method = replace(methods_of(RungSettings.model_construct())[kind], epochs=3, batch=10)  # type: ignore[type-var]
     return replace(method, hard_negatives=2) if kind == "full" else method  # type: ignore[type-var]
 
 

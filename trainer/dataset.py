@@ -115,6 +115,8 @@ class Prepared:
     newest_example_at: datetime | None
     unknown_documents: int
     """Examples whose document is no longer in the index."""
+    examination: Examination | None = None
+    """Where people look, as the weights have it."""
 
 
 def prepare(
@@ -127,12 +129,14 @@ def prepare(
 ) -> Prepared:
     """Group the examples (oldest impression first) by normal query text and document.
 
-    ``bias`` and ``clip``: see ``inverse_propensities``. ``max_document_share``: see ``proportionate``.
+    ``bias``: see ``examination_of``; ``clip``: see ``inverse_propensities``; ``max_document_share``: see
+    ``proportionate``.
     """
     labels = Counter(example.label for example in examples)
     examples = proportionate(examples, max_share=max_document_share)
     position = {document.doc_id: i for i, document in enumerate(documents)}
-    inverse, told = inverse_propensities(examples, bias=bias, clip=clip), told_propensities(examples)
+    examination = examination_of(examples, bias)
+    inverse, told = inverse_propensities(examples, examination, clip=clip), told_propensities(examples)
     queries: list[str] = []
     known: dict[str, int] = {}
     rows: dict[tuple[int, int], list[float]] = {}
@@ -190,7 +194,7 @@ def prepare(
         votes=votes,
     )
     synthetic = _synthetic(made, position)
-    return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown)
+    return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown, examination)
 
 
 def slices_of(example: ExampleFormed) -> list[str]:
@@ -231,22 +235,31 @@ def after_synthetic(synthetic: Clicks, clicks: Clicks) -> Clicks:
     )
 
 
-def inverse_propensities(examples: Iterable[ExampleFormed], *, bias: Correction, clip: float) -> dict[int, float]:
-    """Position → the inverse of its chance to be looked at, at most ``clip``, as a share of ``clip``.
+def examination_of(examples: Iterable[ExampleFormed], bias: Correction) -> Examination | None:
+    """Where people look.
 
     ``estimated`` is what the swapped pairs among the examples tell, and 1/position where they tell nothing;
-    ``inverse_rank`` is 1/position; with ``off`` every position is 1.
+    ``inverse_rank`` is 1/position; with ``off`` it is None.
     """
-    positions: set[int] = set()
+    if bias == "off":
+        return None
     swaps = Examination()
-    for example in examples:
-        if example.label == "positive" and example.position:
-            positions.add(example.position)
-            if example.clicks and (example.trust or 0.0) >= BELIEVED:
+    if bias == "estimated":
+        for example in examples:
+            clicked = example.label == "positive" and example.clicks and (example.trust or 0.0) >= BELIEVED
+            if clicked and example.position:
                 swaps.click(example.position, propensity=example.propensity, swapped=example.swapped)
-    if not positions or bias == "off":
+    return swaps
+
+
+def inverse_propensities(
+    examples: Iterable[ExampleFormed], examination: Examination | None, *, clip: float
+) -> dict[int, float]:
+    """Position → the inverse of its chance to be looked at, at most ``clip``, as a share of it; 1 without any."""
+    positions = {one.position for one in examples if one.label == "positive" and one.position}
+    if not positions or examination is None:
         return dict.fromkeys(positions, 1.0)
-    curve = (swaps if bias == "estimated" else Examination()).curve(max(positions))
+    curve = examination.curve(max(positions))
     return {position: min(1.0 / curve[position - 1], clip) / clip for position in positions}
 
 
@@ -290,17 +303,21 @@ def moments(clicks: Clicks, *, share: float, count: int) -> list[tuple[Clicks, C
     the moment leaves the later side, for it says nothing about queries never seen. ``clicks.vectors`` is needed.
     Moments with nothing on one of their sides are left out.
     """
-    rows = np.bincount(clicks.query, minlength=len(clicks.queries))
-    done = np.cumsum(rows) / max(len(clicks), 1)
     found = []
     for number in range(count, 0, -1):
-        first = int(np.searchsorted(done, 1.0 - number * share, side="right"))
-        end = int(np.searchsorted(done, 1.0 - (number - 1) * share, side="right"))
+        first, end = first_after(clicks, number * share), first_after(clicks, (number - 1) * share)
         last = len(clicks.queries) if number == 1 else end
         known, later = clicks.of_queries(range(first)), _unlike(clicks, range(first), range(first, last))
         if len(known) and len(later):
             found.append((known, later))
     return found
+
+
+def first_after(clicks: Clicks, share: float) -> int:
+    """Number of the first query after the moment that leaves the ``share`` of rows behind it."""
+    rows = np.bincount(clicks.query, minlength=len(clicks.queries))
+    done = np.cumsum(rows) / max(len(clicks), 1)
+    return int(np.searchsorted(done, 1.0 - share, side="right"))
 
 
 def unlike(given: Clicks, clicks: Clicks) -> Clicks:

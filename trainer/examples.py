@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +11,7 @@ from clickloop import codec, topics
 from clickloop.errors import MessageError, TrainingError
 from clickloop.events import DocumentChanged, ExampleFormed, OffsetRange, SplitChanged
 from clickloop.kafka import Follower, Record, end_offsets, read_range
+from clickloop.retention import live_of
 from clickloop.sources import Sources
 from clickloop.vector_store import content_digest, document_text
 
@@ -246,14 +247,36 @@ async def read_live_version(bootstrap_servers: str, *, prefix: str, index: str) 
     async with Follower(bootstrap_servers, [topics.TRAFFIC_SPLITS], prefix=prefix) as follower:
         while True:
             batch = await follower.batch(timeout_seconds=0.2)
-            for _, record in batch:
-                try:
-                    split = codec.decode(record.value, SplitChanged)
-                except MessageError:
-                    # The nodes that act on splits quarantine it; here it is only looked past.
-                    continue
-                if split.index == index and (newest is None or split.sequence >= newest.sequence):
-                    newest = split
+            newest = _newest(batch, newest, index)
             if not batch and await follower.caught_up():
-                break
-    return next((a.version for a in newest.arms if a.name == "live"), "") if newest else ""
+                return live_of(newest) if newest else ""
+
+
+async def follow_live_version(
+    bootstrap_servers: str, *, prefix: str, index: str, on_live: Callable[[str], None]
+) -> None:
+    """Tell ``on_live`` what ``read_live_version`` would say, now and at every change. Raises BrokerError."""
+    newest: SplitChanged | None = None
+    told = ""
+    async with Follower(bootstrap_servers, [topics.TRAFFIC_SPLITS], prefix=prefix) as follower:
+        while True:
+            batch = await follower.batch(timeout_seconds=1.0)
+            newest = _newest(batch, newest, index)
+            if not batch and newest and live_of(newest) != told:
+                told = live_of(newest)
+                on_live(told)
+
+
+def _newest(
+    batch: Iterable[tuple[topics.Topic, Record]], known: SplitChanged | None, index: str
+) -> SplitChanged | None:
+    newest = known
+    for _, record in batch:
+        try:
+            split = codec.decode(record.value, SplitChanged)
+        except MessageError:
+            # The nodes that act on splits quarantine it; here it is only looked past.
+            continue
+        if split.index == index and (newest is None or split.sequence >= newest.sequence):
+            newest = split
+    return newest

@@ -270,6 +270,7 @@ def ranks(
         if among is not None and among < old.shape[1]:
             shown = np.argpartition(-old, among, axis=1)[:, :among]
             old, new = np.take_along_axis(old, shown, 1), np.take_along_axis(new, shown, 1)
-        before[part] = (old > old_clicked).sum(axis=1) + 1
-        after[part] = (new > new_clicked).sum(axis=1) + 1
+        # A score that is no number, as after a descent out of bounds, must not pass for the best one.
+        before[part] = (~(old <= old_clicked)).sum(axis=1) + 1
+        after[part] = (~(new <= new_clicked)).sum(axis=1) + 1
     return before, after

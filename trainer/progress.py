@@ -17,6 +17,7 @@ from clickloop.kafka import Producer
 from clickloop.logs import logger
 from trainer.methods.base import Progress, StoppedError
 from trainer.publish import run_name
+from trainer.trackers import Tracking
 
 EVERY_SECONDS = 1.0
 ENDS = ("done", "failed")
@@ -43,10 +44,13 @@ class _State:
 class RunReport:
     """One run's voice. ``from_thread`` may be called from any thread, the rest from the event loop's."""
 
-    def __init__(self, producer: Producer, command: Retrain, stopping: threading.Event) -> None:
+    def __init__(
+        self, producer: Producer, command: Retrain, stopping: threading.Event, tracking: Tracking | None = None
+    ) -> None:
         self._producer = producer
         self._command = command
         self._stopping = stopping
+        self._tracking = tracking or Tracking()
         self._cancelled = threading.Event()
         self._state = _State(kind=command.kinds[0], stage="waiting")
         self.run_id = run_name(command.command_id)
@@ -68,6 +72,7 @@ class RunReport:
 
     async def failed(self, message: str) -> None:
         """The run ended without a result, in the stage that it was in."""
+        self._tracking.failed(self._state.version)
         await self.stage(self._state.kind, "failed", version=self._state.version, message=message)
 
     def cancel(self) -> None:
@@ -87,6 +92,7 @@ class RunReport:
         if state.stage != progress.stage or first is None or progress.steps != first.steps:
             first, since = progress, time.monotonic()
         self._state = replace(state, stage=progress.stage, progress=progress, first=first, since=since)
+        self._tracking.progress(state.version, progress)
 
     def encoding(self, done: int, texts: int) -> None:
         """Note how many of ``texts`` are encoded."""

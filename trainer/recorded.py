@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from clickloop.commands import Reason, Retrain
 from clickloop.errors import TrainingError
 from clickloop.events import DocumentChanged, ExampleFormed, Verdict, VersionKind
 from clickloop.model_store import Manifest, ModelStore, Published
-from clickloop.recorded import Climbed, Judged, RungResult
+from clickloop.recorded import Climbed, Judged, RungResult, Say
 from trainer.examples import Document, ExampleCollector, document_of
 from trainer.methods.base import Progress, StoppedError
 from trainer.rung import Data, Ladder, data_of
@@ -26,8 +27,6 @@ from trainer.settings import TrainerSettings
 from trainer.truth import Measured, Truth, comparison
 
 EVERY_SECONDS = 10.0
-
-Say = Callable[[str], None]
 
 
 def climb(
@@ -47,22 +46,12 @@ def climb(
     A run on the same data and settings finds its versions there, and trains nothing anew. ``judged`` speaks only
     of ``documents``. Raises SettingsError, ArtifactError.
     """
-    settings = TrainerSettings.load(
-        index=index, store_url=f"file://{work.resolve()}/store", work_dir=work / "trainer", base_model=base_model
-    )
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
-    corpus = [document_of(document) for document in documents]
-    corpus.sort(key=lambda document: document.doc_id)
-    collector = ExampleCollector(index=index, most=settings.max_examples)
-    for example in examples:
-        collector.keep(example)
-    kept = collector.result().examples
+    run = recorded(documents, examples, index=index, work=work, base_model=base_model)
+    settings, corpus, kept, ladder = run.settings, run.documents, run.examples, run.ladder
     data = data_of(kept, corpus, settings)
-    command = _command(settings, kinds, corpus, kept, budget_seconds)
-    # No one but this process reads these versions, so they are neither signed nor checked for a signature.
-    ladder = Ladder(settings, ModelStore(settings.store_url, cache=settings.work_dir / "cache"))
+    command = _command(run, kinds, budget_seconds)
     start = ladder.base()
-    told = _Lines(say)
+    told = Lines(say)
     published, reason = asyncio.run(_climb(ladder, command, start, data, told))
     rungs = _results(command, published, start, reason)
     if judged:
@@ -72,23 +61,55 @@ def climb(
     return Climbed(rungs, start.version, passed[-1] if passed else start.version, weighing, len(kept) - weighing)
 
 
-def _command(
-    settings: TrainerSettings,
-    kinds: Sequence[VersionKind],
-    documents: Sequence[Document],
-    examples: Sequence[ExampleFormed],
-    budget_seconds: float,
-) -> Retrain:
-    """A command that is named by everything that its versions come from."""
-    name = hashlib.sha256(repr((kinds, budget_seconds, settings.base_model, settings.for_lineage())).encode())
-    name.update(clickloop.__version__.encode())
-    for document in documents:
-        name.update(document.doc_id.encode() + b"\0" + document.digest)
+@dataclass(frozen=True)
+class Recorded:
+    """What is trained on, and where."""
+
+    settings: TrainerSettings
+    documents: list[Document]
+    examples: list[ExampleFormed]
+    """In their last revision, oldest impression first."""
+    ladder: Ladder
+
+    def digest(self, *facts: object) -> str:
+        """A name for everything that versions come from: these facts, settings, code, documents and examples."""
+        settings = self.settings
+        name = hashlib.sha256(repr((*facts, settings.base_model, settings.for_lineage())).encode())
+        name.update(clickloop.__version__.encode())
+        for document in self.documents:
+            name.update(document.doc_id.encode() + b"\0" + document.digest)
+        for example in self.examples:
+            name.update(codec.encode(example))
+        return name.hexdigest()[:32]
+
+
+def recorded(
+    documents: Iterable[DocumentChanged],
+    examples: Iterable[ExampleFormed],
+    *,
+    index: str,
+    work: Path,
+    base_model: str | None,
+) -> Recorded:
+    """Raises SettingsError."""
+    settings = TrainerSettings.load(
+        index=index, store_url=f"file://{work.resolve()}/store", work_dir=work / "trainer", base_model=base_model
+    )
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    corpus = sorted(map(document_of, documents), key=lambda document: document.doc_id)
+    collector = ExampleCollector(index=index, most=settings.max_examples)
     for example in examples:
-        name.update(codec.encode(example))
+        collector.keep(example)
+    # No one but this process reads these versions, so they are neither signed nor checked for a signature.
+    ladder = Ladder(settings, ModelStore(settings.store_url, cache=settings.work_dir / "cache"))
+    return Recorded(settings, corpus, collector.result().examples, ladder)
+
+
+def _command(run: Recorded, kinds: Sequence[VersionKind], budget_seconds: float) -> Retrain:
+    """A command that is named by everything that its versions come from."""
     return Retrain(
-        command_id=f"replay-{name.hexdigest()[:32]}",
-        index=settings.index,
+        command_id=f"replay-{run.digest(kinds, budget_seconds)}",
+        index=run.settings.index,
         issued_at=codec.now(),
         kinds=list(kinds),
         ranges=[],
@@ -98,7 +119,7 @@ def _command(
 
 
 async def _climb(
-    ladder: Ladder, command: Retrain, start: Manifest, data: Data, told: _Lines
+    ladder: Ladder, command: Retrain, start: Manifest, data: Data, told: Lines
 ) -> tuple[list[Published], str]:
     """What was published and, where the ladder ends early, why."""
     published: list[Published] = []
@@ -145,7 +166,7 @@ def _results(command: Retrain, published: Sequence[Published], start: Manifest, 
 
 
 def _with_truth(
-    ladder: Ladder, rungs: list[RungResult], truth: Truth, corpus: list[Document], start: Manifest, told: _Lines
+    ladder: Ladder, rungs: list[RungResult], truth: Truth, corpus: list[Document], start: Manifest, told: Lines
 ) -> list[RungResult]:
     """The results with what each version is worth; where none was made, its parent stays."""
     known: dict[str, Measured] = {}
@@ -172,7 +193,7 @@ def _with_truth(
     return found
 
 
-class _Lines:
+class Lines:
     """Says a line for every stage, and while one lasts, every EVERY_SECONDS how far it is."""
 
     def __init__(self, say: Say) -> None:

@@ -21,6 +21,7 @@ from clickloop.errors import TrainingError
 from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
 from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
+from clickloop.propensity import Examination
 from trainer.cost import cost_of
 from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
 from trainer.examples import Document
@@ -182,7 +183,7 @@ class Ladder:
             on_text=told.encoding,
         )
         parent, corpus = loaded.parent, loaded.corpus
-        method = method_of(kind, command.strategy)
+        method = method_of(kind, command.strategy, settings)
         past = with_parents(
             past_of(loaded, data, settings, strategy=command.strategy, count=method.moments),
             parent,
@@ -241,6 +242,7 @@ class Ladder:
             settings=settings.for_lineage()
             | self._circumstances()
             | trained.notes
+            | looked_at(data.prepared.examination)
             | {"steps": trained.steps, "replayed_examples": data.replayed},
             seed=settings.seed,
             code_version=clickloop.__version__,
@@ -324,6 +326,13 @@ def with_parents(
     return found
 
 
+def looked_at(examination: Examination | None) -> Notes:
+    """For the lineage: on how many clicks it rests where people were taken to look, and how often at the fifth."""
+    if examination is None:
+        return {}
+    return {"swapped_clicks": examination.swapped_clicks, "examined_at_5": round(examination.curve(5)[-1], 4)}
+
+
 def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
     """Raises TrainingError where nothing, or only noise, could be learnt from so little.
 
@@ -368,6 +377,11 @@ def golden_trial(
         for side in _sides(parent, trained, corpus, asked, told)
     )
     return GoldenTrial(golden.digest, len(golden.judged) - len(judged), before, after)
+
+
+def tried(job: Job, trained: Trained, later: Clicks, told: Told) -> Trial:
+    """What the job made, on what came after its moment."""
+    return measure(later, *_sides(job.parent, trained, job.corpus, later, told))
 
 
 def _sides(parent: Parent, trained: Trained, corpus: Corpus, held: Clicks, told: Told) -> tuple[Side, Side]:

@@ -29,6 +29,7 @@ from clickloop.settings import load_mappings
 from clickloop.sources import Sources
 from trainer.examples import (
     Unreadable,
+    follow_live_version,
     read_before,
     read_documents,
     read_examples,
@@ -44,6 +45,7 @@ from trainer.ranks import Place, RankLostError, Ranks
 from trainer.rung import Data, Ladder, data_of
 from trainer.settings import TrainerSettings
 from trainer.strategies import PRESETS, taught
+from trainer.trackers import Tracking, build_tracking
 
 SERVICE = "trainer"
 LEAVING_SECONDS = 20.0
@@ -51,7 +53,7 @@ LEAVING_SECONDS = 20.0
 
 
 def build_trainer(settings: TrainerSettings, ranks: Ranks | None = None) -> Trainer:
-    """Assemble the service. Touches the store's folder, but no broker yet."""
+    """Assemble the service. Touches the store's folder, but no broker yet. Raises SettingsError."""
     store = ModelStore(
         settings.store_url,
         cache=settings.work_dir / "cache",
@@ -63,7 +65,7 @@ def build_trainer(settings: TrainerSettings, ranks: Ranks | None = None) -> Trai
         prefix=settings.topic_prefix,
         source=f"clickloop/trainer/{settings.index}",
     )
-    return Trainer(settings, store, producer, ranks)
+    return Trainer(settings, store, producer, build_tracking(settings), ranks)
 
 
 async def serve_rank(settings: TrainerSettings, place: Place, stop: asyncio.Event) -> None:
@@ -109,9 +111,15 @@ class Trainer:
     """Consumes ``retrain-commands`` of one index; see the module's text."""
 
     def __init__(
-        self, settings: TrainerSettings, store: ModelStore, producer: Producer, ranks: Ranks | None = None
+        self,
+        settings: TrainerSettings,
+        store: ModelStore,
+        producer: Producer,
+        tracking: Tracking,
+        ranks: Ranks | None = None,
     ) -> None:
         self._settings = settings
+        self.tracking = tracking
         self._store = store
         self._sources = Sources(settings.index, load_mappings())
         self.producer = producer
@@ -127,7 +135,9 @@ class Trainer:
         """
         settings = self._settings
         torch.set_num_threads(settings.threads or os.cpu_count() or 1)
-        watcher = asyncio.create_task(self._watch(stop))
+        lookers = [asyncio.create_task(self._watch(stop))]
+        if self.tracking.wanted:
+            lookers.append(asyncio.create_task(self._tell_what_is_live()))
         try:
             async with (
                 self.producer,
@@ -148,11 +158,24 @@ class Trainer:
                             if done:
                                 await _commit(consumer, partition, r.offset + 1)
         finally:
-            watcher.cancel()
+            for looker in lookers:
+                looker.cancel()
+            await asyncio.gather(*lookers, return_exceptions=True)
+            await asyncio.to_thread(self.tracking.close)
 
     async def _watch(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self.stop()
+
+    async def _tell_what_is_live(self) -> None:
+        """For the tracker alone: which version is live, the rollout decides, and says on ``traffic-splits``."""
+        where, prefix, index = self._settings.bootstrap_servers, self._settings.topic_prefix, self._settings.index
+        while True:
+            try:
+                await follow_live_version(where, prefix=prefix, index=index, on_live=self.tracking.live)
+            except BrokerError as error:
+                logger().warning("splits not read", reason=str(error))
+                await asyncio.sleep(5.0)
 
     def stop(self) -> None:
         """End training at its next step. What was being done stays undone, and is done at the next start."""
@@ -170,7 +193,7 @@ class Trainer:
             return True
         if command.index != self._settings.index:
             return True
-        report = RunReport(self.producer, command, self._stopping)
+        report = RunReport(self.producer, command, self._stopping, self.tracking)
         log = logger().bind(command=command.command_id, run=report.run_id)
         try:
             async with report.ticking(), self._cancellable(command, report):
@@ -212,6 +235,7 @@ class Trainer:
         parent = await self._parent_of(command)
         async for published in self._ladder.climb(command, parent, partial(self._read, command), report):
             await self._announce(published)
+            self.tracking.published(published)
             version, kind, gate = published.manifest.version, published.manifest.kind, published.manifest.gate
             verdict = gate.verdict if gate else None
             message = "; ".join(gate.reasons) if gate else ""

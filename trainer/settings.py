@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
 from clickloop.propensity import Correction
-from clickloop.settings import ArtifactSettings
+from trainer.rung_settings import RungSettings
 
 
-class TrainerSettings(ArtifactSettings):
+class TrainerSettings(RungSettings):
     """Settings of ``clickloop trainer``; the TOML table is ``[trainer]``."""
 
     table: ClassVar[str] = "trainer"
@@ -83,9 +83,14 @@ class TrainerSettings(ArtifactSettings):
         description="clicks that a rare query borrows at most from near-duplicates of it; 0 lets each learn alone",
     )
 
+    tracker: Literal["none", "mlflow", "wandb"] = Field(
+        "none", description="experiment tracker that is told of every version: mlflow, wandb or none"
+    )
+    tracker_uri: str = Field("", description="MLflow's tracking URI; empty leaves it to MLflow's own variables")
+
     def for_lineage(self) -> dict[str, str | int | float | bool]:
         """What a reader of the artifact needs to train it again. No secrets, no addresses."""
-        return {
+        return self.of_rungs() | {
             "seed": self.seed,
             "max_examples": self.max_examples,
             "replay_examples": self.replay_examples,

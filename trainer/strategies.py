@@ -21,11 +21,12 @@ from clickloop.files import rows
 from clickloop.generating import generate
 from trainer.dataset import Clicks, Corpus
 from trainer.examples import Document
-from trainer.methods import METHODS
+from trainer.methods import methods_of
 from trainer.methods.base import Method
 from trainer.methods.full import FullMethod
 from trainer.methods.targets import SCALE
 from trainer.model import Vectors
+from trainer.rung_settings import RungSettings
 
 QUERIES_PER_DOCUMENT = 3
 LEAST_BELIEF = 0.05
@@ -66,13 +67,13 @@ PRESETS: dict[Strategy, Preset] = {
 }
 
 
-def method_of(kind: VersionKind, strategy: Strategy) -> Method:
-    """The rung as the strategy trains it.
+def method_of(kind: VersionKind, strategy: Strategy, settings: RungSettings) -> Method:
+    """The rung as the strategy trains it by these settings.
 
     The query-side rungs have the whole corpus to beat in every step, so that the hard negatives are among them
     whatever the strategy; only both towers must choose.
     """
-    method = METHODS[kind]
+    method = methods_of(settings)[kind]
     if isinstance(method, FullMethod):
         return replace(method, hard_negatives=PRESETS[strategy].hard_negatives)
     return method

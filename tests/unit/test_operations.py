@@ -15,13 +15,14 @@ from pydantic import SecretStr
 from clickloop.settings import ArtifactSettings, GenerateSettings, Settings
 from search.settings import SearchSettings
 from streams.settings import StreamsSettings
+from trainer.rung_settings import RungSettings
 from trainer.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 CLASSES: list[type[Settings]] = [
     *[Settings, ArtifactSettings, GenerateSettings],
-    *[SearchSettings, StreamsSettings, TrainerSettings],
+    *[SearchSettings, StreamsSettings, TrainerSettings, RungSettings],
 ]
 SERVICES: dict[str, type[Settings]] = {
     "search": SearchSettings,

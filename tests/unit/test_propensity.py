@@ -49,6 +49,14 @@ def test_without_evidence_people_look_at_one_over_the_position() -> None:
     assert unexplored.swapped_clicks == 0
 
 
+def test_a_dozen_clicks_on_swapped_results_do_not_carry_the_curve_away() -> None:
+    truth = 1.0 / np.arange(1, SHOWN + 1)
+    logs = [log_of(truth, impressions=5_000, exploration=0.03, seed=seed) for seed in range(20)]
+    assert 5 < np.mean([log.swapped_clicks for log in logs]) < 20
+    exponents = [-np.log2(log.curve(2)[1]) for log in logs]
+    assert np.std(exponents) < 0.2
+
+
 def test_little_evidence_moves_the_curve_a_little_and_much_moves_it_all_the_way() -> None:
     truth = np.ones(SHOWN)
     distance = [

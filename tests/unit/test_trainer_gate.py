@@ -47,6 +47,14 @@ def test_of_a_dozen_random_changes_hardly_one_passes():
     assert passed <= 1
 
 
+def test_a_candidate_whose_weights_are_no_numbers_fails():
+    clicks, corpus = world()
+    broken = np.full_like(clicks.vectors, np.nan)
+    trial = measure(clicks, Side(clicks.vectors, corpus.vectors), Side(broken, corpus.vectors))
+    assert trial.found_after == 0
+    assert judge([trial], thresholds=THRESHOLDS, seed=0).verdict == "fail"
+
+
 def test_thirty_clicks_are_too_few_to_say():
     result = verdict(0.5, queries=40)
     assert result == "inconclusive"

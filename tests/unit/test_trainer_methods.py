@@ -14,15 +14,20 @@ from clickloop.events import VersionKind
 from clickloop.model_store import base_model_folder
 from tests.unit.trainer_facts import documents, mean_reciprocal_rank, world
 from trainer.dataset import Clicks, Corpus
-from trainer.methods import METHODS
+from trainer.methods import methods_of
 from trainer.methods.adapter import AdapterMethod, whitened
 from trainer.methods.base import Job, Parent, Progress, StoppedError, Trained, deadline
 from trainer.methods.checkpoint import Checkpoint, Checkpoints
-from trainer.methods.full import mined
+from trainer.methods.full import FullMethod, mined
+from trainer.methods.query_encoder import QueryEncoderMethod
 from trainer.methods.targets import Negatives, Targets
 from trainer.methods.towers import NOT_REPRODUCIBLE, Course
 from trainer.methods.upper_layers import MOST_PADDING, UpperLayers, groups
 from trainer.model import Adapter, encode, load_encoder, normalised
+from trainer.rung_settings import OF_RUNGS, RungSettings
+
+DEFAULTS = RungSettings.model_construct()
+METHODS = methods_of(DEFAULTS)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,22 @@ def test_every_rung_is_in_the_table_under_its_own_name():
         "query_encoder": "query_encoder",
         "full": "full",
     }
+
+
+def test_untouched_settings_are_the_methods_own_figures():
+    assert {"adapter": AdapterMethod(), "query_encoder": QueryEncoderMethod(), "full": FullMethod()} == METHODS
+
+
+@pytest.mark.parametrize("name", OF_RUNGS)
+def test_every_rung_setting_reaches_its_method(name: str):
+    kind = next(kind for kind in METHODS if name.startswith(f"{kind}_"))
+    usual = getattr(DEFAULTS, name)
+    other = "query_to_document" if isinstance(usual, str) else 2 * usual
+    changed = methods_of(DEFAULTS.model_copy(update={name: other}))
+    field = name.removeprefix(f"{kind}_")
+    assert changed[kind] == replace(METHODS[kind], **{field: other})  # type: ignore[type-var]
+    heads = {kind: method.head for kind, method in changed.items() if kind != "adapter"}  # type: ignore[attr-defined]
+    assert set(heads.values()) == {changed["adapter"]}, "the map on top of an encoder is the adapter's"
 
 
 def test_an_adapter_learns_from_noisy_clicks_to_find_what_it_never_saw_a_click_on():

@@ -54,7 +54,7 @@ async def filled(
     return [OffsetRange(topic=name, partition=p, start=first, end=end) for p, (first, end) in ends.items()]
 
 
-def trainer_for(broker: Broker, folder: Path, *, min_examples: int = 20) -> tuple[Trainer, Producer]:
+def trainer_for(broker: Broker, folder: Path, *, min_examples: int = 20, **more: str) -> tuple[Trainer, Producer]:
     settings = TrainerSettings.load(
         bootstrap_servers=broker.bootstrap_servers,
         topic_prefix=broker.prefix,
@@ -62,6 +62,7 @@ def trainer_for(broker: Broker, folder: Path, *, min_examples: int = 20) -> tupl
         work_dir=folder / "work",
         device="cpu",
         min_examples=min_examples,
+        **more,
     )
     trainer = build_trainer(settings)
     return trainer, trainer.producer
@@ -136,6 +137,27 @@ async def test_the_gate_tries_what_operators_have_put_into_the_golden_set(broker
     assert result.metrics["mrr_at_10"].before > 0.0
     folder = tmp_path / "store" / "versions" / announced.version
     assert "golden mrr_at_10" in (folder / "README.md").read_text()
+
+
+@pytest.mark.timeout(120)
+async def test_a_tracker_is_told_of_a_run_and_one_that_is_away_costs_nothing(broker: Broker, tmp_path: Path):
+    mlflow = pytest.importorskip("mlflow")
+    ranges = await filled(broker)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for name, tracker_uri in (("there", uri), ("away", "http://127.0.0.1:1")):
+        trainer, producer = trainer_for(broker, tmp_path, tracker="mlflow", tracker_uri=tracker_uri)
+        async with producer:
+            assert await asyncio.wait_for(trainer.handle(command(ranges, command_id=name)), 60)
+        await asyncio.to_thread(trainer.tracking.close)
+    made = await published(broker)
+    assert set(made) == {"there", "away"}
+    client = mlflow.MlflowClient(uri, uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("clickloop-default").experiment_id])
+    assert run.info.run_name == made["there"].version
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["clickloop.artifact_uri"] == made["there"].artifact_uri
+    assert run.data.params["adapter_epochs"] == "4"
+    assert run.data.metrics["loss"] > 0.0
 
 
 async def test_a_command_that_cannot_be_done_is_reported_and_the_trainer_goes_on(broker: Broker, tmp_path: Path):

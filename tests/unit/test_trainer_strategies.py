@@ -19,6 +19,7 @@ from trainer.dataset import Corpus, unlike
 from trainer.examples import Document, ReadExamples, Reservoir, before, with_replayed
 from trainer.methods.full import FullMethod
 from trainer.model import normalised
+from trainer.rung_settings import RungSettings
 from trainer.strategies import PRESETS, believed_by_parent, method_of, of_pairs, pairs_of_file, pseudo_queries
 
 TEXTS = ("Open a file\nOpens the named file and returns a stream of its bytes.", "Sort a list\nOrders all items.")
@@ -29,11 +30,12 @@ def test_every_strategy_has_its_preset():
 
 
 def test_only_contrastive_mines_and_only_where_not_all_documents_compete():
-    full = method_of("full", "contrastive")
+    usual = RungSettings.model_construct()
+    full = method_of("full", "contrastive", usual)
     assert isinstance(full, FullMethod)
     assert full.hard_negatives > 0
-    assert method_of("full", "incremental") == FullMethod()
-    assert method_of("adapter", "contrastive") == method_of("adapter", "incremental")
+    assert method_of("full", "incremental", usual) == FullMethod()
+    assert method_of("adapter", "contrastive", usual) == method_of("adapter", "incremental", usual)
 
 
 def test_pseudo_queries_are_made_from_documents_and_know_their_own():

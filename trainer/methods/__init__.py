@@ -1,4 +1,4 @@
-"""The learner's ladder: one small module a rung, chosen from a table."""
+"""The learner's ladder: one small module a rung, put together as the settings say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,33 @@ from trainer.methods.adapter import AdapterMethod
 from trainer.methods.base import Method
 from trainer.methods.full import FullMethod
 from trainer.methods.query_encoder import QueryEncoderMethod
+from trainer.rung_settings import RungSettings
 
-METHODS: dict[VersionKind, Method] = {
-    method.kind: method for method in (AdapterMethod(), QueryEncoderMethod(), FullMethod())
-}
+
+def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
+    """Every rung by its name."""
+    adapter = AdapterMethod(
+        learning_rate=settings.adapter_learning_rate,
+        epochs=settings.adapter_epochs,
+        batch=settings.adapter_batch,
+        distillation=settings.adapter_distillation,
+    )
+    query_encoder = QueryEncoderMethod(
+        learning_rate=settings.query_encoder_learning_rate,
+        epochs=settings.query_encoder_epochs,
+        batch=settings.query_encoder_batch,
+        distillation=settings.query_encoder_distillation,
+        layers=settings.query_encoder_layers,
+        share=settings.query_encoder_share,
+        head=adapter,
+    )
+    full = FullMethod(
+        learning_rate=settings.full_learning_rate,
+        epochs=settings.full_epochs,
+        batch=settings.full_batch,
+        depth=settings.full_depth,
+        share=settings.full_share,
+        loss=settings.full_loss,
+        head=adapter,
+    )
+    return {"adapter": adapter, "query_encoder": query_encoder, "full": full}

@@ -23,6 +23,7 @@ from trainer.methods.targets import Indexes
 from trainer.methods.towers import draw_back
 from trainer.methods.upper_layers import trained_layers
 from trainer.model import Vectors, encode
+from trainer.rung_settings import RankingLoss
 
 PROTECTED = 0.95
 """A document with more than this share of the wanted one's score is no negative."""
@@ -47,6 +48,7 @@ class FullMethod:
     batch: int = 32
     learning_rate: float = 1.2e-4
     scale: float = 20.0
+    loss: RankingLoss = "both_ways"
     domain_share: float = 0.5
     """Part of the documents' pieces that one epoch trains on."""
     share: float = 0.7
@@ -131,6 +133,7 @@ class FullMethod:
                 same=_same(rows.query[batch], rows.document[batch]).to(vectors.device),
                 weight=weight[torch.from_numpy(batch).to(weight.device)],
                 hard=others,
+                both_ways=self.loss == "both_ways",
             )
 
         layers = trained_layers(encoder, self.depth)

@@ -1,0 +1,61 @@
+"""How each rung learns. The defaults are what did well on the benchmarks.
+
+The names are the rung's and that of the method's field (trainer/methods/), which says more about it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from clickloop.settings import ArtifactSettings
+
+RankingLoss = Literal["both_ways", "query_to_document"]
+
+
+class RungSettings(ArtifactSettings):
+    """Settings of the rungs, a part of TrainerSettings."""
+
+    adapter_learning_rate: float = Field(1e-3, gt=0.0, le=1.0, description="peak of the adapter's learning rate")
+    adapter_epochs: int = Field(4, ge=1, le=1000, description="rounds over the queries")
+    adapter_batch: int = Field(256, ge=1, le=65_536, description="queries in one step")
+    adapter_distillation: float = Field(
+        0.05, ge=0.0, description="weight of staying near the parent's answers, beside the clicks"
+    )
+
+    query_encoder_learning_rate: float = Field(
+        2e-4, gt=0.0, le=1.0, description="peak of the query encoder's learning rate"
+    )
+    query_encoder_epochs: int = Field(2, ge=1, le=100, description="rounds over queries and documents' pieces")
+    query_encoder_batch: int = Field(64, ge=1, le=4096, description="queries in one step")
+    query_encoder_distillation: float = Field(
+        0.1, ge=0.0, description="weight of staying near the parent's answers, beside the clicks"
+    )
+    query_encoder_layers: int = Field(
+        2, ge=1, le=100, description="layers of the encoder that learn, from the top"
+    )
+    query_encoder_share: float = Field(
+        0.6, gt=0.0, le=1.0, description="how far to go from the parent's weights to the trained ones"
+    )
+
+    full_learning_rate: float = Field(1.2e-4, gt=0.0, le=1.0, description="peak of the learning rate of full")
+    full_epochs: int = Field(2, ge=1, le=100, description="rounds over the clicks and a part of the pieces")
+    full_batch: int = Field(32, ge=2, le=4096, description="pairs in one step, negatives for one another")
+    full_depth: float = Field(
+        2 / 3, gt=0.0, le=1.0, description="share of the encoder's layers that learn, from the top"
+    )
+    full_share: float = Field(
+        0.7, gt=0.0, le=1.0, description="how far to go from the parent's weights to the trained ones"
+    )
+    full_loss: RankingLoss = Field(
+        "both_ways",
+        description="ranking among a batch: query_to_document, or from documents to queries as well (both_ways)",
+    )
+
+    def of_rungs(self) -> dict[str, str | int | float | bool]:
+        """Setting → value of all of the above."""
+        return {name: getattr(self, name) for name in OF_RUNGS}
+
+
+OF_RUNGS: tuple[str, ...] = tuple(RungSettings.__annotations__)
