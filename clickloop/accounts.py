@@ -32,6 +32,8 @@ def gate_rows(gate: GateResult) -> Iterator[Row]:
             yield _row(f"golden {name}", m)
     for part in gate.slices:
         yield _row(f"mrr_at_10 of {part.slice} ({part.queries} queries)", part.mrr_at_10)
+    if gate.swaps is not None:
+        yield _row(f"swaps agree ({gate.swaps.clicks} clicks)", gate.swaps.agreement)
     if gate.cost is not None:
         time, before, after = gate.cost.encode_seconds, gate.cost.bytes_before, gate.cost.bytes_after
         taken = [f"{1000 * seconds:.2f} ms" for seconds in (time.before, time.after)]

@@ -282,6 +282,16 @@ class CostResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     bytes_after: Count
 
 
+class SwapResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What held-out clicks on randomised traffic say of two neighbours' order, each weighted by its chance."""
+
+    clicks: Count
+    expected: Annotated[float, Meta(ge=0.0)]
+    """How many of them would be on swapped pairs if the order made no difference."""
+    agreement: Estimate
+    """Weighted share of the clicks that speak for the version's own order of the two."""
+
+
 class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     verdict: Verdict
     queries: Count
@@ -291,6 +301,7 @@ class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slices: list[SliceResult] = field(default_factory=list)
     """Those with queries enough to say something, the worst first."""
     cost: CostResult | None = None
+    swaps: SwapResult | None = None
 
 
 class Lineage(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -16,6 +16,9 @@ from trainer.model import Adapter, encode
 
 PAIRS = 60
 """Timings of each side: enough for an interval well below the slowdown that matters, in about a second."""
+FEWEST_PAIRS = 20
+LONGEST = 10.0
+"""Seconds after which the fewest must do: for a slow encoder, or a machine that is busy elsewhere."""
 WARM_UP = 3
 RESAMPLES = 1000
 
@@ -44,20 +47,22 @@ def timed(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Floats, Floats]:
-    """Seconds (PAIRS,) that each takes for the same queries, one query at a time.
+    """Seconds (up to PAIRS,) that each takes for the same queries, one query at a time.
 
     They take turns, and turns at being first, so that whatever else the machine does hits both alike.
     """
     for query in islice(cycle(queries), WARM_UP):
         one(query)
         other(query)
-    taken = np.empty((2, PAIRS))
+    taken, begun = np.empty((2, PAIRS)), clock()
     for number, query in enumerate(islice(cycle(queries), PAIRS)):
         order = ((0, one), (1, other)) if number % 2 else ((1, other), (0, one))
         for side, ask in order:
             start = clock()
             ask(query)
             taken[side, number] = max(clock() - start, 1e-9)
+        if number + 1 >= FEWEST_PAIRS and clock() - begun > LONGEST:
+            return taken[0, : number + 1], taken[1, : number + 1]
     return taken[0], taken[1]
 
 

@@ -16,6 +16,7 @@ from clickloop.text import normal_text
 from trainer.examples import Document
 from trainer.influence import proportionate
 from trainer.model import Vectors
+from trainer.swaps import Vote, vote_of
 
 Indexes = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -67,6 +68,8 @@ class Clicks:
     """Query index → documents that were shown above a click and skipped, or rated low."""
     labels: dict[int, frozenset[str]] = field(default_factory=dict)
     """Query index → the slices that it belongs to, by its clicks' domains and difficulties."""
+    votes: dict[int, list[Vote]] = field(default_factory=dict)
+    """Query index → its clicks on randomised traffic; see trainer/swaps.py"""
     vectors: Vectors = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     """(queries, dim) float32: the parent's encoder's, normalised, without the adapter; empty until known"""
 
@@ -94,6 +97,7 @@ class Clicks:
             examples=round(self.examples * share),
             skipped={int(number[q]): d for q, d in self.skipped.items() if number[q] >= 0},
             labels={int(number[q]): of_it for q, of_it in self.labels.items() if number[q] >= 0},
+            votes={int(number[q]): of_it for q, of_it in self.votes.items() if number[q] >= 0},
             vectors=self.vectors[kept] if len(self.vectors) else self.vectors,
         )
 
@@ -138,6 +142,7 @@ def prepare(
     rows: dict[tuple[int, int], list[float]] = {}
     skipped: dict[int, dict[int, None]] = {}
     labelled: dict[int, set[str]] = {}
+    votes: dict[int, list[Vote]] = {}
     made: list[ExampleFormed] = []
     unknown = positives = 0
     newest: datetime | None = None
@@ -170,6 +175,8 @@ def prepare(
             row[1] += evidence
             positives += 1
             labelled.setdefault(query, set()).update(slices_of(example))
+            if trust >= BELIEVED and (vote := vote_of(example, position)):
+                votes.setdefault(query, []).append(vote)
         skipped.setdefault(query, {}).update(dict.fromkeys(negatives))
     ordered = sorted(rows)
     pairs = np.asarray(ordered, dtype=np.int64).reshape(-1, 2)
@@ -184,6 +191,7 @@ def prepare(
         examples=positives,
         skipped={q: kept for q, docs in skipped.items() if (kept := [d for d in docs if (q, d) not in clicked])},
         labels={query: frozenset(names) for query, names in labelled.items() if names},
+        votes=votes,
     )
     synthetic = _synthetic(made, position)
     return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown, examination)
@@ -221,6 +229,8 @@ def after_synthetic(synthetic: Clicks, clicks: Clicks) -> Clicks:
         evidence=np.concatenate([synthetic.evidence, clicks.evidence]),
         examples=synthetic.examples + clicks.examples,
         skipped={query + count: documents for query, documents in clicks.skipped.items()},
+        labels={query + count: names for query, names in clicks.labels.items()},
+        votes={query + count: votes for query, votes in clicks.votes.items()},
         vectors=np.concatenate([synthetic.vectors, clicks.vectors]),
     )
 

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clickloop.evaluation import Floats, compare, per_query_metrics, recall
-from clickloop.events import CostResult, Estimate, GateResult, GoldenResult, SliceResult, Verdict
+from clickloop.events import CostResult, Estimate, GateResult, GoldenResult, SliceResult, SwapResult, Verdict
 from trainer.dataset import DOMAIN, Clicks
 from trainer.model import Vectors
+from trainer.swaps import Agreement, swap_result
 
 SHOWN = 10
 LADDER_MARGIN = 0.02
@@ -70,6 +71,8 @@ class Trial:
     """Those of them that the candidate has, too."""
     labels: Sequence[frozenset[str]] = ()
     """Of each of those queries, the slices that it belongs to; empty where none is known."""
+    agreement: Agreement | None = None
+    """With the clicks on randomised traffic, where there are some."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def measure(clicks: Clicks, parent: Side, candidate: Side) -> Trial:
         found_before=int(old.sum()),
         found_after=int((old * new).sum()),
         labels=[clicks.labels.get(int(q), frozenset()) for q in np.flatnonzero(seen)],
+        agreement=Agreement.measured(clicks.votes, parent, candidate) if clicks.votes else None,
     )
 
 
@@ -121,8 +125,9 @@ def judge(
 ) -> GateResult:
     """The verdict over all moments together. The bootstrap draws whole queries with all their clicks.
 
-    What loses on the golden set, or on one domain beyond chance, or is too slow, fails whatever it wins elsewhere.
-    The golden set is no sample but what operators want to hold, so there the figure itself counts.
+    What loses on the golden set, or beyond chance on one domain or on neighbours that were swapped at random, or
+    is too slow, fails whatever it wins elsewhere. The golden set is no sample but what operators want to hold, so
+    there the figure itself counts.
 
     ``margin`` is 0 where the candidate must beat its parent beyond chance, and LADDER_MARGIN where the parent is
     the rung below, which has just done so: then it must be at least level, and not behind by the margin beyond
@@ -149,7 +154,8 @@ def judge(
     kept = sum(t.found_after for t in trials) / found if found >= FEWEST_CONFIRMED else 1.0
     verdict, reasons = decide(metrics["mrr_at_10"], queries, kept, thresholds, margin=margin)
     slices = _slices(trials, weight, fewest=thresholds.min_queries, seed=seed)
-    lost += _lost_on_domains(slices, thresholds)
+    swaps = swap_result([t.agreement for t in trials if t.agreement], seed=seed)
+    lost += [*_lost_on_domains(slices, thresholds), *_lost_on_swaps(swaps)]
     return GateResult(
         verdict="fail" if lost else verdict,
         queries=queries,
@@ -158,7 +164,17 @@ def judge(
         golden=of_golden,
         slices=slices,
         cost=cost,
+        swaps=swaps,
     )
+
+
+def _lost_on_swaps(swaps: SwapResult | None) -> Iterator[str]:
+    if swaps is not None and swaps.agreement.high < 0.0:
+        found = swaps.agreement
+        yield (
+            f"where neighbours were swapped at random, clicks speak {found.change:+.1%} as often for its order, "
+            f"95 % interval {found.low:+.1%} to {found.high:+.1%} ({swaps.clicks} clicks)"
+        )
 
 
 def _too_slow(cost: CostResult | None, thresholds: Thresholds) -> Iterator[str]:

@@ -333,6 +333,17 @@ GOLDEN["ModelVersionPublished.v1-3"] = replace(
         ),
     ),
 )
+GOLDEN["ModelVersionPublished.v1-4"] = replace(
+    GOLDEN["ModelVersionPublished.v1-3"],
+    gate=replace(
+        GOLDEN["ModelVersionPublished.v1-3"].gate,
+        swaps=e.SwapResult(
+            clicks=2100,
+            expected=83.5,
+            agreement=e.Estimate(before=0.61, after=0.64, change=0.05, low=-0.02, high=0.12),
+        ),
+    ),
+)
 GOLDEN["DriftMeasured.v1-3"] = replace(
     GOLDEN["DriftMeasured.v1-2"], slices=[e.SliceCounts(examples=310, domain="shoes", difficulty="hard")]
 )

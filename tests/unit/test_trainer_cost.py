@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from clickloop.accounts import gate_rows
 from clickloop.events import CostResult, Estimate
 from tests.unit.trainer_facts import world
-from trainer.cost import PAIRS, loaded_bytes, slowdown, timed
+from trainer.cost import FEWEST_PAIRS, PAIRS, loaded_bytes, slowdown, timed
 from trainer.gate import Side, Thresholds, judge, measure
 from trainer.model import Adapter, normalised
 
@@ -55,10 +55,16 @@ def verdict(of: CostResult) -> tuple[str, str]:
 
 def test_parent_and_candidate_take_turns_at_the_same_queries_and_at_being_first():
     machine = Machine(noise=0.0)
-    timed(machine.side("p", 1.0), machine.side("c", 1.0), ["a", "b"], clock=lambda: machine.now)
+    timed(machine.side("p", 0.01), machine.side("c", 0.01), ["a", "b"], clock=lambda: machine.now)
     pairs = [machine.asked[i : i + 2] for i in range(0, len(machine.asked), 2)]
     assert all({name for name, _ in pair} == {"p", "c"} and len({q for _, q in pair}) == 1 for pair in pairs)
     assert sum(pair[0][0] == "p" for pair in pairs[-PAIRS:]) == PAIRS // 2
+
+
+def test_a_slow_encoder_is_timed_less_often():
+    machine = Machine(noise=0.0)
+    before, after = timed(machine.side("p", 1.0), machine.side("c", 1.0), ["a"], clock=lambda: machine.now)
+    assert len(before) == len(after) == FEWEST_PAIRS
 
 
 @pytest.mark.parametrize("seed", range(5))
