@@ -226,6 +226,24 @@ def test_the_same_job_trains_the_same_weights_to_the_last_bit(kind: VersionKind,
     assert NOT_REPRODUCIBLE not in first.notes
 
 
+@pytest.mark.parametrize("kind", ["adapter", "query_encoder", "full"])
+def test_training_leaves_the_parent_as_it_is(kind: VersionKind, encoder: SentenceTransformer):
+    clicks, corpus = small_world(encoder)
+    dimension = clicks.vectors.shape[1]
+    adapter = Adapter(np.eye(dimension, dtype=np.float32), np.zeros(dimension, np.float32))
+
+    def parts() -> list[bytes]:
+        arrays = (p.detach().numpy() for p in encoder.parameters())
+        return [a.tobytes() for a in (*arrays, adapter.weight, adapter.bias, clicks.vectors, corpus.vectors)]
+
+    before = parts()
+    method = replace(METHODS[kind], epochs=2, batch=5, learning_rate=1e-2)  # type: ignore[type-var]
+    trained = method.train(job(clicks, corpus, encoder, adapter=adapter))
+    assert trained.adapter is not None
+    assert not np.array_equal(trained.adapter.weight, adapter.weight)
+    assert parts() == before
+
+
 def test_a_training_that_the_clock_cut_short_says_that_it_cannot_be_reproduced(encoder: SentenceTransformer):
     clicks, corpus = small_world(encoder)
     for method in (METHODS["adapter"], METHODS["query_encoder"]):

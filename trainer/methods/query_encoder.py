@@ -60,8 +60,8 @@ class QueryEncoderMethod:
 
     def _descend(self, job: Job, encoder: SentenceTransformer, start: Adapter, clicks: Clicks) -> Trained:
         device = encoder.device
-        weight = torch.from_numpy(start.weight).to(device).requires_grad_()
-        bias = torch.from_numpy(start.bias).to(device).requires_grad_()
+        weight = torch.from_numpy(start.weight).clone().to(device).requires_grad_()
+        bias = torch.from_numpy(start.bias).clone().to(device).requires_grad_()
         targets = Targets(clicks)
         before = start.apply(clicks.vectors)
         negatives = Negatives(job.corpus.vectors, clicks, before, job.seed, device)
