@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
+WORKERS ?= 2
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -31,8 +32,9 @@ $(INSTALLED): pyproject.toml requirements/torch.txt requirements/dev.txt
 demo: setup ## Run the whole loop on this machine; ARGS="--help" shows the options
 	@$(BIN)/clickloop demo $(ARGS)
 
+# A file's tests stay together, for they share what they have set up; the short ones come last and even things out.
 test: setup ## Run every test; TESTS=tests/unit runs the fast ones
-	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
 
 lint: setup ## Check style, types and architecture
 	$(BIN)/ruff format --check .

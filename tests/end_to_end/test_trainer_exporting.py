@@ -22,7 +22,6 @@ from trainer.methods.upper_layers import layer_stack
 from trainer.model import Adapter, Model, Vectors, load_model
 from trainer.publish import describe, publish
 
-EXTRA = "not installed: pip install 'clickloop[export]'"
 UNSEEN = ["a query that is no sample", "Ünïcode & punctuation!", "word " * 400]
 
 
@@ -51,12 +50,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     both = Trained(encoder=encoder, adapter=adapter, new_space=True)
     publish(made, folder, new("full-1", "full"), parent, both)
     return made
-
-
-def needs(form: str) -> None:
-    for module in {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["onnx", "onnxscript", "openvino"],
-                   "gguf": ["gguf"]}.get(form, []):  # fmt: skip
-        pytest.importorskip(module, reason=EXTRA)
 
 
 def agrees(found: Vectors, model: Model, least: float) -> bool:
@@ -89,7 +82,6 @@ def test_sentence_transformers_loads_the_folder_as_it_is(version: str, store: Mo
 def test_other_programs_give_the_same_vectors(
     version: str, form: str, quantize: bool, store: ModelStore, tmp_path: Path
 ) -> None:
-    needs(form)
     export_version(store, version, form, tmp_path / "out", quantize=quantize)
     model = load_model(store, version, "cpu")
     assert agrees(FORMS[form].read(tmp_path / "out", model)(UNSEEN), model, 0.99 if quantize else 0.999)
@@ -99,7 +91,8 @@ def test_other_programs_give_the_same_vectors(
 
 
 def test_a_gguf_is_what_llama_cpp_expects_of_bert(store: ModelStore, tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf", reason=EXTRA)
+    import gguf
+
     export_version(store, "upper-1", "gguf", tmp_path / "out", quantize=False)
     found = gguf.GGUFReader(str(tmp_path / "out" / "model.gguf"))
     names = {tensor.name for tensor in found.tensors}

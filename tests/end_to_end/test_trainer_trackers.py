@@ -207,7 +207,6 @@ async def test_what_is_live_is_followed_on_the_splits_of_the_index(broker: Broke
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    pytest.importorskip("mlflow")
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
@@ -276,7 +275,6 @@ tracking.close()
 
 
 def test_a_process_ends_though_its_mlflow_server_never_answers() -> None:
-    pytest.importorskip("mlflow")
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         process = subprocess.Popen([sys.executable, "-c", HUNG, uri], cwd=ROOT, stdout=subprocess.PIPE)
@@ -290,7 +288,6 @@ def test_a_process_ends_though_its_mlflow_server_never_answers() -> None:
 
 
 def test_mlflow_in_a_folder_leaves_nothing_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.chdir(tmp_path)
     tracker = MlflowTracker(f"file:{tmp_path}/runs", "default")
@@ -316,7 +313,6 @@ def test_mlflow_marks_what_failed_in_the_making(uri: str) -> None:
 def test_wandb_has_an_offline_run_for_each_version_and_names_the_live_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr("trainer.trackers.CLOSING_SECONDS", 60.0)
     tracking = Tracking(lambda: WandbTracker("products", tmp_path))

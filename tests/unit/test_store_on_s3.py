@@ -9,19 +9,18 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from clickloop.errors import ArtifactError
 from clickloop.model_store import ModelStore
 from clickloop.vector_store import VectorStore, content_digest
 from tests.unit.version_facts import put
 
-pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'clickloop[s3]'")
-server = pytest.importorskip("moto.server", reason="moto's server is not installed: pip install 'moto[server]'")
-
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
     yield f"http://{host}:{port}"
@@ -30,8 +29,6 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def url(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    import s3fs
-
     for name, value in (
         ("AWS_ENDPOINT_URL", endpoint),
         ("AWS_ACCESS_KEY_ID", "test"),
