@@ -288,8 +288,11 @@ class ModelStore:
             self._fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
             if self._is_local:
                 temporary = Path(f"{path}.{uuid4().hex}")
-                temporary.write_bytes(raw)
-                temporary.rename(path)
+                try:
+                    temporary.write_bytes(raw)
+                    temporary.rename(path)
+                finally:
+                    temporary.unlink(missing_ok=True)
             else:
                 self._fs.pipe_file(path, raw)
         except OSError as error:

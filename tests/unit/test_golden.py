@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,21 @@ def test_the_digest_names_the_content_and_what_is_not_there_is_left_out() -> Non
     one, other = Judged("a", {"d1": 1.0, "d2": 1.0}), Judged("b", {"d3": 1.0})
     assert GoldenSet([one, other]).digest != GoldenSet([one]).digest
     assert GoldenSet([one, other]).within({"d1"}) == [Judged("a", {"d1": 1.0})]
+
+
+def test_a_disk_that_is_full_keeps_the_old_set_and_no_half_of_the_new_one(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("golden/default.jsonl", b"old")
+    folder = Path(store.url.removeprefix("file://")) / "golden"
+
+    def full(path: Path, raw: bytes) -> int:
+        with path.open("wb") as half:
+            half.write(raw[: len(raw) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ArtifactError, match="No space left on device"):
+        store.write("golden/default.jsonl", b"new, and longer")
+    assert [path.name for path in folder.iterdir()] == ["default.jsonl"]
+    assert store.read("golden/default.jsonl") == b"old"
