@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.trainer_facts import world
-from trainer.dataset import Clicks, moments
-from trainer.methods.base import Parent
+from clickloop.commands import Reason, Retrain
+from clickloop.events import VersionKind
+from clickloop.model_store import Manifest, ModelStore
+from clickloop.propensity import Examination
+from tests.unit.trainer_facts import START, world
+from tests.unit.version_facts import gate, put
+from trainer.dataset import Clicks, Prepared, moments
+from trainer.loading import Loaded
+from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.model import Adapter
-from trainer.rung import with_parents
+from trainer.rung import Data, Ladder, with_parents
+from trainer.settings import TrainerSettings
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +53,117 @@ def test_where_that_is_not_known_the_last_moment_alone_judges(past: list[tuple[C
     now = parent()
     [only] = with_parents(past, now, {})
     assert (only.known, only.later, only.parent) == (*past[-1], now)
+
+
+# The ladder, with rungs that only say what they were given
+
+
+@dataclass
+class Recorder:
+    """A rung that learns nothing, and remembers which parent it was to start from."""
+
+    kind: VersionKind
+    moments: int
+    parents: list[Adapter | None] = field(default_factory=list)
+    made: list[Adapter] = field(default_factory=list)
+
+    def train(self, job: Job) -> Trained:
+        self.parents.append(job.parent.adapter)
+        map_ = Adapter.identity(24)
+        self.made.append(Adapter(map_.weight * (1.0 + len(self.made)), map_.bias))
+        return Trained(adapter=self.made[-1])
+
+
+class Silent:
+    async def stage(self, *_: object, **__: object) -> None: ...
+
+    def from_thread(self, progress: Progress) -> None: ...
+
+    def encoding(self, done: int, texts: int) -> None: ...
+
+
+@dataclass
+class Climbs:
+    """Runs commands on a ladder whose rungs are the recorders."""
+
+    ladder: Ladder
+    base: Manifest
+    rungs: dict[VersionKind, Recorder]
+    data: Data
+
+    async def run(
+        self, command_id: str, kinds: list[VersionKind], parent: Manifest | None = None
+    ) -> list[Manifest]:
+        for rung in self.rungs.values():
+            rung.parents.clear()
+            rung.made.clear()
+        wish = Retrain(
+            command_id=command_id,
+            index="default",
+            issued_at=START,
+            kinds=kinds,
+            ranges=[],
+            reason=Reason(policies=["manual"], text="test"),
+        )
+
+        async def read() -> Data:
+            return self.data
+
+        climb = self.ladder.climb(wish, parent or self.base, read, Silent())
+        return [published.manifest async for published in climb]
+
+
+@pytest.fixture
+def climbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Climbs:
+    clicks, corpus = world(queries=300)
+    store = ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache")
+    settings = TrainerSettings(store_url=store.url, work_dir=tmp_path / "work", device="cpu")
+    ladder = Ladder(settings, store)
+    adapters: dict[str, Adapter] = {}
+
+    def load(manifest: Manifest, *_: object, **__: object) -> Loaded:
+        encoder: Any = object()
+        kept = adapters.setdefault(manifest.version, Adapter.identity(24))
+        none = clicks.of_queries([])
+        parent = Parent(manifest.version, encoder, kept if manifest.parent else None, encoder)
+        return Loaded(parent, corpus, clicks, none, none)
+
+    rungs: dict[VersionKind, Recorder] = {
+        "adapter": Recorder("adapter", 3),
+        "query_encoder": Recorder("query_encoder", 2),
+    }
+    monkeypatch.setattr(ladder.loader, "load", load)
+    monkeypatch.setattr("trainer.rung.method_of", lambda kind, *_: rungs[kind])
+    monkeypatch.setattr("trainer.rung.cost_of", lambda *_, **__: None)
+    monkeypatch.setattr("trainer.rung.judge", lambda *_, **__: gate("pass"))
+    examination = Examination()
+    for position in (1, 2):
+        for swapped in (1, None):
+            examination.click(position, propensity=0.5, swapped=swapped, times=200)
+    prepared = Prepared(clicks, clicks.of_queries([]), 300, 0, None, 0, examination)
+    return Climbs(ladder, put(store, tmp_path, "base-1"), rungs, Data(prepared, corpus.documents))
+
+
+async def test_each_moment_of_a_rung_is_against_the_rung_below_at_that_moment(climbs: Climbs) -> None:
+    await climbs.run("c1", ["adapter", "query_encoder"])
+    below, above = climbs.rungs["adapter"], climbs.rungs["query_encoder"]
+    assert below.parents == [None] * 3
+    assert len(above.parents) == 2
+    assert above.parents[0] is below.made[1], "what it was before the last clicks"
+    assert above.parents[1] is not below.made[1]
+
+
+async def test_each_moment_is_against_the_whole_parent_where_another_command_made_it(climbs: Climbs) -> None:
+    [adapter] = await climbs.run("c1", ["adapter"])
+    await climbs.run("c2", ["query_encoder"], adapter)
+    first, second = climbs.rungs["query_encoder"].parents
+    assert first is second is not None
+
+
+async def test_the_lineage_says_on_how_many_swapped_clicks_the_examination_rests(climbs: Climbs) -> None:
+    [made] = await climbs.run("c1", ["adapter"])
+    assert made.lineage.settings["swapped_clicks"] == 400
+    examination = climbs.data.prepared.examination
+    assert examination is not None
+    assert made.lineage.settings["examined_at_5"] == pytest.approx(examination.curve(5)[-1], abs=1e-4)
+    assert made.lineage.settings["examined_at_5"] != pytest.approx(Examination().curve(5)[-1], abs=1e-2)
