@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,21 @@ class Report:
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
     """Why the loop did not close, or is not better; empty is success."""
+
+    def problems_of_rungs(self, wanted: Sequence[VersionKind]) -> list[str]:
+        """Why the new versions are not what was promised.
+
+        A rung that can't be told from the one that passed below it is no problem: it is not served.
+        """
+        trained = {rung.kind for rung in self.rungs}
+        found = [f"no {kind} version was trained" for kind in wanted if kind not in trained]
+        one_passed = any(rung.verdict == "pass" for rung in self.rungs)
+        for rung in self.rungs:
+            if rung.verdict == "pass" and not rung.better:
+                found.append(f"{rung.version} is not better than the base model beyond chance")
+            elif rung.verdict != "pass" and not (rung.verdict == "inconclusive" and one_passed):
+                found.append(f"{rung.version} did not pass its gate ({rung.verdict})")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         rungs = {}

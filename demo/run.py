@@ -144,19 +144,8 @@ def sum_up(report: Report, stage: Stage, options: Options) -> None:
     report.drift_reports = loop.drift_reports
     report.retrain_commands = len(loop.commands)
     report.swaps = len(loop.swaps)
-    trained = {rung.kind for rung in report.rungs}
     report.problems += [f"the training run failed: {reason}" for reason in loop.failures.values()]
-    for kind in options.kinds:
-        if kind not in trained:
-            report.problems.append(f"no {kind} version was trained")
-    one_passed = any(rung.verdict == "pass" for rung in report.rungs)
-    for rung in report.rungs:
-        if rung.verdict == "inconclusive" and one_passed:
-            continue  # the gate does its work: what it can't tell from the rung below is not served
-        if rung.verdict != "pass":
-            report.problems.append(f"{rung.version} did not pass its gate ({rung.verdict})")
-        elif not rung.better:
-            report.problems.append(f"{rung.version} is not better than the base model beyond chance")
+    report.problems += report.problems_of_rungs(options.kinds)
     if traffic.failed_queries:
         report.problems.append(f"{traffic.failed_queries} queries failed, the last with {traffic.last_error}")
     if report.wrong_space_answers:
