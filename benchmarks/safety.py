@@ -60,6 +60,8 @@ class Try:
     rung: VersionKind
     verdict: str
     gate_change: float
+    gate_low: float
+    gate_high: float
     change: float
     low: float
     high: float
@@ -77,7 +79,8 @@ def tried(name: str, manner: str, seed: int, rung: RungResult) -> Try:
     truth = rung.over_parent["mrr_at_10"]
     gate = rung.gate.metrics.get("mrr_at_10") if rung.gate else None
     seen = gate or Estimate(before=0.0, after=0.0, change=0.0, low=0.0, high=0.0)
-    return Try(name, manner, seed, rung.kind, rung.verdict, seen.change, truth.change, truth.low, truth.high)
+    of_gate = seen.change, seen.low, seen.high
+    return Try(name, manner, seed, rung.kind, rung.verdict, *of_gate, truth.change, truth.low, truth.high)
 
 
 def main(
@@ -153,7 +156,8 @@ def _line(one: Try) -> str:
     mark = "  WRONG PASS" if one.wrong_pass else "  missed" if one.missed else ""
     return (
         f"{one.set:<9} {one.manner:<6} seed {one.seed}  {one.rung:<13} {one.verdict:<12} "
-        f"gate {one.gate_change:+.1%}, truth {one.change:+.1%} ({one.low:+.1%} to {one.high:+.1%}){mark}"
+        f"gate {one.gate_change:+.1%} ({one.gate_low:+.1%} to {one.gate_high:+.1%}), "
+        f"truth {one.change:+.1%} ({one.low:+.1%} to {one.high:+.1%}){mark}"
     )
 
 
