@@ -207,14 +207,20 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
 
 # The command
 
+DocumentsFile = Annotated[Path, typer.Option(help="JSON Lines, CSV or Parquet with doc_id, title and text.")]
+EventsFile = Annotated[Path, typer.Option(help="Queries, clicks and ratings of all kinds that topics take.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
+BaseModel = Annotated[str | None, typer.Option(help="Model to start from.", show_default="all-MiniLM-L6-v2")]
+OneIndex = Annotated[str, typer.Option(help="Index of the events, where they name several.")]
+
 
 def add_to(app: typer.Typer) -> None:
     app.command("replay")(replay)
 
 
 def replay(
-    documents: Annotated[Path, typer.Option(help="JSON Lines, CSV or Parquet with doc_id, title and text.")],
-    events: Annotated[Path, typer.Option(help="Queries, clicks and ratings of all kinds that topics take.")],
+    documents: DocumentsFile,
+    events: EventsFile,
     work: Annotated[Path, typer.Option(help="Folder for versions and vectors; a later run goes on from it.")],
     evaluate: Annotated[
         Path | None, typer.Option(help="Queries with their relevant documents: the truth to measure by.")
@@ -223,11 +229,9 @@ def replay(
         "adapter,query_encoder"
     ),
     budget: Annotated[float, typer.Option(min=1.0, help="Longest training in seconds, of all rungs.")] = 3600.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="Model to start from.", show_default="all-MiniLM-L6-v2")
-    ] = None,
-    index: Annotated[str, typer.Option(help="Index of the events, where they name several.")] = "",
+    json_file: JsonFile = None,
+    base_model: BaseModel = None,
+    index: OneIndex = "",
 ) -> None:
     """Train and judge on recorded traffic: what would Clickloop have gained? Needs no broker."""
 

@@ -20,7 +20,18 @@ from clickloop import cli
 from clickloop.errors import SettingsError
 from clickloop.events import Estimate, ExampleFormed, Verdict, VersionKind
 from clickloop.recorded import Recording, Say
-from clickloop.replay import figures, kinds_of, load_part, writable, write_json
+from clickloop.replay import (
+    BaseModel,
+    DocumentsFile,
+    EventsFile,
+    JsonFile,
+    OneIndex,
+    figures,
+    kinds_of,
+    load_part,
+    writable,
+    write_json,
+)
 
 OF_TUNE = {"optuna": "tune", "sqlalchemy": "tune", "alembic": "tune"}
 
@@ -240,17 +251,15 @@ def add_to(app: typer.Typer) -> None:
 
 
 def tune(
-    documents: Annotated[Path, typer.Option(help="JSON Lines, CSV or Parquet with doc_id, title and text.")],
-    events: Annotated[Path, typer.Option(help="Queries, clicks and ratings of all kinds that topics take.")],
+    documents: DocumentsFile,
+    events: EventsFile,
     work: Annotated[Path, typer.Option(help="Folder for trials and vectors; a later run goes on from it.")],
     rung: Annotated[str, typer.Option(help="adapter, query_encoder or full.")] = "adapter",
     trials: Annotated[int, typer.Option(min=1, max=10_000, help="Settings to try, earlier runs' included.")] = 20,
     budget: Annotated[float, typer.Option(min=1.0, help="No trial begins after so many seconds.")] = 3600.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="Model to start from.", show_default="all-MiniLM-L6-v2")
-    ] = None,
-    index: Annotated[str, typer.Option(help="Index of the events, where they name several.")] = "",
+    json_file: JsonFile = None,
+    base_model: BaseModel = None,
+    index: OneIndex = "",
 ) -> None:
     """Search for better settings of a rung on recorded traffic, and say what they are worth. Needs no broker."""
 
