@@ -6,14 +6,14 @@ read past the record's append time plus the window. So a worker that starts agai
 finds exactly as if it had never been away.
 
 The state is the open impressions, and feedback that came before its query. Both are bounded; what goes for
-lack of room is counted. There may be a million open impressions, and most are never touched again: each is kept as
-one packed record of some 300 bytes, which costs the garbage collector nothing, and is unpacked for its feedback.
+lack of room is counted. There may be a million open impressions, and most are never touched again: what was served
+lies on a shelf as packed records (streams/shelf.py), and what was said about it beside them.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +23,7 @@ import msgspec
 from clickloop.events import QueryServed, ResultClicked, ResultPreferred, ResultRated
 from clickloop.propensity import swap_chance
 from streams.examples import Feedback
+from streams.shelf import Shelf
 
 Fate = Literal["joined", "waiting", "duplicate", "late", "not_shown", "too_many"]
 
@@ -94,6 +95,7 @@ class Impression(msgspec.Struct, array_like=True, gc=False, eq=False):
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Impression).decode
+_unpack_feedback = msgspec.msgpack.Decoder(Feedback).decode
 
 
 @dataclass(slots=True)
@@ -140,11 +142,12 @@ class Join:
         self._window = window
         self._max_open = max_open
         self._max_waiting = max(16, max_open // 4)
-        self._open: dict[str, bytes] = {}
-        self._order: deque[str] = deque()
-        """Query ids of the open impressions in the order of the log, and of some that were forgotten."""
+        self._open = Shelf()
+        """What was served, in the order of the log."""
+        self._feedback: dict[str, bytes] = {}
+        """By query_id, where there is some."""
         self._oldest: Impression | None = None
-        """The first of ``_order``, unpacked, once someone has asked for it."""
+        """The first open one, without its feedback, once someone has asked for it."""
         self._closed = _Remembered(max_open)
         self._waiting: OrderedDict[str, list[Arrival]] = OrderedDict()
         self._waiting_count = 0
@@ -166,8 +169,7 @@ class Join:
         while len(self._open) >= self._max_open:
             self._close_oldest()
             self.counts["evicted"] += 1
-        self._open[impression.query_id] = _pack(impression)
-        self._order.append(impression.query_id)
+        self._open.put(impression.query_id, _pack(impression))
         if not self._waiting:
             return []
         early = self._waiting.pop(impression.query_id, [])
@@ -181,8 +183,9 @@ class Join:
         """
         query_id = arrival.event.query_id
         record = self._open.get(query_id)
-        if record is not None:
-            return self._join(_unpack(record), arrival)
+        impression = None if record is None else self._unpacked(record)
+        if impression is not None and impression.query_id == query_id:
+            return self._join(impression, arrival)
         if query_id in self._closed:
             return self._fate("late", arrival)
         self._waiting.setdefault(query_id, []).append(arrival)
@@ -192,9 +195,9 @@ class Join:
         return self._fate("waiting", arrival)
 
     def keep(self, impression: Impression) -> None:
-        """Remember an open impression as it is now."""
+        """Remember the feedback on an open impression as it is now."""
         if impression.query_id in self._open:
-            self._open[impression.query_id] = _pack(impression)
+            self._feedback[impression.query_id] = _pack(impression.feedback)
 
     def close(self, watermark: float) -> list[Impression]:
         """Close every impression whose window has passed. ``watermark``: all is read up to this append time."""
@@ -211,7 +214,8 @@ class Join:
     def forget(self, split_key: str) -> None:
         """Close this key's open impressions; nothing more is formed from them."""
         for impression in [i for i in self if i.split_key == split_key]:
-            del self._open[impression.query_id]
+            self._open.remove(impression.query_id)
+            self._feedback.pop(impression.query_id, None)
         self._oldest = None
 
     @property
@@ -232,7 +236,14 @@ class Join:
         return horizon
 
     def __iter__(self) -> Iterator[Impression]:
-        return map(_unpack, self._open.values())
+        return map(self._unpacked, self._open)
+
+    def _unpacked(self, record: bytes) -> Impression:
+        impression = _unpack(record)
+        feedback = self._feedback.get(impression.query_id)
+        if feedback is not None:
+            impression.feedback = _unpack_feedback(feedback)
+        return impression
 
     def _join(self, impression: Impression, arrival: Arrival) -> Joined:
         event = arrival.event
@@ -255,21 +266,21 @@ class Join:
         return Joined(fate, arrival, impression)
 
     def _first(self) -> Impression | None:
-        """The oldest open impression, as it was when it was opened or later."""
-        while self._oldest is None and self._order:
-            record = self._open.get(self._order[0])
-            if record is None:
-                self._order.popleft()
-            else:
-                self._oldest = _unpack(record)
+        """The oldest open impression as it was served."""
+        if self._oldest is None:
+            record = self._open.oldest()
+            self._oldest = None if record is None else _unpack(record)
         return self._oldest
 
     def _close_oldest(self) -> Impression:
-        self._first()
-        query_id = self._order.popleft()
+        first = self._first()
+        if first is None:
+            raise IndexError("no impression is open")
         self._oldest = None
-        self._closed.add(query_id)
-        return _unpack(self._open.pop(query_id))
+        self._closed.add(first.query_id)
+        closed = self._unpacked(self._open.pop_oldest(first.query_id))
+        self._feedback.pop(first.query_id, None)
+        return closed
 
     def _drop_waiting(self) -> None:
         _, dropped = self._waiting.popitem(last=False)
