@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 import sys
 import time
 import uuid
@@ -22,6 +23,7 @@ from clickloop.kafka import Producer
 from clickloop.model_store import LEFT_BEHIND, ModelStore
 from demo.processes import Process, ProcessGroup
 from tests.end_to_end.test_trainer_service import filled
+from tests.forking import ForkedTrainer, trainer_forks
 from tests.streams_worker import read_all, until
 from trainer.publish import run_name, version_name
 
@@ -40,6 +42,8 @@ class Lane:
     broker: Any
     folder: Path
     rng: random.Random
+    forks: subprocess.Popen[str] | None = None
+    """Where there is one, trainers are forked from it."""
     commands: list[Retrain] = field(default_factory=list)
     ranges: list[OffsetRange] = field(default_factory=list)
 
@@ -54,7 +58,10 @@ class Lane:
             "CLICKLOOP_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
-        return Process("trainer", [sys.executable, "-m", "trainer"], log=self.folder / "trainer.log", env=env)
+        log = self.folder / "trainer.log"
+        if self.forks is not None:
+            return ForkedTrainer(self.forks, log=log, env=env)
+        return Process("trainer", [sys.executable, "-m", "trainer"], log=log, env=env)
 
     async def ask(self) -> Retrain:
         command = Retrain(
@@ -97,8 +104,10 @@ class Lane:
         return (await self.told())[-1].stage
 
 
-async def lane(broker: Any, folder: Path, number: int, processes: ProcessGroup) -> list[str]:
-    here = Lane(replace(broker, prefix=f"k{uuid.uuid4().hex[:8]}"), folder, random.Random(number))
+async def lane(
+    broker: Any, folder: Path, number: int, processes: ProcessGroup, forks: subprocess.Popen[str]
+) -> list[str]:
+    here = Lane(replace(broker, prefix=f"k{uuid.uuid4().hex[:8]}"), folder, random.Random(number), forks)
     await here.fill()
     stages = [await here.kill_at_random(processes) for _ in range(KILLS)]
     last = processes.start(here.trainer())
@@ -137,8 +146,8 @@ async def check(here: Lane) -> None:
 
 @pytest.mark.timeout(600)
 async def test_a_trainer_killed_at_twenty_moments_makes_each_version_once(broker: Any, tmp_path: Path) -> None:
-    with ProcessGroup() as processes:
-        lanes = (lane(broker, tmp_path / str(n), n, processes) for n in range(LANES))
+    with trainer_forks() as forks, ProcessGroup() as processes:
+        lanes = (lane(broker, tmp_path / str(n), n, processes, forks) for n in range(LANES))
         stages = [stage for found in await asyncio.gather(*lanes) for stage in found]
     assert len(stages) == LANES * KILLS
     assert len(set(stages)) > 2, f"killed in stages {stages}"
