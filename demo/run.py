@@ -14,7 +14,7 @@ from demo.report import Report, estimates, rung_of
 from demo.stage import Options, Say, Stage
 from demo.users import two_phases
 
-CONCURRENT_SEARCHES = 12
+CONCURRENT_SEARCHES = 24
 SEARCHES_PER_SECOND_WHILE_TRAINING = 8.0
 QUERIES_PER_EXAMPLE = 10
 """Traffic gives up when this many queries for each wanted example have not brought the trigger to fire."""

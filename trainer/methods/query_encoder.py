@@ -36,7 +36,7 @@ class QueryEncoderMethod:
     learning_rate: float = 2e-4
     distillation: float = 0.1
     layers: int = 2
-    domain_share: float = 0.4
+    domain_share: float = 0.2
     """Part of the documents' pieces that is trained on; all of them take more than twice the time for little."""
     share: float = 0.6
     """How far to go from the parent's weights to the trained ones."""
