@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from clickloop.errors import ArtifactError
 from clickloop.model_store import ModelStore
+from trainer.workers import Workers
 
 Vectors = NDArray[np.float32]
 
@@ -81,24 +83,29 @@ def encode(
 ) -> Vectors:
     """(n, dim) float32, normalised. Long texts go together with long ones, so little is padding.
 
-    ``on_batch`` is told after each block how many texts are done; what it raises ends the work.
+    ``on_batch`` is told after each batch how many texts are done; what it raises ends the work.
     """
     out = np.zeros((len(texts), int(encoder.get_embedding_dimension() or 0)), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")
-    block = 8 * _BATCH
-    for start in range(0, len(texts), block):
-        rows = order[start : start + block]
+    size = _BATCH if encoder.device.type == "cpu" else 8 * _BATCH
+    batches = [order[start : start + size] for start in range(0, len(texts), size)]
+
+    def encoded(rows: NDArray[np.int64]) -> Vectors:
         with autocast(encoder.device):
-            got = encoder.encode(
-                [texts[i] for i in rows],
-                batch_size=_BATCH,
-                show_progress_bar=False,
-                convert_to_numpy=False,
-                convert_to_tensor=True,
+            found = encoder.encode(
+                [texts[i] for i in rows], batch_size=_BATCH, show_progress_bar=False, convert_to_tensor=True
             )
-        out[rows] = got.float().cpu().numpy()
-        if on_batch is not None:
-            on_batch(min(start + block, len(texts)))
+        return np.asarray(found.float().cpu().numpy())
+
+    done = 0
+    with Workers(encoder.device) as workers:
+        # The first one alone: a fast tokeniser changes its settings then, which no other thread may see happen.
+        vectors = chain(map(encoded, batches[:1]), workers.each(encoded, batches[1:]))
+        for rows, found in zip(batches, vectors, strict=True):
+            out[rows] = found
+            done += len(rows)
+            if on_batch is not None:
+                on_batch(done)
     return normalised(out)
 
 

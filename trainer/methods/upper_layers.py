@@ -5,13 +5,15 @@ through the frozen layers untouched, and what was kept is put in at the first tr
 knowledge of the architecture beyond its stack of layers, so it works for any transformer.
 
 Texts are tokenised once. A batch runs in groups of texts of about one length, so that hardly a token is padding
-whatever the batch is made of, and a text that is in it twice runs once.
+whatever the batch is made of, and a text that is in it twice runs once. On a CPU it is dealt to workers
+(trainer/workers.py).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from trainer.model import Vectors, autocast
+from trainer.workers import Workers
 
 Indexes = NDArray[np.int64]
 OnText = Callable[[int, int], None]
@@ -29,6 +32,8 @@ OnText = Callable[[int, int], None]
 MOST_CACHED = 1 << 30
 """Bytes of kept activations; texts that would need more run through the frozen layers every time."""
 _BATCH = 64
+LEAST_PARTS = 2
+"""Texts for each worker, or one worker does them all."""
 MOST_PADDING = 0.15
 """Share of a group's tokens that may be padding before it is split."""
 
@@ -77,7 +82,10 @@ class UpperLayers:
         self._tokens = _Tokens(encoder, self._texts)
         self._kept: list[torch.Tensor] = []
         self._frozen: list[torch.nn.Module] = []
-        self._hidden: torch.Tensor | None = None
+        self._hidden = threading.local()
+        """``of``: what the frozen layers have made of the group that this thread runs."""
+        self.workers = Workers(encoder.device)
+        self._inside = ExitStack()
         self._hook: Any = None
         encoder.requires_grad_(self._stack is None)
         if self._stack is not None:
@@ -86,11 +94,15 @@ class UpperLayers:
         self.parameters = [p for p in encoder.parameters() if p.requires_grad]
 
     def __enter__(self) -> UpperLayers:
-        if self._stack is not None:
-            self._keep(self._stack)
+        with ExitStack() as inside:
+            inside.enter_context(self.workers)
+            if self._stack is not None:
+                self._keep(self._stack)
+            self._inside = inside.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._inside.close()
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -104,7 +116,16 @@ class UpperLayers:
         """(n, dim) float32, normalised, with gradients, of the texts with these numbers."""
         distinct, place = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
         order = distinct[np.argsort(self._tokens.lengths[distinct], kind="stable")]
-        vectors = torch.cat([self._run(group) for group in groups(order, self._tokens.lengths[order])])
+        count = self.workers.count
+        if count == 1 or len(order) < LEAST_PARTS * count:
+            vectors = self._part(order)
+        else:
+            parts = [order[number::count] for number in range(count)]
+            order = np.concatenate(parts)
+            if torch.is_grad_enabled():
+                vectors = _InParts.apply(self, parts, *self.parameters)  # type: ignore[no-untyped-call]
+            else:
+                vectors = torch.cat([*self.workers.each(self._part_without_gradients, parts)])
         of_distinct = np.argsort(order, kind="stable")
         return vectors[torch.from_numpy(of_distinct[place])]
 
@@ -115,11 +136,23 @@ class UpperLayers:
     def complete_gradients(self) -> None:
         """They are: all the texts are here."""
 
+    def part(self, rows: Indexes) -> torch.Tensor:
+        """(n, dim) of texts ordered by length, in this thread, with gradients."""
+        with torch.enable_grad():
+            return self._part(rows)
+
+    def _part_without_gradients(self, rows: Indexes) -> torch.Tensor:
+        with torch.no_grad():
+            return self._part(rows)
+
+    def _part(self, rows: Indexes) -> torch.Tensor:
+        return torch.cat([self._run(group) for group in groups(rows, self._tokens.lengths[rows])])
+
     def _run(self, rows: Indexes) -> torch.Tensor:
         features = self._tokens.features(rows)
         if self._kept:
             length = features["attention_mask"].shape[1]
-            self._hidden = torch.stack(
+            self._hidden.of = torch.stack(
                 [F.pad(self._kept[i], (0, 0, 0, length - len(self._kept[i]))) for i in rows]
             )
         with autocast(self.encoder.device):
@@ -128,29 +161,33 @@ class UpperLayers:
 
     def _keep(self, stack: torch.nn.ModuleList) -> None:
         """Run every text through the frozen layers once, then take them out of the way."""
-        seen: list[torch.Tensor] = []
+        seen = threading.local()
         returns_tuple = False
 
         def capture(_: torch.nn.Module, __: tuple[Any, ...], output: Any) -> None:
             nonlocal returns_tuple
             returns_tuple = isinstance(output, tuple)
-            seen.append(output[0] if returns_tuple else output)
+            seen.hidden = output[0] if returns_tuple else output
             raise _EnoughError
 
+        def frozen(rows: Indexes) -> dict[int, torch.Tensor]:
+            features = self._tokens.features(rows)
+            with torch.no_grad(), autocast(self.encoder.device), suppress(_EnoughError):
+                self.encoder(features)
+            lengths = features["attention_mask"].sum(dim=1).tolist()
+            found = zip(rows.tolist(), seen.hidden, lengths, strict=True)
+            return {row: text[: int(length)].clone() for row, text, length in found}
+
         order = np.argsort(self._tokens.lengths, kind="stable")
+        batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
         kept: dict[int, torch.Tensor] = {}
         hook = stack[self._first - 1].register_forward_hook(capture)
         try:
-            for start in range(0, len(order), _BATCH):
-                rows = order[start : start + _BATCH]
-                features = self._tokens.features(rows)
-                with torch.no_grad(), autocast(self.encoder.device), suppress(_EnoughError):
-                    self.encoder(features)
-                hidden, lengths = seen.pop(), features["attention_mask"].sum(dim=1).tolist()
-                if int(self._tokens.lengths.sum()) * hidden.shape[-1] * hidden.element_size() > MOST_CACHED:
+            for of_batch in self.workers.each(frozen, batches):
+                kept |= of_batch
+                token = next(iter(of_batch.values()))[0]
+                if int(self._tokens.lengths.sum()) * token.numel() * token.element_size() > MOST_CACHED:
                     return
-                for row, text, length in zip(rows.tolist(), hidden, lengths, strict=True):
-                    kept[row] = text[: int(length)].clone()
                 self._on_text(len(kept), len(order))
         finally:
             hook.remove()
@@ -163,11 +200,44 @@ class UpperLayers:
     def _put_in(
         self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self._hidden is None:
+        hidden = getattr(self._hidden, "of", None)
+        if hidden is None:
             return args, kwargs
         if args:
-            return (self._hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self._hidden}
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+
+class _InParts(torch.autograd.Function):
+    """The vectors of several parts of a batch, forwards and backwards on a thread for each.
+
+    The parameters' gradients are added up in the order of the parts, so that they are the same in every run.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, layers: UpperLayers, parts: list[Indexes], *parameters: torch.Tensor) -> torch.Tensor:
+        ctx.layers, ctx.parameters = layers, parameters
+        ctx.vectors = [*layers.workers.each(layers.part, parts)]
+        return torch.cat([vectors.detach() for vectors in ctx.vectors])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        vectors, ctx.vectors = ctx.vectors, None
+
+        def back(part: torch.Tensor, gradient: torch.Tensor) -> Sequence[torch.Tensor | None]:
+            found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
+                part, ctx.parameters, gradient, allow_unused=True
+            )
+            return found
+
+        of_vectors = torch.split(gradients[0], [len(part) for part in vectors])
+        of_parts = ctx.layers.workers.each(back, vectors, of_vectors)
+        return None, None, *(_added(of_one) for of_one in zip(*of_parts, strict=True))
+
+
+def _added(gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    known = [gradient for gradient in gradients if gradient is not None]
+    return sum(known[1:], known[0]) if known else None
 
 
 class _EnoughError(Exception):
