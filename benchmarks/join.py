@@ -46,6 +46,9 @@ PATIENCE_SECONDS = 600.0
 BARE_EVENTS = 60_000
 """The bare loop's cost is the same for every event: so many are enough."""
 TARGETS = {"ratio": 4.0, "kafka_streams_ratio": 1.0}
+"""At least."""
+MOST_BYTES = 2**30
+"""For a million open impressions."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +318,8 @@ def command(
     for name, target in TARGETS.items():
         if figures.get(name) is not None:
             say(f"{name}: {figures[name]:.2f}, target {target:g}")
+    if figures.get("open_impressions", 0) > 0.99e6:
+        say(f"rss_bytes: {figures['rss_bytes'] / 2**20:,.0f} MiB, target {MOST_BYTES / 2**20:,.0f}")
 
 
 if __name__ == "__main__":
