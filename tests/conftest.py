@@ -84,3 +84,16 @@ async def any_broker(
 @pytest.fixture
 async def redis_url(processes: ProcessGroup, tmp_path: Path) -> str:
     return await start_redis(processes, logs=tmp_path)
+
+
+SLOWEST_FIRST = ("faults", "end_to_end", "contract")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes comes first, so that the many short tests even things out at the end."""
+
+    def turn(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        return SLOWEST_FIRST.index(folder) if folder in SLOWEST_FIRST else len(SLOWEST_FIRST)
+
+    items.sort(key=turn)
