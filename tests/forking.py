@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from demo.processes import Process, _end_with_parent
+from demo.processes import Process, end_with_parent
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,7 +82,7 @@ def main() -> None:
 
 def _become_trainer(log: Path, env: Mapping[str, str]) -> None:
     os.setsid()
-    _end_with_parent()
+    end_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output, Path(os.devnull).open("rb") as nothing:

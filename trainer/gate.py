@@ -130,8 +130,8 @@ def judge(
     there the figure itself counts.
 
     ``margin`` is 0 where the candidate must beat its parent beyond chance, and LADDER_MARGIN where the parent is
-    the rung below, which has just done so: then it must not be behind by the margin, beyond chance
-    (non-inferiority, Piaggio et al. 2012).
+    the rung below, which has just done so: then it must be at least level, and not behind by the margin beyond
+    chance (non-inferiority, Piaggio et al. 2012).
     """
     queries = sum(len(t.weight) for t in trials)
     of_golden = _golden(golden, seed) if golden is not None else None
@@ -250,7 +250,7 @@ def decide(
         return "fail", [f"worse than its parent: {said}"]
     if mrr.low > 0.0:
         return "pass", [f"better than its parent: {said}", guard]
-    if mrr.low > -margin:
+    if margin and mrr.change > 0.0 and mrr.low > -margin:
         return "pass", [f"not behind the rung below, which has just passed: {said}", guard]
     return "inconclusive", [f"can't be told from its parent: {said}"]
 

@@ -1,8 +1,7 @@
 """A few threads that compute side by side, instead of many that share each product of matrices.
 
 The texts of a search are short, and so are the products: torch's threads mostly wait for one another, all the more
-where other programs want the cores, too. On two cores, encoding takes a quarter less time so, and half where
-something else runs.
+where other programs want the cores, too.
 """
 
 from __future__ import annotations

@@ -13,11 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clickloop.errors import SettingsError
 from clickloop.events import VersionKind
 from tests.ranks_worker import KINDS, STEPS, trained_with_losses, weights_of, write_tiny_encoder
 from trainer.methods.spread import dealt, packed_gradients, unpack_gradients
-from trainer.ranks import Place, device_of, place
 
 
 @pytest.fixture(scope="module")
@@ -78,25 +76,3 @@ def test_a_parameter_without_gradient_on_every_rank_stays_without():
     assert seen.grad is not None
     assert torch.equal(seen.grad, torch.full((2, 3), 4.0))
     assert unseen.grad is None
-
-
-def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.MonkeyPatch):
-    assert place() is None
-    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    assert place() is None, "others set these, too"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    assert place() == Place(rank=3, world=4, local_rank=1, local_world=2)
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert place() is None
-
-
-def test_each_rank_has_a_cuda_device_of_its_own_or_says_why_not(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert device_of("auto", Place(3, 4, 1, 2)) == "cuda:1"
-    assert device_of("cpu", Place(3, 4, 1, 2)) == "cpu"
-    with pytest.raises(SettingsError, match="4 ranks on a machine with 2 CUDA devices"):
-        device_of("auto", Place(0, 4, 0, 4))
-    with pytest.raises(SettingsError, match="can't share --device cuda:0"):
-        device_of("cuda:0", Place(0, 2, 0, 2))

@@ -6,6 +6,7 @@ import itertools
 import random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +56,27 @@ def test_the_first_click_makes_an_example_at_once() -> None:
     assert (example.revision, example.label, example.clicks, example.position) == (1, "positive", 1, 2)
     assert example.negatives == ["a"]
     assert (example.version, example.space, example.arm) == ("base-1", "base-1", "live")
+
+
+def test_a_click_for_a_query_whose_id_has_the_hash_of_another_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.shelf.KEY_BITS", 0)
+    feed = log()
+    feed.put(query())
+    assert feed.put(click("b", "another")) == []
+    assert feed.part.join.waiting == 1
+
+
+def test_of_what_is_closed_evicted_or_forgotten_nothing_is_kept() -> None:
+    feed = log(max_open_impressions=2)
+    for number in range(4):
+        feed.put(query(f"q{number}", key=f"u{number}"))
+        feed.put(click("b", f"q{number}"))
+    assert feed.part.join._feedback.keys() == {"q2", "q3"}
+    feed.part.join.forget("u2")
+    assert feed.part.join._feedback.keys() == {"q3"}
+    feed.pass_time(10_000.0)
+    assert not feed.part.join._feedback
+    assert feed.part.join.open_impressions == 0
 
 
 def test_a_click_that_comes_before_its_query_waits_for_it() -> None:

@@ -1,0 +1,31 @@
+"""Which of the ranks a process is, and on what device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clickloop.errors import SettingsError
+from trainer.ranks import Place, device_of, place
+
+
+def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.MonkeyPatch):
+    assert place() is None
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert place() is None, "others set these, too"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert place() == Place(rank=3, world=4, local_rank=1, local_world=2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert place() is None
+
+
+def test_each_rank_has_a_cuda_device_of_its_own_or_says_why_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_of("auto", Place(3, 4, 1, 2)) == "cuda:1"
+    assert device_of("cpu", Place(3, 4, 1, 2)) == "cpu"
+    with pytest.raises(SettingsError, match="4 ranks on a machine with 2 CUDA devices"):
+        device_of("auto", Place(0, 4, 0, 4))
+    with pytest.raises(SettingsError, match="can't share --device cuda:0"):
+        device_of("cuda:0", Place(0, 2, 0, 2))
