@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -12,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from clickloop.evaluation import Floats
 from clickloop.events import CostResult, Estimate
 from trainer.methods.base import Parent, Trained
-from trainer.model import Adapter, encode
+from trainer.model import Adapter, Vectors, encode
 
 PAIRS = 60
 """Timings of each side: enough for an interval well below the slowdown that matters, in about a second."""
@@ -28,11 +29,16 @@ def cost_of(parent: Parent, trained: Trained, queries: Sequence[str], *, seed: i
     adapter = trained.adapter or (None if trained.new_space else parent.adapter)
     encoder = trained.encoder or parent.query_encoder
     documents = encoder if trained.new_space else parent.document_encoder
-    before, after = timed(
-        lambda text: _ask(parent.query_encoder, parent.adapter, text),
-        lambda text: _ask(encoder, adapter, text),
-        queries,
-    )
+    if encoder is parent.query_encoder:
+        before, after = timed(
+            _mapping(parent.adapter), _mapping(adapter), queries, both=lambda text: encode(encoder, [text])
+        )
+    else:
+        before, after = timed(
+            lambda text: _mapping(parent.adapter)(encode(parent.query_encoder, [text])),
+            lambda text: _mapping(adapter)(encode(encoder, [text])),
+            queries,
+        )
     return CostResult(
         encode_seconds=slowdown(before, after, seed=seed),
         bytes_before=loaded_bytes([parent.query_encoder, parent.document_encoder], parent.adapter),
@@ -41,26 +47,32 @@ def cost_of(parent: Parent, trained: Trained, queries: Sequence[str], *, seed: i
 
 
 def timed(
-    one: Callable[[str], None],
-    other: Callable[[str], None],
+    one: Callable[[Any], object],
+    other: Callable[[Any], object],
     queries: Sequence[str],
     *,
+    both: Callable[[str], Any] = lambda query: query,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Floats, Floats]:
     """Seconds (up to PAIRS,) that each takes for the same queries, one query at a time.
 
-    They take turns, and turns at being first, so that whatever else the machine does hits both alike.
+    They take turns, and turns at being first, so that whatever else the machine does hits both alike. What
+    ``both`` do alike before is done and timed once, counts for each, and gives them what they go on with.
     """
     for query in islice(cycle(queries), WARM_UP):
-        one(query)
-        other(query)
+        given = both(query)
+        one(given)
+        other(given)
     taken, begun = np.empty((2, PAIRS)), clock()
     for number, query in enumerate(islice(cycle(queries), PAIRS)):
+        start = clock()
+        given = both(query)
+        common = clock() - start
         order = ((0, one), (1, other)) if number % 2 else ((1, other), (0, one))
         for side, ask in order:
             start = clock()
-            ask(query)
-            taken[side, number] = max(clock() - start, 1e-9)
+            ask(given)
+            taken[side, number] = max(common + clock() - start, 1e-9)
         if number + 1 >= FEWEST_PAIRS and clock() - begun > LONGEST:
             return taken[0, : number + 1], taken[1, : number + 1]
     return taken[0], taken[1]
@@ -88,7 +100,5 @@ def loaded_bytes(encoders: Sequence[SentenceTransformer], adapter: Adapter | Non
     return weights + (adapter.weight.nbytes + adapter.bias.nbytes if adapter else 0)
 
 
-def _ask(encoder: SentenceTransformer, adapter: Adapter | None, text: str) -> None:
-    vector = encode(encoder, [text])
-    if adapter:
-        adapter.apply(vector)
+def _mapping(adapter: Adapter | None) -> Callable[[Vectors], Vectors]:
+    return adapter.apply if adapter else lambda vectors: vectors

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from clickloop.accounts import gate_rows
 from clickloop.events import CostResult, Estimate
 from tests.unit.trainer_facts import world
-from trainer.cost import FEWEST_PAIRS, PAIRS, loaded_bytes, slowdown, timed
+from trainer.cost import FEWEST_PAIRS, PAIRS, WARM_UP, loaded_bytes, slowdown, timed
 from trainer.gate import Side, Thresholds, judge, measure
 from trainer.model import Adapter, normalised
 
@@ -65,6 +65,15 @@ def test_a_slow_encoder_is_timed_less_often():
     machine = Machine(noise=0.0)
     before, after = timed(machine.side("p", 1.0), machine.side("c", 1.0), ["a"], clock=lambda: machine.now)
     assert len(before) == len(after) == FEWEST_PAIRS
+
+
+def test_what_both_do_alike_is_done_once_and_counts_for_each():
+    machine = Machine(noise=0.0)
+    encodes, maps = machine.side("both", 0.004), machine.side("map", 0.001)
+    before, after = timed(lambda _: None, maps, ["a", "b"], both=encodes, clock=lambda: machine.now)
+    assert sum(name == "both" for name, _ in machine.asked) - WARM_UP == len(before) == PAIRS
+    assert np.all(before >= 0.004 - 1e-9)
+    assert np.all(after - before >= 0.001 - 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
