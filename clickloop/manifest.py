@@ -20,8 +20,9 @@ from msgspec import Meta, Struct, field
 from clickloop.errors import ArtifactError, SettingsError
 from clickloop.events import GateResult, Lineage, VersionKind
 
-SCHEMA_VERSION = 2
-"""Newest that is read. 2 shares files with another version; what doesn't is still written as 1."""
+SCHEMA_VERSION = 3
+"""Newest that is read. 2 shares files with another version, 3 has low-rank changes (clickloop/lora.py); what has
+neither is still written as 1, for whoever doesn't know them."""
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"
 VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")

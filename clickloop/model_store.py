@@ -4,6 +4,7 @@ Layout under the store's URL::
 
     versions/<version>/manifest.json     digests of every file and the lineage; without it, there is no version
                        encoder/          sentence-transformers folder (kinds query_encoder and full)
+                       lora/             low-rank changes to that encoder, where it was trained so
                        adapter.safetensors   linear map on the query vector, where the version has one
                        gate.json  README.md
     vectors/<space>/...                  document vectors by content digest (clickloop/vector_store.py)
@@ -31,7 +32,7 @@ import fsspec
 import msgspec
 from msgspec import Struct
 
-from clickloop import deltas
+from clickloop import deltas, lora
 from clickloop.errors import ArtifactError, SettingsError
 from clickloop.events import Lineage
 from clickloop.logs import logger
@@ -173,7 +174,8 @@ class ModelStore:
             whole = files.pop(name)
             shared[name] = SharedFile(sha256=whole.sha256, bytes=whole.bytes, of=manifest.space, delta=delta)
             del sources[name]
-        return msgspec.structs.replace(manifest, files=files, shared=shared, schema_version=2 if shared else 1)
+        schema = 3 if f"{lora.FOLDER}/{lora.CONFIG}" in files else 2 if shared else 1
+        return msgspec.structs.replace(manifest, files=files, shared=shared, schema_version=schema)
 
     def _delta(self, whole: Path, of: str, name: str, made: Path) -> bool:
         if not name.endswith(".safetensors"):

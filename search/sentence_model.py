@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from clickloop import lora
 from clickloop.errors import ArtifactError
 from search.encoder import WARM_UP, Encode, Encoder, Vectors, normalise
 
@@ -53,6 +54,7 @@ def loader(threads: int) -> Callable[[Path, str], Encoder]:
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
+        lora.merge(getattr(model[0], "model", None), folder.parent)
         model.eval()
         if cpu_has_bf16():
             model.bfloat16()

@@ -21,7 +21,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from clickloop.events import VersionKind
 from tests.unit.trainer_facts import documents
 from trainer.dataset import Clicks, Corpus
 from trainer.methods import methods_of
@@ -32,7 +31,8 @@ from trainer.model import encode, load_encoder
 from trainer.ranks import Ranks, place
 from trainer.rung_settings import RungSettings
 
-KINDS: tuple[VersionKind, ...] = ("query_encoder", "full")
+LOW_RANK = "query_encoder of low rank"
+NAMES = ("query_encoder", LOW_RANK, "full")
 STEPS = 15
 """of each rung's training"""
 WORDS = ("red", "blue", "green", "old", "new", "fast", "car", "house", "boat", "tree", "with", "and", "without")
@@ -81,12 +81,14 @@ def small_job(encoder: SentenceTransformer, ranks: Ranks | None, report: Callabl
     return Job(parent, clicks, corpus, clicks.of_queries([]), 0, report, ranks=ranks)
 
 
-def small_method(kind: VersionKind) -> Method:
-    method = replace(methods_of(RungSettings.model_construct())[kind], epochs=3, batch=10)  # type: ignore[type-var]
-    return replace(method, hard_negatives=2) if kind == "full" else method  # type: ignore[type-var]
+def small_method(name: str) -> Method:
+    settings = RungSettings.model_construct(query_encoder_rank=3 if name == LOW_RANK else 0)
+    usual = methods_of(settings)["full" if name == "full" else "query_encoder"]
+    method = replace(usual, epochs=3, batch=10)  # type: ignore[type-var]
+    return replace(method, hard_negatives=2) if name == "full" else method  # type: ignore[type-var]
 
 
-def trained_with_losses(kind: VersionKind, folder: Path, ranks: Ranks | None) -> tuple[Trained, list[float]]:
+def trained_with_losses(name: str, folder: Path, ranks: Ranks | None) -> tuple[Trained, list[float]]:
     losses: list[float] = []
 
     def report(progress: Progress) -> None:
@@ -94,16 +96,16 @@ def trained_with_losses(kind: VersionKind, folder: Path, ranks: Ranks | None) ->
             losses.append(progress.loss)
 
     encoder = load_encoder(folder / "encoder", "cpu")
-    return small_method(kind).train(small_job(encoder, ranks, report)), losses
+    return small_method(name).train(small_job(encoder, ranks, report)), losses
 
 
 class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-def resumed(kind: VersionKind, folder: Path, ranks: Ranks | None) -> Trained:
+def resumed(name: str, folder: Path, ranks: Ranks | None) -> Trained:
     """The training, killed after its eighth step and resumed from what it had left."""
-    encoder, path = load_encoder(folder / "encoder", "cpu"), folder / "checkpoints" / f"{kind}.safetensors"
+    encoder, path = load_encoder(folder / "encoder", "cpu"), folder / "checkpoints" / f"{name}.safetensors"
 
     def checkpoint() -> Checkpoint:
         ticks = count(step=1000)  # always due
@@ -114,10 +116,10 @@ def resumed(kind: VersionKind, folder: Path, ranks: Ranks | None) -> Trained:
             raise KilledError
 
     with suppress(KilledError):
-        small_method(kind).train(replace(small_job(encoder, ranks, killed), checkpoint=checkpoint()))
+        small_method(name).train(replace(small_job(encoder, ranks, killed), checkpoint=checkpoint()))
     assert path.is_file()
     goes_on = replace(small_job(encoder, ranks, lambda _: None), checkpoint=checkpoint())
-    return small_method(kind).train(goes_on)
+    return small_method(name).train(goes_on)
 
 
 def weights_of(trained: Trained) -> dict[str, torch.Tensor]:
@@ -135,11 +137,11 @@ def main(folder: Path) -> None:
         if where.rank:
             follow(ranks)
             return
-        for kind in KINDS:
-            trained, losses = trained_with_losses(kind, folder, ranks)
-            save_file(weights_of(trained), folder / f"{kind}.safetensors")
-            save_file(weights_of(resumed(kind, folder, ranks)), folder / f"{kind}-resumed.safetensors")
-            (folder / f"{kind}.json").write_text(json.dumps(losses))
+        for name in NAMES:
+            trained, losses = trained_with_losses(name, folder, ranks)
+            save_file(weights_of(trained), folder / f"{name}.safetensors")
+            save_file(weights_of(resumed(name, folder, ranks)), folder / f"{name}-resumed.safetensors")
+            (folder / f"{name}.json").write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Loader:
         of_pieces = self._stored(f"{manifest.encoder}-pieces", pieces, model.encoder, on_text)
         digests = [hashlib.sha256(text.encode()).digest() for text in domain.queries]
         return Loaded(
-            Parent(manifest.version, model.encoder, model.adapter, of_documents),
+            Parent(manifest.version, model.encoder, model.adapter, of_documents, model.low_rank),
             Corpus(documents, _stacked(vectors, [document.digest for document in documents])),
             replace(clicks, vectors=self._asked(manifest.encoder, clicks.queries, model.encoder, on_text)),
             replace(synthetic, vectors=self._asked(manifest.encoder, synthetic.queries, model.encoder, on_text)),

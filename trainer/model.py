@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
+from clickloop import lora
 from clickloop.errors import ArtifactError
 from clickloop.model_store import ModelStore
 from trainer.workers import Workers
@@ -50,6 +53,28 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """An encoder as low-rank changes of another one."""
+
+    base: SentenceTransformer
+    config: lora.LoraConfig
+    factors: dict[str, torch.Tensor]
+    """peft's name → (rank, in) or (out, rank)"""
+
+    def save(self, folder: Path) -> None:
+        """The files of a version: the other encoder, and the changes. Of a space's encoder nothing is stored twice
+        (clickloop/model_store.py)."""
+        self.base.save_pretrained(str(folder / "encoder"), create_model_card=False)
+        lora.write(folder, self.config, self.factors)
+
+    def merged(self) -> SentenceTransformer:
+        """The encoder, put together as whoever loads the files does it."""
+        with tempfile.TemporaryDirectory(prefix="clickloop-lora-") as scratch:
+            lora.write(Path(scratch), self.config, self.factors)
+            return merged(self.base, Path(scratch))
+
+
+@dataclass(frozen=True)
 class Model:
     """How a version encodes queries, and the names that put it together."""
 
@@ -57,7 +82,9 @@ class Model:
     space: str
     encoder_version: str
     encoder: SentenceTransformer
+    """For queries, with its low-rank changes where it has some."""
     adapter: Adapter | None = None
+    low_rank: LowRank | None = None
 
     @property
     def dimension(self) -> int:
@@ -166,13 +193,34 @@ def load_model(store: ModelStore, version: str, device: str) -> Model:
     """A version, fetched and verified, put together from the versions that its manifest names."""
     folder, manifest = store.fetch(version)
     encoder_folder = folder if manifest.encoder == version else store.fetch(manifest.encoder)[0]
+    encoder = load_encoder(encoder_folder / "encoder", device)
+    low_rank = None
+    if config := lora.read(encoder_folder):
+        low_rank = LowRank(encoder, config, lora.weights(encoder_folder))
+        encoder = merged(encoder, encoder_folder)
     return Model(
         version=version,
         space=manifest.space,
         encoder_version=manifest.encoder,
-        encoder=load_encoder(encoder_folder / "encoder", device),
+        encoder=encoder,
         adapter=load_adapter(folder),
+        low_rank=low_rank,
     )
+
+
+def merged(base: SentenceTransformer, version: Path) -> SentenceTransformer:
+    """A copy with the low-rank changes in a version's folder. Raises ArtifactError."""
+    encoder = copy.deepcopy(base)
+    lora.merge(transformer_of(encoder), version)
+    return encoder
+
+
+def transformer_of(encoder: SentenceTransformer) -> Any:
+    """The encoder's first module as transformers knows it. Raises ArtifactError where it is none."""
+    found = getattr(encoder[0], "model", None)
+    if not isinstance(found, torch.nn.Module):
+        raise ArtifactError(f"its encoder begins with a {type(encoder[0]).__name__}, which is no transformer")
+    return found
 
 
 def load_space(store: ModelStore, model: Model, device: str) -> SentenceTransformer:

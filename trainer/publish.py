@@ -67,7 +67,9 @@ def describe(
 
 def write_artifact(folder: Path, manifest: Manifest, parent: Parent, trained: Trained) -> None:
     """Fill ``folder`` with everything but the manifest."""
-    if trained.encoder is not None:
+    if trained.low_rank is not None:
+        trained.low_rank.save(folder)
+    elif trained.encoder is not None:
         trained.encoder.save_pretrained(str(folder / "encoder"), create_model_card=False)
     adapter = trained.adapter
     if adapter is None and manifest.kind == "query_encoder":
@@ -76,7 +78,8 @@ def write_artifact(folder: Path, manifest: Manifest, parent: Parent, trained: Tr
         adapter.save(folder)
     gate = msgspec.json.encode(manifest.gate)
     (folder / "gate.json").write_bytes(msgspec.json.format(gate, indent=2))
-    (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+    card = model_card(manifest, low_rank=trained.low_rank is not None)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def publish(store: ModelStore, work_dir: Path, manifest: Manifest, parent: Parent, trained: Trained) -> Published:
@@ -105,8 +108,11 @@ def announcement(published: Published, *, index: str, at: datetime) -> ModelVers
     )
 
 
-def model_card(manifest: Manifest) -> str:
-    """README.md of the artifact: what it is, how it was made, what the gate saw, how to use it."""
+def model_card(manifest: Manifest, *, low_rank: bool = False) -> str:
+    """README.md of the artifact: what it is, how it was made, what the gate saw, how to use it.
+
+    ``low_rank``: it holds low-rank changes to the encoder.
+    """
     lineage, gate = manifest.lineage, manifest.gate
     lines = [
         "---",
@@ -143,12 +149,15 @@ def model_card(manifest: Manifest) -> str:
         "| --- | --- | --- | --- |",
     ]
     lines += [f"| {r.topic} | {r.partition} | {r.start} | {r.end} |" for r in lineage.ranges]
-    lines += ["", "## Use", "", *_usage(manifest), ""]
+    lines += ["", "## Use", "", *_usage(manifest, low_rank), ""]
     return "\n".join(lines)
 
 
-def _usage(manifest: Manifest) -> list[str]:
-    steps = [f"Load `encoder/` of `{manifest.encoder}` with sentence-transformers and normalise its vectors."]
+def _usage(manifest: Manifest, low_rank: bool) -> list[str]:
+    changes = ", merge `lora/` into its transformer with peft," if low_rank else ""
+    steps = [
+        f"Load `encoder/` of `{manifest.encoder}` with sentence-transformers{changes} and normalise its vectors."
+    ]
     if manifest.kind == "adapter":
         steps.append("Query vector = normalise(weight @ e + bias), from `adapter.safetensors`.")
     elif manifest.kind == "query_encoder":

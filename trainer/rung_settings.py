@@ -35,6 +35,12 @@ class RungSettings(ArtifactSettings):
     query_encoder_layers: int = Field(
         2, ge=1, le=100, description="layers of the encoder that learn, from the top"
     )
+    query_encoder_rank: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="rank of changes of those layers (LoRA), at five times that rate; 0 trains the layers",
+    )
     query_encoder_share: float = Field(
         0.6, gt=0.0, le=1.0, description="how far to go from the parent's weights to the trained ones"
     )

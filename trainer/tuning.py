@@ -67,6 +67,7 @@ SPACE: dict[VersionKind, dict[str, BaseDistribution]] = {
         "query_encoder_batch": IntDistribution(16, 256, log=True),
         "query_encoder_distillation": _rate(0.01, 1.0),
         "query_encoder_layers": IntDistribution(1, 4),
+        "query_encoder_rank": CategoricalDistribution((0, 8, 16, 32)),
         "query_encoder_share": FloatDistribution(0.2, 1.0),
     },
     "full": {

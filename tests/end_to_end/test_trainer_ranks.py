@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clickloop.events import VersionKind
-from tests.ranks_worker import KINDS, STEPS, trained_with_losses, weights_of, write_tiny_encoder
+from tests.ranks_worker import NAMES, STEPS, trained_with_losses, weights_of, write_tiny_encoder
 from trainer.methods.spread import dealt, packed_gradients, unpack_gradients
 
 
@@ -39,22 +38,22 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_one_thread")
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_train_along_the_loss_curve_of_one(kind: VersionKind, two_ranks: Path):
-    trained, alone = trained_with_losses(kind, two_ranks, None)
-    together = json.loads((two_ranks / f"{kind}.json").read_text())
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_train_along_the_loss_curve_of_one(name: str, two_ranks: Path):
+    trained, alone = trained_with_losses(name, two_ranks, None)
+    together = json.loads((two_ranks / f"{name}.json").read_text())
     assert len(alone) >= STEPS
     assert together == pytest.approx(alone, rel=1e-5)
-    found = load_file(two_ranks / f"{kind}.safetensors")
-    for name, tensor in weights_of(trained).items():
-        assert torch.allclose(found[name], tensor, atol=1e-3), name
+    found = load_file(two_ranks / f"{name}.safetensors")
+    for weight, tensor in weights_of(trained).items():
+        assert torch.allclose(found[weight], tensor, atol=1e-3), weight
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_that_were_killed_and_resumed_end_at_the_same_bits(kind: VersionKind, two_ranks: Path):
-    whole, resumed = (load_file(two_ranks / f"{name}.safetensors") for name in (kind, f"{kind}-resumed"))
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_that_were_killed_and_resumed_end_at_the_same_bits(name: str, two_ranks: Path):
+    whole, resumed = (load_file(two_ranks / f"{end}.safetensors") for end in (name, f"{name}-resumed"))
     assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert all(torch.equal(whole[weight], resumed[weight]) for weight in whole)
 
 
 def test_ranks_hold_each_text_once_and_texts_of_like_lengths():

@@ -10,13 +10,12 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from clickloop.events import VersionKind
 from clickloop.model_store import base_model_folder
 from tests.unit.trainer_facts import documents, mean_reciprocal_rank, world
 from trainer.dataset import Clicks, Corpus
 from trainer.methods import methods_of
 from trainer.methods.adapter import AdapterMethod, whitened
-from trainer.methods.base import Job, Parent, Progress, StoppedError, Trained, deadline
+from trainer.methods.base import Job, Method, Parent, Progress, StoppedError, Trained, deadline
 from trainer.methods.checkpoint import Checkpoint, Checkpoints
 from trainer.methods.full import FullMethod, mined
 from trainer.methods.query_encoder import QueryEncoderMethod
@@ -28,6 +27,12 @@ from trainer.rung_settings import OF_RUNGS, RungSettings
 
 DEFAULTS = RungSettings.model_construct()
 METHODS = methods_of(DEFAULTS)
+LOW_RANK = "query_encoder of low rank"
+OF_ENCODERS: dict[str, Method] = {
+    "query_encoder": METHODS["query_encoder"],
+    LOW_RANK: methods_of(DEFAULTS.model_copy(update={"query_encoder_rank": 4}))["query_encoder"],
+    "full": METHODS["full"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def test_untouched_settings_are_the_methods_own_figures():
 def test_every_rung_setting_reaches_its_method(name: str):
     kind = next(kind for kind in METHODS if name.startswith(f"{kind}_"))
     usual = getattr(DEFAULTS, name)
-    other = "query_to_document" if isinstance(usual, str) else 2 * usual
+    other = "query_to_document" if isinstance(usual, str) else 2 * usual or 8
     changed = methods_of(DEFAULTS.model_copy(update={name: other}))
     field = name.removeprefix(f"{kind}_")
     assert changed[kind] == replace(METHODS[kind], **{field: other})  # type: ignore[type-var]
@@ -170,9 +175,12 @@ def small_world(encoder: SentenceTransformer) -> tuple[Clicks, Corpus]:
     return clicks, Corpus(documents(len(texts)), encode(encoder, words))
 
 
-def test_a_query_encoder_learns_from_clicks_and_leaves_its_parent_as_it_was(encoder: SentenceTransformer):
+@pytest.mark.parametrize("name", ["query_encoder", LOW_RANK])
+def test_a_query_encoder_learns_from_clicks_and_leaves_its_parent_as_it_was(
+    name: str, encoder: SentenceTransformer
+):
     clicks, corpus = small_world(encoder)
-    method = replace(METHODS["query_encoder"], epochs=20, learning_rate=1e-3)  # type: ignore[type-var]
+    method = replace(OF_ENCODERS[name], epochs=20, learning_rate=1e-3)  # type: ignore[type-var]
     trained = method.train(job(clicks, corpus, encoder))
     assert trained.encoder is not None
     after = encode(trained.encoder, clicks.queries)
@@ -217,17 +225,17 @@ def test_what_may_be_wanted_is_no_hard_negative():
     assert mined(asked[query], documents, query, document, count=6)[0].tolist() == [3, 4, -1, -1, -1, -1]
 
 
-@pytest.mark.parametrize("kind", ["query_encoder", "full"])
-def test_the_same_job_trains_the_same_weights_to_the_last_bit(kind: VersionKind, encoder: SentenceTransformer):
+@pytest.mark.parametrize("name", OF_ENCODERS)
+def test_the_same_job_trains_the_same_weights_to_the_last_bit(name: str, encoder: SentenceTransformer):
     clicks, corpus = small_world(encoder)
-    method = replace(METHODS[kind], epochs=2, batch=5)  # type: ignore[type-var]
+    method = replace(OF_ENCODERS[name], epochs=2, batch=5)  # type: ignore[type-var]
     first, second = (method.train(job(clicks, corpus, encoder)) for _ in range(2))
     assert weights(first) == weights(second)
     assert NOT_REPRODUCIBLE not in first.notes
 
 
-@pytest.mark.parametrize("kind", ["adapter", "query_encoder", "full"])
-def test_training_leaves_the_parent_as_it_is(kind: VersionKind, encoder: SentenceTransformer):
+@pytest.mark.parametrize("name", ["adapter", *OF_ENCODERS])
+def test_training_leaves_the_parent_as_it_is(name: str, encoder: SentenceTransformer):
     clicks, corpus = small_world(encoder)
     dimension = clicks.vectors.shape[1]
     adapter = Adapter(np.eye(dimension, dtype=np.float32), np.zeros(dimension, np.float32))
@@ -237,7 +245,7 @@ def test_training_leaves_the_parent_as_it_is(kind: VersionKind, encoder: Sentenc
         return [a.tobytes() for a in (*arrays, adapter.weight, adapter.bias, clicks.vectors, corpus.vectors)]
 
     before = parts()
-    method = replace(METHODS[kind], epochs=2, batch=5, learning_rate=1e-2)  # type: ignore[type-var]
+    method = replace((METHODS | OF_ENCODERS)[name], epochs=2, batch=5, learning_rate=1e-2)  # type: ignore[type-var]
     trained = method.train(job(clicks, corpus, encoder, adapter=adapter))
     assert trained.adapter is not None
     assert not np.array_equal(trained.adapter.weight, adapter.weight)
@@ -255,13 +263,13 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("kind", ["query_encoder", "full"])
+@pytest.mark.parametrize("name", OF_ENCODERS)
 @pytest.mark.parametrize("at", [2, 4])
 def test_a_training_that_is_resumed_ends_at_the_same_bits(
-    kind: VersionKind, at: int, encoder: SentenceTransformer, tmp_path: Path
+    name: str, at: int, encoder: SentenceTransformer, tmp_path: Path
 ):
     clicks, corpus = small_world(encoder)
-    method = replace(METHODS[kind], epochs=2, batch=5)  # type: ignore[type-var]
+    method = replace(OF_ENCODERS[name], epochs=2, batch=5)  # type: ignore[type-var]
     steps: list[int] = []
 
     def killed(progress: Progress) -> None:

@@ -24,6 +24,7 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         batch=settings.query_encoder_batch,
         distillation=settings.query_encoder_distillation,
         layers=settings.query_encoder_layers,
+        rank=settings.query_encoder_rank,
         share=settings.query_encoder_share,
         head=adapter,
     )

@@ -13,7 +13,7 @@ from clickloop.errors import ClickloopError
 from clickloop.events import VersionKind
 from trainer.dataset import Clicks, Corpus
 from trainer.methods.checkpoint import Checkpoint
-from trainer.model import Adapter, Vectors
+from trainer.model import Adapter, LowRank, Vectors
 from trainer.ranks import Ranks
 
 Stage = Literal["training", "encoding"]
@@ -44,6 +44,8 @@ class Parent:
     adapter: Adapter | None
     document_encoder: SentenceTransformer
     """Encoder of the parent's space: the same object as ``query_encoder`` unless the parent is query-side."""
+    low_rank: LowRank | None = None
+    """What ``query_encoder`` was put together from, where it was trained so."""
 
     def searched_with(self, encoded: Vectors) -> Vectors:
         """(n, dim): the encoder's vectors as they are searched with, which is after the adapter."""
@@ -56,6 +58,8 @@ class Trained:
 
     encoder: SentenceTransformer | None = None
     adapter: Adapter | None = None
+    low_rank: LowRank | None = None
+    """``encoder`` as it is to be stored; None stores it as it is."""
     new_space: bool = False
     """The encoder is for documents too, and no vector of the parent's space may be compared with its."""
     documents: Vectors | None = None

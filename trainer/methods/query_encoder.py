@@ -1,5 +1,8 @@
 """Rung 2: the query encoder's upper layers, against frozen document vectors. No re-index. A minute or so.
 
+The layers themselves learn, or, with a ``rank``, low-rank changes of them (LoRA, Hu et al. 2021): a version
+then has less than 1 MB, and the next one goes on from its changes.
+
 The clicks are few and partly wrong, so the pieces of documents (trainer/domain.py) are trained on with them, and
 the parent's answers are distilled. The linear map is trained along as the encoder's last layer: the parent's, or,
 where it has none, the one that the adapter rung would make.
@@ -16,15 +19,20 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from sentence_transformers import SentenceTransformer
 
 from clickloop.events import VersionKind
+from clickloop.lora import LoraConfig
 from trainer.dataset import Clicks, joined
 from trainer.methods import losses
 from trainer.methods.adapter import AdapterMethod, between
-from trainer.methods.base import Job, Trained
+from trainer.methods.base import Job, Parent, Trained
 from trainer.methods.descent import Indexes, descend
 from trainer.methods.spread import layers_of
 from trainer.methods.targets import Negatives, Targets
 from trainer.methods.towers import batches, draw_back
-from trainer.model import Adapter
+from trainer.methods.upper_layers import Factors, low_rank_of
+from trainer.model import Adapter, LowRank
+
+LOW_RANK_PACE = 5.0
+"""Changes of layers learn at so many times the layers' own rate: a product of two small matrices moves less."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class QueryEncoderMethod:
     learning_rate: float = 2e-4
     distillation: float = 0.1
     layers: int = 2
+    rank: int = 0
+    """Of the changes; 0 trains the layers themselves."""
     domain_share: float = 0.2
     """Part of the documents' pieces that is trained on; all of them take more than twice the time for little."""
     share: float = 0.6
@@ -46,10 +56,7 @@ class QueryEncoderMethod:
         torch.manual_seed(job.seed)
         head = Trained(adapter=job.parent.adapter) if job.parent.adapter else self.head.train(job)
         start = head.adapter or Adapter.identity(job.clicks.vectors.shape[1])
-        encoder = copy.deepcopy(job.parent.query_encoder).eval()
-        trained = self._descend(job, encoder, start, joined(job.clicks, self._pieces(job)))
-        # Each moment starts anew: to go on from an earlier one is to learn its clicks' mistakes by heart.
-        draw_back(encoder, job.parent.query_encoder, self.share)
+        trained = self._descend(job, start, joined(job.clicks, self._pieces(job)))
         end = trained.adapter or start
         return replace(trained, adapter=between(start, end, self.share), notes=head.notes | trained.notes)
 
@@ -58,7 +65,21 @@ class QueryEncoderMethod:
         rng = np.random.default_rng(job.seed)
         return job.domain.of_queries(rng.permutation(count)[: round(self.domain_share * count)])
 
-    def _descend(self, job: Job, encoder: SentenceTransformer, start: Adapter, clicks: Clicks) -> Trained:
+    def _begin(self, parent: Parent) -> tuple[SentenceTransformer, LoraConfig | None, Factors | None]:
+        """The encoder to train in, a copy, and the changes to make to it and to begin with, if any.
+
+        A parent of such changes is taken up where it was left: changes of changed weights would grow in number.
+        """
+        if not self.rank:
+            return copy.deepcopy(parent.query_encoder).eval(), None, None
+        low_rank = low_rank_of(parent.query_encoder, self.layers, self.rank)
+        if parent.low_rank is not None and parent.low_rank.config == low_rank:
+            return copy.deepcopy(parent.low_rank.base).eval(), low_rank, parent.low_rank.factors
+        return copy.deepcopy(parent.query_encoder).eval(), low_rank, None
+
+    def _descend(self, job: Job, start: Adapter, clicks: Clicks) -> Trained:
+        encoder, low_rank, factors = self._begin(job.parent)
+        base = copy.deepcopy(encoder) if low_rank else encoder
         device = encoder.device
         weight = torch.from_numpy(start.weight).clone().to(device).requires_grad_()
         bias = torch.from_numpy(start.bias).clone().to(device).requires_grad_()
@@ -75,8 +96,18 @@ class QueryEncoderMethod:
             return targets.loss(scores, rows, negatives.column) + self.distillation * kept
 
         texts = clicks.queries
-        with layers_of(encoder, texts, self.layers, ranks=job.ranks, on_text=job.preparing) as upper:
-            optimizer = torch.optim.AdamW(upper.parameters, weight_decay=0.01)
+        with layers_of(
+            encoder,
+            texts,
+            self.layers,
+            ranks=job.ranks,
+            low_rank=low_rank,
+            factors=factors,
+            on_text=job.preparing,
+        ) as upper:
+            first = upper.factors()
+            pace = LOW_RANK_PACE if low_rank else 1.0
+            optimizer = torch.optim.AdamW([{"params": upper.parameters, "pace": pace}], weight_decay=0.01)
             optimizer.add_param_group({"params": [weight, bias], "weight_decay": 0.0})
             descended = descend(
                 job,
@@ -88,5 +119,17 @@ class QueryEncoderMethod:
                 layers=upper,
                 identity=[self, start.weight.tobytes(), start.bias.tobytes(), *clicks.facts()],
             )
-        adapter = Adapter(weight.detach().cpu().numpy(), bias.detach().cpu().numpy())
-        return Trained(encoder=encoder, adapter=adapter, steps=descended.steps, notes=descended.notes)
+            last = upper.factors()
+        trained = Trained(
+            encoder=encoder,
+            adapter=Adapter(weight.detach().cpu().numpy(), bias.detach().cpu().numpy()),
+            steps=descended.steps,
+            notes=descended.notes,
+        )
+        # Each moment starts anew: to go on from an earlier one is to learn its clicks' mistakes by heart.
+        if low_rank is None:
+            draw_back(encoder, job.parent.query_encoder, self.share)
+            return trained
+        drawn = {name: first[name] + self.share * (last[name] - first[name]) for name in first}
+        changed = LowRank(base, low_rank, {name: factor.cpu() for name, factor in drawn.items()})
+        return replace(trained, encoder=changed.merged(), low_rank=changed)

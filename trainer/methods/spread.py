@@ -22,7 +22,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from trainer.methods.upper_layers import Indexes, Layers, OnText, UpperLayers, all_vectors
+from clickloop.lora import LoraConfig
+from trainer.methods.upper_layers import Factors, Indexes, Layers, OnText, UpperLayers, all_vectors
 from trainer.model import Vectors, load_encoder
 from trainer.ranks import RankLostError, Ranks, Say
 
@@ -34,6 +35,8 @@ class _Opening(msgspec.Struct):
     most_tokens: int | None
     files: list[str]
     """of the encoder's folder; their bytes follow"""
+    low_rank: LoraConfig | None = None
+    """How the factors lie; what they are comes with the first question, as all weights do."""
 
 
 def layers_of(
@@ -43,25 +46,37 @@ def layers_of(
     *,
     ranks: Ranks | None,
     on_text: OnText,
+    low_rank: LoraConfig | None = None,
+    factors: Factors | None = None,
 ) -> Layers:
-    """The encoder's upper layers, on all ranks there are."""
+    """The encoder's upper layers, on all ranks there are; ``low_rank`` and ``factors`` as in ``UpperLayers``."""
     if ranks is None:
-        return UpperLayers(encoder, texts, layers, on_text=on_text)
-    return SpreadLayers(encoder, texts, layers, ranks=ranks, on_text=on_text)
+        return UpperLayers(encoder, texts, layers, low_rank=low_rank, factors=factors, on_text=on_text)
+    return SpreadLayers(encoder, texts, layers, ranks=ranks, low_rank=low_rank, factors=factors, on_text=on_text)
 
 
 class SpreadLayers:
     """``UpperLayers`` over all ranks, as rank 0 has them. Of one ``embed`` at a time the gradients are known."""
 
     def __init__(
-        self, encoder: SentenceTransformer, texts: Sequence[str], layers: int, *, ranks: Ranks, on_text: OnText
+        self,
+        encoder: SentenceTransformer,
+        texts: Sequence[str],
+        layers: int,
+        *,
+        ranks: Ranks,
+        low_rank: LoraConfig | None = None,
+        factors: Factors | None = None,
+        on_text: OnText,
     ) -> None:
         self._ranks = ranks
         self._texts = len(texts)
         self._owner, self._number = dealt(texts, ranks.place.world)
         self._dimension = int(encoder.get_embedding_dimension() or 0)
-        self._open(encoder, texts, layers)
-        self._own = UpperLayers(encoder, self._held_by(0, texts), layers, on_text=on_text)
+        self._open(encoder, texts, layers, low_rank)
+        self._own = UpperLayers(
+            encoder, self._held_by(0, texts), layers, low_rank=low_rank, factors=factors, on_text=on_text
+        )
         self.parameters = self._own.parameters
         self._told = self._asked = False
         """Whether the others have the weights as they are, and whether they hold a part of the gradient."""
@@ -111,12 +126,18 @@ class SpreadLayers:
         with suppress(*(() if error is None else (RankLostError,))), self._ranks.saying(Say.CLOSE):
             pass
 
-    def _open(self, encoder: SentenceTransformer, texts: Sequence[str], layers: int) -> None:
+    def factors(self) -> Factors:
+        """As ``Layers`` has it."""
+        return self._own.factors()
+
+    def _open(
+        self, encoder: SentenceTransformer, texts: Sequence[str], layers: int, low_rank: LoraConfig | None
+    ) -> None:
         with tempfile.TemporaryDirectory() as folder:
             encoder.save_pretrained(folder, create_model_card=False)
             paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
             names = [path.relative_to(folder).as_posix() for path in paths]
-            opening = msgspec.json.encode(_Opening(layers, encoder.max_seq_length, names))
+            opening = msgspec.json.encode(_Opening(layers, encoder.max_seq_length, names, low_rank))
             with self._ranks.saying(Say.OPEN):
                 for rank in range(1, self._ranks.place.world):
                     self._ranks.send(opening, rank)
@@ -173,7 +194,7 @@ class _Share:
             encoder = load_encoder(Path(folder), ranks.device).eval()
         encoder.max_seq_length = opening.most_tokens
         self._dimension = int(encoder.get_embedding_dimension() or 0)
-        self._upper = UpperLayers(encoder, texts, opening.layers)
+        self._upper = UpperLayers(encoder, texts, opening.layers, low_rank=opening.low_rank)
         self._upper.__enter__()
         self._mine = np.zeros(0, dtype=np.int64)
         self._made: torch.Tensor | None = None

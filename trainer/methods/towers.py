@@ -79,8 +79,9 @@ class Course:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Of each group of parameters, times its ``pace`` where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("pace", 1.0)
 
 
 def draw_back(encoder: SentenceTransformer, parent: SentenceTransformer, share: float) -> None:

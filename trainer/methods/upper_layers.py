@@ -23,11 +23,16 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from trainer.model import Vectors, autocast
+from clickloop import lora
+from clickloop.errors import TrainingError
+from clickloop.lora import LoraConfig
+from trainer.model import Vectors, autocast, transformer_of
 from trainer.workers import Workers
 
 Indexes = NDArray[np.int64]
 OnText = Callable[[int, int], None]
+Factors = dict[str, torch.Tensor]
+"""Of low-rank changes, by the names that peft gives them."""
 
 MOST_CACHED = 1 << 30
 """Bytes of kept activations; texts that would need more run through the frozen layers every time."""
@@ -57,12 +62,17 @@ class Layers(Protocol):
         """To be called after each ``backward``."""
         ...
 
+    def factors(self) -> Factors:
+        """Of the low-rank changes, as they are now; empty where the layers themselves are trained."""
+        ...
+
 
 class UpperLayers:
     """The last ``layers`` layers of ``encoder``, trainable, for a fixed list of texts.
 
     Use it as a context manager: inside, the encoder's frozen layers are out of order for anyone else. ``on_text``
-    is told how many texts the frozen layers have seen, and of how many.
+    is told how many texts the frozen layers have seen, and of how many. With ``low_rank``, changes of these layers
+    are trained instead, beginning with ``factors``; the encoder keeps them.
     """
 
     def __init__(
@@ -71,6 +81,8 @@ class UpperLayers:
         texts: Sequence[str],
         layers: int,
         *,
+        low_rank: LoraConfig | None = None,
+        factors: Factors | None = None,
         on_text: OnText = lambda _, __: None,
     ) -> None:
         self.encoder = encoder
@@ -88,7 +100,10 @@ class UpperLayers:
         self._inside = ExitStack()
         self._hook: Any = None
         encoder.requires_grad_(self._stack is None)
-        if self._stack is not None:
+        self._changes: Any = None
+        if low_rank is not None:
+            self._changes = lora.inject(transformer_of(encoder), low_rank, factors)
+        elif self._stack is not None:
             for layer in list(self._stack)[self._first :]:
                 layer.requires_grad_(True)
         self.parameters = [p for p in encoder.parameters() if p.requires_grad]
@@ -135,6 +150,10 @@ class UpperLayers:
 
     def complete_gradients(self) -> None:
         """They are: all the texts are here."""
+
+    def factors(self) -> Factors:
+        """As ``Layers`` has it."""
+        return lora.factors(self._changes) if self._changes is not None else {}
 
     def part(self, rows: Indexes) -> torch.Tensor:
         """(n, dim) of texts ordered by length, in this thread, with gradients."""
@@ -331,3 +350,17 @@ def layer_stack(encoder: SentenceTransformer) -> torch.nn.ModuleList | None:
 def trained_layers(encoder: SentenceTransformer, share: float) -> int:
     """How many layers the upper ``share`` of the encoder's are, at least one."""
     return max(1, round(share * len(layer_stack(encoder) or ())))
+
+
+def low_rank_of(encoder: SentenceTransformer, layers: int, rank: int) -> LoraConfig:
+    """Changes of all linear maps in the last ``layers`` layers. Raises TrainingError where there are none."""
+    stack = layer_stack(encoder)
+    within = {id(module) for layer in list(stack or ())[-layers:] for module in layer.modules()}
+    found = [
+        name
+        for name, module in transformer_of(encoder).named_modules()
+        if isinstance(module, torch.nn.Linear) and (stack is None or id(module) in within)
+    ]
+    if not found:
+        raise TrainingError("the encoder has no linear layers that low-rank changes could be made to")
+    return lora.config_of(rank, found)
