@@ -1,7 +1,7 @@
 """What the ladder learns on the standard library: clicks on four fifths of the queries, truth on the last fifth.
 
     python -m benchmarks.learning                           adapter and query_encoder, about four minutes
-    python -m benchmarks.learning --rungs adapter,query_encoder,full     half an hour on two cores
+    python -m benchmarks.learning --rungs adapter,query_encoder,full     a quarter of an hour on two cores
     python -m benchmarks.learning --quick                   fewer documents, adapter only
 
 People search 4,500 functions, and the base model answers; 900 queries are held out and never asked. What they did

@@ -38,7 +38,7 @@ from trainer.sharing import shared
 from trainer.strategies import PRESETS, believed_by_parent, method_of
 from trainer.truth import DEPTH, Truth, top
 
-COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 80.0}
+COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 100.0}
 """How the budget is shared among a command's rungs, as measured on CPUs."""
 TRAINING_SHARE: dict[VersionKind, float] = {"adapter": 0.9, "query_encoder": 0.9, "full": 0.8}
 """Part of a rung's time that training may take; the rest is for encoding, gate and publishing."""

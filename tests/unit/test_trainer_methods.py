@@ -215,6 +215,15 @@ def test_contrastive_training_is_resumed_between_its_epochs(encoder: SentenceTra
     assert weights(trained) == weights(method.train(job(clicks, corpus, encoder)))
 
 
+def test_the_map_on_a_new_space_is_whitened_less_for_it_is_more_even_already(encoder: SentenceTransformer):
+    clicks, corpus = small_world(encoder)
+    powers = {
+        kind: replace(METHODS[kind], epochs=1, batch=5).train(job(clicks, corpus, encoder)).notes["power"]  # type: ignore[type-var]
+        for kind in ("adapter", "full")
+    }
+    assert 0.0 < powers["full"] < powers["adapter"]
+
+
 def test_what_may_be_wanted_is_no_hard_negative():
     asked = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
     documents = normalised(np.array([[1.0, 0.3], [1.0, 0.31], [0.5, 1.0], [0.3, 1.0], [-1.0, 0.1]]))

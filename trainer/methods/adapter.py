@@ -33,8 +33,6 @@ Choice = TypeVar("Choice")
 Loss = Callable[[torch.Tensor, Indexes], torch.Tensor]
 """From query vectors (n, dim) and their row numbers (n,) to a loss."""
 
-POWER = 0.5
-"""Of the whitening."""
 RECIPES = {
     "usual": (0.5, 0.75),
     "without clicks": (0.0, 0.75),
@@ -77,13 +75,15 @@ class AdapterMethod:
     batch: int = 256
     learning_rate: float = 1e-3
     distillation: float = 0.05
+    power: float = 0.5
+    """Of the whitening: 0 is none."""
 
     def train(self, job: Job) -> Trained:
         earlier = job.earlier.carried
         known = earlier if isinstance(earlier, Path) else None
         path = self.walk(job, known)
         recipe = choose(job, known) if known else "usual"
-        notes: Notes = {"recipe": recipe, "power": POWER, **path.notes}
+        notes: Notes = {"recipe": recipe, "power": self.power, **path.notes}
         return Trained(adapter=path.mixed(recipe), carried=path, notes=notes)
 
     def walk(self, job: Job, known: Path | None) -> Path:
@@ -95,7 +95,7 @@ class AdapterMethod:
             parent = start = domain = job.parent.adapter
         else:
             parent = Adapter.identity(job.clicks.vectors.shape[1])
-            start = whitened(parent, job.clicks.vectors, POWER)
+            start = whitened(parent, job.clicks.vectors, self.power)
             domain, notes = self.learn_domain(job, start) if len(job.domain) else (start, {})
         clicked, of_clicks = self.learn_clicks(job, domain)
         return Path(parent, start, domain, clicked, len(job.clicks.queries), notes | of_clicks)
