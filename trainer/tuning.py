@@ -72,7 +72,7 @@ SPACE: dict[VersionKind, dict[str, BaseDistribution]] = {
     },
     "full": {
         "full_learning_rate": _rate(2e-5, 6e-4),
-        "full_epochs": IntDistribution(1, 4),
+        "full_epochs": IntDistribution(1, 8),
         "full_batch": IntDistribution(16, 128, log=True),
         "full_depth": FloatDistribution(0.3, 1.0),
         "full_share": FloatDistribution(0.2, 1.0),
