@@ -88,17 +88,13 @@ def inject(transformer: Any, config: LoraConfig, factors: dict[str, Any] | None 
     try:
         changed = peft.get_peft_model(
             transformer,
-            peft.LoraConfig(
-                r=config.r,
-                lora_alpha=config.lora_alpha,
-                target_modules=config.target_modules,
-            ),
+            peft.LoraConfig(r=config.r, lora_alpha=config.lora_alpha, target_modules=config.target_modules),
         )
         if factors is not None:
             expected = set(peft.get_peft_model_state_dict(changed))
             if expected != set(factors):
                 raise ValueError(f"{len(expected ^ set(factors))} of its factors are of another model")
-            peft.set_peft_model_state_dict(changed, factors)
+            peft.set_peft_model_state_dict(changed, dict(factors))
     except (ValueError, RuntimeError, KeyError) as error:
         raise ArtifactError(f"the low-rank changes don't fit their encoder: {error}") from None
     return changed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -68,10 +67,10 @@ class LowRank:
         lora.write(folder, self.config, self.factors)
 
     def merged(self) -> SentenceTransformer:
-        """The encoder, put together as whoever loads the files does it."""
-        with tempfile.TemporaryDirectory(prefix="clickloop-lora-") as scratch:
-            lora.write(Path(scratch), self.config, self.factors)
-            return merged(self.base, Path(scratch))
+        """The encoder that both make: a copy."""
+        encoder = copy.deepcopy(self.base)
+        lora.inject(transformer_of(encoder), self.config, self.factors).merge_and_unload()
+        return encoder
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ def load_model(store: ModelStore, version: str, device: str) -> Model:
     low_rank = None
     if config := lora.read(encoder_folder):
         low_rank = LowRank(encoder, config, lora.weights(encoder_folder))
-        encoder = merged(encoder, encoder_folder)
+        encoder = low_rank.merged()
     return Model(
         version=version,
         space=manifest.space,
@@ -206,13 +205,6 @@ def load_model(store: ModelStore, version: str, device: str) -> Model:
         adapter=load_adapter(folder),
         low_rank=low_rank,
     )
-
-
-def merged(base: SentenceTransformer, version: Path) -> SentenceTransformer:
-    """A copy with the low-rank changes in a version's folder. Raises ArtifactError."""
-    encoder = copy.deepcopy(base)
-    lora.merge(transformer_of(encoder), version)
-    return encoder
 
 
 def transformer_of(encoder: SentenceTransformer) -> Any:

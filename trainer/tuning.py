@@ -221,7 +221,8 @@ def space_of(kind: VersionKind, today: Settings) -> dict[str, BaseDistribution]:
 
 def _widened(distribution: BaseDistribution, value: Any) -> BaseDistribution:
     if not isinstance(distribution, FloatDistribution | IntDistribution):
-        return distribution
+        choices = distribution.choices  # type: ignore[attr-defined]
+        return CategoricalDistribution(choices if value in choices else (*choices, value))
     low, high = min(distribution.low, value), max(distribution.high, value)
     return type(distribution)(low, high, log=distribution.log and low > 0)
 

@@ -185,6 +185,7 @@ def test_todays_settings_are_within_the_space_wherever_they_are(kind: Any) -> No
     assert today.keys() == {name for name in settings.of_rungs() if name.startswith(f"{kind}_")}
     odd = {name: 0.0 if name.endswith("distillation") else value for name, value in today.items()}
     odd |= {name: 9_000 for name in odd if name.endswith("_batch")}
+    odd |= {name: 5 for name in odd if name.endswith("_rank")}
     for name, distribution in space_of(kind, odd).items():
         assert distribution._contains(distribution.to_internal_repr(odd[name]))
 

@@ -11,9 +11,10 @@ from sentence_transformers import SentenceTransformer
 from clickloop.accounts import gate_rows
 from clickloop.events import CostResult, Estimate
 from tests.unit.trainer_facts import world
-from trainer.cost import FEWEST_PAIRS, PAIRS, WARM_UP, loaded_bytes, slowdown, timed
+from trainer.cost import FEWEST_PAIRS, PAIRS, WARM_UP, cost_of, loaded_bytes, slowdown, timed
 from trainer.gate import Side, Thresholds, judge, measure
-from trainer.model import Adapter, normalised
+from trainer.methods.base import Parent, Trained
+from trainer.model import Adapter, Vectors, normalised
 
 THRESHOLDS = Thresholds(min_queries=50, max_lost_recall=0.1, max_slowdown=1.5)
 TIMES = Estimate(before=0.005, after=0.0052, change=0.04, low=0.01, high=0.07)
@@ -74,6 +75,24 @@ def test_what_both_do_alike_is_done_once_and_counts_for_each():
     assert sum(name == "both" for name, _ in machine.asked) - WARM_UP == len(before) == PAIRS
     assert np.all(before >= 0.004 - 1e-9)
     assert np.all(after - before >= 0.001 - 1e-9)
+
+
+def test_versions_that_share_an_encoder_have_it_asked_once_a_query(monkeypatch: pytest.MonkeyPatch):
+    asked: list[object] = []
+
+    def encode(encoder: object, texts: list[str]) -> Vectors:
+        asked.append(encoder)
+        return np.ones((len(texts), 4), np.float32)
+
+    monkeypatch.setattr("trainer.cost.encode", encode)
+    one, other = (SentenceTransformer(modules=[torch.nn.Linear(3, 4)]) for _ in range(2))
+    parent = Parent("base", one, None, one)
+    result = cost_of(parent, Trained(adapter=Adapter.identity(4)), ["a", "b"], seed=0)
+    assert asked == [one] * (WARM_UP + PAIRS)
+    assert result.bytes_after == result.bytes_before + 4 * (4 * 4 + 4)
+    asked.clear()
+    cost_of(parent, Trained(encoder=other), ["a", "b"], seed=0)
+    assert asked.count(one) == asked.count(other) == WARM_UP + PAIRS
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -13,20 +13,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense
 
 from clickloop import lora
 from clickloop.errors import ArtifactError, TrainingError
-from clickloop.events import Lineage
+from clickloop.events import GateResult, Lineage
 from clickloop.model_store import Manifest, ModelStore
 from search import sentence_model
 from tests.ranks_worker import small_job, write_tiny_encoder
 from trainer.methods.base import Parent, Trained
-from trainer.methods.query_encoder import QueryEncoderMethod
-from trainer.methods.upper_layers import low_rank_of
+from trainer.methods.query_encoder import LOW_RANK_PACE, QueryEncoderMethod
+from trainer.methods.towers import set_rate
+from trainer.methods.upper_layers import UpperLayers, low_rank_of
 from trainer.model import load_encoder, load_model
 from trainer.publish import describe, publish
 
 METHOD = QueryEncoderMethod(epochs=4, batch=10, learning_rate=2e-3, rank=3)
+GATE = GateResult(verdict="pass", queries=1)
 TEXTS = ["red car", "old house with tree"]
 
 
@@ -91,6 +94,30 @@ def test_a_parent_that_was_trained_otherwise_is_what_the_changes_are_made_to(enc
         assert not differences(after.low_rank.base, before.encoder)
 
 
+def test_the_changes_are_drawn_back_as_far_as_the_share_says(encoder: SentenceTransformer):
+    near, far = (trained_from(base_parent(encoder), replace(METHOD, share=share)) for share in (1e-4, 1.0))
+    assert near.encoder is not None
+    assert far.encoder is not None
+    moved = [sum(float(d.norm()) for d in differences(one.encoder, encoder).values()) for one in (near, far)]
+    assert 0.0 < moved[0] < 0.01 * moved[1]
+
+
+def test_changes_learn_faster_than_the_layers_and_the_map_as_ever():
+    one, other = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([{"params": [one], "pace": LOW_RANK_PACE}, {"params": [other]}])
+    set_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25 * LOW_RANK_PACE, 0.25]
+
+
+@pytest.mark.parametrize("layers", [2, 4, 9])
+def test_nothing_but_the_changes_is_trained_for_nothing_else_is_stored(layers: int, encoder: SentenceTransformer):
+    dense = Dense(32, 32)
+    whole = SentenceTransformer(modules=[*copy.deepcopy(encoder), dense], device="cpu")
+    low_rank = low_rank_of(whole, layers, 2)
+    with UpperLayers(whole, TEXTS, layers, low_rank=low_rank) as upper:
+        assert len(upper.parameters) == len(upper.factors()) == 2 * 6 * min(layers, 4)
+
+
 def test_an_encoder_without_linear_maps_is_refused_with_a_reason():
     nothing = SentenceTransformer(modules=[torch.nn.Identity()], device="cpu")
     with pytest.raises(ArtifactError, match="no transformer"):
@@ -115,7 +142,7 @@ class Shelf:
         self.version = self.publish("one", self.base, self.trained)
 
     def publish(self, name: str, parent: Manifest, trained: Trained) -> Manifest:
-        made = describe(version=name, kind="query_encoder", parent=parent, lineage=Lineage(), gate=None)  # type: ignore[arg-type]
+        made = describe(version=name, kind="query_encoder", parent=parent, lineage=Lineage(), gate=GATE)
         known = load_model(self.store, self.base.version, "cpu").encoder
         return publish(self.store, self.folder, made, Parent("base", known, None, known), trained).manifest
 

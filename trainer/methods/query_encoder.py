@@ -66,20 +66,20 @@ class QueryEncoderMethod:
         return job.domain.of_queries(rng.permutation(count)[: round(self.domain_share * count)])
 
     def _begin(self, parent: Parent) -> tuple[SentenceTransformer, LoraConfig | None, Factors | None]:
-        """The encoder to train in, a copy, and the changes to make to it and to begin with, if any.
+        """The encoder to begin with, and the changes to make to it and to begin with, if any.
 
         A parent of such changes is taken up where it was left: changes of changed weights would grow in number.
         """
         if not self.rank:
-            return copy.deepcopy(parent.query_encoder).eval(), None, None
+            return parent.query_encoder, None, None
         low_rank = low_rank_of(parent.query_encoder, self.layers, self.rank)
         if parent.low_rank is not None and parent.low_rank.config == low_rank:
-            return copy.deepcopy(parent.low_rank.base).eval(), low_rank, parent.low_rank.factors
-        return copy.deepcopy(parent.query_encoder).eval(), low_rank, None
+            return parent.low_rank.base, low_rank, parent.low_rank.factors
+        return parent.query_encoder, low_rank, None
 
     def _descend(self, job: Job, start: Adapter, clicks: Clicks) -> Trained:
-        encoder, low_rank, factors = self._begin(job.parent)
-        base = copy.deepcopy(encoder) if low_rank else encoder
+        base, low_rank, factors = self._begin(job.parent)
+        encoder = copy.deepcopy(base).eval()
         device = encoder.device
         weight = torch.from_numpy(start.weight).clone().to(device).requires_grad_()
         bias = torch.from_numpy(start.bias).clone().to(device).requires_grad_()
@@ -128,7 +128,7 @@ class QueryEncoderMethod:
         )
         # Each moment starts anew: to go on from an earlier one is to learn its clicks' mistakes by heart.
         if low_rank is None:
-            draw_back(encoder, job.parent.query_encoder, self.share)
+            draw_back(encoder, base, self.share)
             return trained
         drawn = {name: first[name] + self.share * (last[name] - first[name]) for name in first}
         changed = LowRank(base, low_rank, {name: factor.cpu() for name, factor in drawn.items()})

@@ -99,7 +99,7 @@ class UpperLayers:
         self.workers = Workers(encoder.device)
         self._inside = ExitStack()
         self._hook: Any = None
-        encoder.requires_grad_(self._stack is None)
+        encoder.requires_grad_(self._stack is None and low_rank is None)
         self._changes: Any = None
         if low_rank is not None:
             self._changes = lora.inject(transformer_of(encoder), low_rank, factors)
