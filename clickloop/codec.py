@@ -133,14 +133,27 @@ def build(fields: Mapping[str, Any], kind: type[M]) -> M:
     return message
 
 
-def headers(message: Message, *, source: str, traceparent: str | None = None) -> Headers:
-    """CloudEvents headers. ``source`` names the sender, as in ``clickloop/search/node-1``."""
+def headers(
+    message: Message, *, source: str, traceparent: str | None = None, sent_at: bytes | None = None
+) -> Headers:
+    """CloudEvents headers. ``source`` names the sender, as in ``clickloop/search/node-1``.
+
+    ``sent_at`` is ``time_header()`` of a moment ago, for who sends many at once.
+    """
     identity = message.command_id if isinstance(message, Command) else getattr(message, "event_id", "")
-    time_now = now().isoformat().removesuffix("+00:00") + "Z"
-    pairs = [*_fixed_headers(type(message), source), ("ce_id", identity.encode()), ("ce_time", time_now.encode())]
+    pairs = [
+        *_fixed_headers(type(message), source),
+        ("ce_id", identity.encode()),
+        ("ce_time", sent_at or time_header()),
+    ]
     if traceparent:
         pairs.append(("traceparent", traceparent.encode()))
     return pairs
+
+
+def time_header() -> bytes:
+    """The present, as ``ce_time`` has it (RFC 3339)."""
+    return now().isoformat().removesuffix("+00:00").encode() + b"Z"
 
 
 @lru_cache

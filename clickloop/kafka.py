@@ -222,12 +222,12 @@ class Producer:
         if self._producer is None:
             raise BrokerError("this producer is not started: use 'async with' or await start()")
         name, parts = topic.name(self._prefix), []
-        batch = self._producer.create_batch()
+        batch, sent_at = self._producer.create_batch(), codec.time_header()
         for message in messages:
             record = {
                 "key": topic.key(message).encode(),
                 "value": codec.encode(message),
-                "headers": codec.headers(message, source=self._source),
+                "headers": codec.headers(message, source=self._source, sent_at=sent_at),
                 "timestamp": None,
             }
             if batch.append(**record) is None:

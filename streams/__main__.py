@@ -45,8 +45,10 @@ def command(
         typer.echo(f"clickloop streams: {error}", err=True)
         raise typer.Exit(USAGE) from None
 
+    from streams import detectors
     from streams.app import build_app
 
+    detectors.load()
     # What was imported stays. And of what comes and goes by the ten thousand a second, little is ever in a cycle.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

@@ -38,6 +38,12 @@ class Detector(Protocol):
         """None where there is too little to say anything."""
 
 
+def load() -> None:
+    """Import what detectors need, river, which takes seconds. A worker calls it before it is given partitions: one
+    that waits for an import waits with all that has come for it."""
+    import river.drift  # noqa: F401
+
+
 def default_detectors() -> tuple[Detector, ...]:
     """All detectors. Their levels add up to 0.55 % of windows; ``click_trend`` has no level, and adds little."""
     return (
@@ -306,7 +312,7 @@ class ClickTrend:
         )
 
     def _restart(self) -> None:
-        from river.drift import ADWIN  # river takes over a second to import
+        from river.drift import ADWIN
 
         self._adwin: Any = ADWIN(delta=self._delta)
         self._left = 0

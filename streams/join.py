@@ -15,7 +15,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -106,13 +106,15 @@ class Arrival:
     log_time: float
     live: bool
     source: Any = None
+    at: float = field(init=False)
+    """Event time, seconds since the epoch."""
 
-    @property
-    def at(self) -> float:
+    def __post_init__(self) -> None:
         event = self.event
         if isinstance(event, ResultClicked):
-            return event.clicked_at.timestamp()
-        return (event.rated_at if isinstance(event, ResultRated) else event.preferred_at).timestamp()
+            self.at = event.clicked_at.timestamp()
+        else:
+            self.at = (event.rated_at if isinstance(event, ResultRated) else event.preferred_at).timestamp()
 
     def unseen(self, shown: Sequence[str]) -> str:
         """A document that the event speaks of and that is not in ``shown``; "" where all are."""

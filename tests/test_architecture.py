@@ -41,7 +41,7 @@ OUTSIDE_WORLD = {
     "datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today", "datetime.date.today",
     "time.time", "time.time_ns", "time.monotonic", "time.monotonic_ns", "time.perf_counter",
     "time.perf_counter_ns", "time.process_time", "time.gmtime", "time.localtime", "time.sleep",
-    "clickloop.codec.now", "clickloop.codec.new_id", "clickloop.codec.headers",
+    "clickloop.codec.now", "clickloop.codec.new_id", "clickloop.codec.headers", "clickloop.codec.time_header",
     "os.environ", "os.environb", "os.getenv", "os.urandom", "os.open", "os.listdir", "os.scandir",
     "io.open", "pathlib.Path", "uuid.uuid1", "uuid.uuid4", "open", "input", "print", "exec", "eval",
 }  # fmt: skip

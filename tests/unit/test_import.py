@@ -61,6 +61,23 @@ def test_the_check_sees_a_heavy_library() -> None:
     assert not loaded("import clickloop.evaluation").isdisjoint(HEAVY)
 
 
+def test_a_worker_has_loaded_what_its_rules_need_before_it_is_given_partitions() -> None:
+    # The first partition would wait for river's import, and every message of the others with it.
+    code = (
+        "import clickloop.service\n"
+        "clickloop.service.run_service = lambda *_: 0\n"
+        "from streams.__main__ import command\n"
+        "try:\n    command()\nexcept SystemExit:\n    pass\n"
+        "import sys\n"
+        "from streams.partition import Partition\n"
+        "from streams.settings import StreamsSettings\n"
+        "before = set(sys.modules)\n"
+        "Partition(0, StreamsSettings(), handled={}, forgotten=set(), now=0.0)\n"
+        "assert set(sys.modules) == before, sorted(set(sys.modules) - before)[:10]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(
     ("service", "library"), [("search", "uvicorn"), ("streams", "faust"), ("trainer", "torch")]
 )
