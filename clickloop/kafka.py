@@ -160,7 +160,7 @@ class Producer:
             client_id=self._source.replace("/", "-"),
             acks="all",
             enable_idempotence=self.idempotent,
-            compression_type="lz4",
+            compression_type="zstd",
             linger_ms=5,
             max_batch_size=MAX_BATCH_BYTES,
             max_request_size=2 * codec.MAX_MESSAGE_BYTES,

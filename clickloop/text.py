@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 _NO_WORD = re.compile(r"[^\w]+")
+_NO_ASCII_WORD = {code: " " for code in range(128) if _NO_WORD.match(chr(code))}
 
 
 def normal_text(text: str) -> str:
@@ -15,6 +16,6 @@ def normal_text(text: str) -> str:
     True
     """
     if text.isascii():
-        return " ".join(_NO_WORD.sub(" ", text.lower()).split())
+        return " ".join(text.lower().translate(_NO_ASCII_WORD).split())
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(_NO_WORD.sub(" ", folded).split())

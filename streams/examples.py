@@ -261,7 +261,7 @@ def _example(
         arm=impression.arm,
         trust=round(judged.trust, 6),
         reason=judged.reason,
-        difficulty=difficulty(memoryview(impression.scores).cast("f"), number),
+        difficulty=difficulty(memoryview(impression.scores).cast("f").tolist(), number),
         domain=impression.domain,
         propensity=_propensity(impression, position),
         swapped=impression.swapped or None,

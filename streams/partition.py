@@ -42,8 +42,9 @@ INPUTS = (QUERIES, topics.CLICKS.suffix, topics.RATINGS.suffix)
 GRACE_SECONDS = 5.0
 """A fetch may be that late: a topic counts as read up to so long ago where nothing is left to read in it."""
 BLOCK_SECONDS = 1.0
-MEASURE_SECONDS = 5.0
-"""However many queries come, a partition's drift is measured no more often: a measurement takes some 50 ms."""
+MEASURE_SECONDS = 10.0
+"""However many queries come, a partition's drift is measured no more often: a measurement takes some 50 ms, in
+which nothing else is done, and no training would begin sooner for it."""
 
 
 class _Input:

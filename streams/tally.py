@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping
 
 MAX_NAMES = 100_000
@@ -107,5 +106,6 @@ class Tally:
             self._others.update({name: max(0.0, t - self._own.get(name, 0.0)) for name, t in totals.items()})
 
     def _shrink(self) -> None:
-        kept = heapq.nlargest(self._most // 2, self._own.items(), key=lambda item: item[1])
-        self._own = dict(kept)
+        # For as many as a half, heapq.nlargest takes four times as long.
+        largest = sorted(self._own, key=self._own.__getitem__, reverse=True)[: self._most // 2]
+        self._own = {name: self._own[name] for name in largest}
