@@ -1,6 +1,6 @@
 """How fast queries and clicks become examples, against a bare Faust loop and against Kafka Streams.
 
-    python -m benchmarks.join                   the three, in turn, on one Apache Kafka
+    python -m benchmarks.join                   worker and bare loop in turns, then Kafka Streams, on one Kafka
     python -m benchmarks.join --scale           1, 2 and 4 workers; 1, 10 and 100 results an impression
     python -m benchmarks.join --open 1000000    memory of a worker with so many open impressions, and how long
                                                 the next owner takes to rebuild them after kill -9
@@ -26,6 +26,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import psutil
@@ -207,23 +208,29 @@ async def output_of(command: list[str]) -> dict[str, Any]:
     return found
 
 
-async def throughput(load: Load) -> dict[str, Any]:
-    """The worker, the bare loop, and Kafka Streams with and without its changelog, one after the other."""
+async def throughput(load: Load, *, turns: int = 3) -> dict[str, Any]:
+    """The worker and the bare loop in turns, each turn on fresh topics, then Kafka Streams with and without its
+    changelog. Medians of the turns: what else a machine does makes a single one wander by a tenth."""
+    speeds, bare_speeds, examples = list[float](), list[float](), 0.0
     async with broker() as (processes, servers, folder, home):
-        say(f"filling {load.queries:,} queries of {load.results} results and {load.clicks:,} clicks")
-        await fill(servers, "bench", load)
-        names = [topic.name("bench") for topic in (topics.QUERIES, topics.CLICKS)]
+        for turn in range(turns):
+            prefix = f"bench{turn}"
+            say(f"filling {load.queries:,} queries of {load.results} results and {load.clicks:,} clicks")
+            await fill(servers, prefix, load)
+            names = [topic.name(prefix) for topic in (topics.QUERIES, topics.CLICKS)]
 
-        say("worker, all rules on")
-        worker = Worker(processes, servers, "bench", folder)
-        speed = load.events / await joined([worker], load.events)
-        examples = await worker.read("clickloop_examples_total")
-        stop(worker.process)
+            say("worker, all rules on")
+            worker = Worker(processes, servers, prefix, folder)
+            speeds.append(load.events / await joined([worker], load.events))
+            examples = await worker.read("clickloop_examples_total")
+            stop(worker.process)
 
-        say("bare Faust loop, decoding only")
-        count = min(BARE_EVENTS, load.events)
-        bare = await output_of([sys.executable, "-m", "benchmarks.peers.bare_faust", servers, *names, str(count)])
-        bare_speed = bare["events"] / bare["seconds"]
+            say("bare Faust loop, decoding only")
+            count = min(BARE_EVENTS, load.events)
+            bare = await output_of(
+                [sys.executable, "-m", "benchmarks.peers.bare_faust", servers, *names, str(count)]
+            )
+            bare_speeds.append(bare["events"] / bare["seconds"])
 
         peers: dict[str, float | None] = {"changelog": None, "plain": None}
         if home is not None:
@@ -235,18 +242,22 @@ async def throughput(load: Load) -> dict[str, Any]:
                 java = ["java", "-cp", f"{home}/libs/*", str(source), servers, *names, output]
                 peer = await output_of([*java, str(load.events), how])
                 peers[how] = peer["events"] / peer["seconds"]
-        with_log, without = peers["changelog"], peers["plain"]
-        return {
-            "events": load.events,
-            "examples": int(examples),
-            "events_per_second": speed,
-            "bare_events_per_second": bare_speed,
-            "ratio": speed / bare_speed,
-            "kafka_streams_events_per_second": with_log,
-            "kafka_streams_ratio": speed / with_log if with_log else None,
-            "kafka_streams_without_changelog_events_per_second": without,
-            "kafka_streams_without_changelog_ratio": speed / without if without else None,
-        }
+    ratios = [mine / bare for mine, bare in zip(speeds, bare_speeds, strict=True)]
+    speed, with_log, without = median(speeds), peers["changelog"], peers["plain"]
+    return {
+        "events": load.events,
+        "examples": int(examples),
+        "turns": turns,
+        "events_per_second": speed,
+        "bare_events_per_second": median(bare_speeds),
+        "ratio": median(ratios),
+        "ratio_least": min(ratios),
+        "ratio_most": max(ratios),
+        "kafka_streams_events_per_second": with_log,
+        "kafka_streams_ratio": speed / with_log if with_log else None,
+        "kafka_streams_without_changelog_events_per_second": without,
+        "kafka_streams_without_changelog_ratio": speed / without if without else None,
+    }
 
 
 async def scale(load: Load) -> dict[str, Any]:
@@ -313,7 +324,7 @@ def command(
     elif grow:
         figures = asyncio.run(scale(load)) | asyncio.run(open_impressions(20_000 if quick else 1_000_000))
     else:
-        figures = asyncio.run(throughput(load))
+        figures = asyncio.run(throughput(load, turns=1 if quick else 3))
     finish(figures, json_file=json_file)
     for name, target in TARGETS.items():
         if figures.get(name) is not None:

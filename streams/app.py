@@ -26,20 +26,21 @@ from faust.types import TP
 
 from clickloop import codec, topics
 from clickloop.commands import Retrain
-from clickloop.errors import BrokerError, ClickloopError, InvalidMessageError, MessageError
-from clickloop.events import ExampleFormed, Message, OffsetRange, QueryServed, SplitChanged
+from clickloop.errors import BrokerError, ClickloopError, MessageError
+from clickloop.events import ExampleFormed, Message, OffsetRange, SplitChanged
 from clickloop.kafka import Producer, Record, create_topics
 from clickloop.logs import logger
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources
 from streams import metrics
+from streams.apply import apply
 from streams.backlog import Backlog
 from streams.batches import Batch, BatchTransport, Handled, KafkaError
 from streams.caps import Caps
 from streams.control import CONTROL, Control
 from streams.dead_letters import DeadLetterLimit
 from streams.forgotten import Forgotten
-from streams.partition import INPUTS, QUERIES, Effects, Partition
+from streams.partition import INPUTS, QUERIES, Partition
 from streams.settings import StreamsSettings
 from streams.trigger import NotNow
 
@@ -209,19 +210,21 @@ class StreamsApp:
 
     async def _through(self, partition: Partition, topic: topics.Topic, batch: Batch) -> None:
         """Put a batch through the rules."""
-        examples, log_time, now = list[ExampleFormed](), 0.0, time.time()
-        unusable: list[tuple[Record, MessageError, bool]] = []
-        for record in batch.records:
-            log_time = min(record.timestamp / 1000.0, now)
-            effects = self._apply(partition, topic, record, batch, unusable, log_time, now)
-            if effects is not None and effects.examples:
-                examples += effects.examples
-        for letter, error, live in unusable:
+        applied = apply(
+            batch.records,
+            partition,
+            topic,
+            sources=self._sources,
+            letter=batch.record,
+            index=self._settings.index,
+            now=time.time(),
+        )
+        for letter, error, live in applied.unusable:
             await self._quarantine(letter, error, live=live)
         await self._caps.exchange(partition.number, partition.trust.tallies)
         # While the broker takes this batch's examples, the next batch goes through the rules.
         await self._sent(partition.number)
-        sending = self._send_examples(partition, topic, examples, batch, log_time)
+        sending = self._send_examples(partition, topic, applied.examples, batch, applied.log_time)
         self._sending[partition.number] = asyncio.create_task(sending)
 
     async def _release(self, partition: Partition) -> None:
@@ -234,39 +237,6 @@ class StreamsApp:
     def _queries_read(self, partition: Partition) -> float:
         """Append time up to which the partition's queries have been read."""
         return float("inf") if self._caught_up(partition, QUERIES) else partition.read_up_to(QUERIES)
-
-    def _apply(
-        self,
-        partition: Partition,
-        topic: topics.Topic,
-        record: Any,
-        batch: Batch,
-        unusable: list[tuple[Record, MessageError, bool]],
-        log_time: float,
-        now: float,
-    ) -> Effects | None:
-        """Put one record to the rules. What can't be used is added to ``unusable``."""
-        try:
-            event = self._sources.read(record.value, record.headers, topic, logged=log_time)
-        except MessageError as error:
-            unusable.append((batch.record(record), error, partition.is_live(topic.suffix, record.offset)))
-            return None
-        if event.index != self._settings.index:
-            return None
-        if isinstance(event, QueryServed):
-            effects = partition.query(event, offset=record.offset, log_time=log_time, now=now)
-        else:
-            effects = partition.feedback(
-                event,
-                offset=record.offset,
-                log_time=log_time,
-                now=now,
-                source=(batch.record, record),
-                suffix=topic.suffix,
-            )
-        for (read, source), reason in effects.impossible:
-            unusable.append((read(source), InvalidMessageError(reason), True))
-        return effects
 
     async def _send_examples(
         self,

@@ -126,9 +126,9 @@ def test_a_large_hostile_document_takes_no_time() -> None:
     hostile = [
         part * (MOST_TEXT // len(part)) for part in ("<h1>", '"""', "/**", "# ", "a=\n", "=", "a-", "( ", "aA")
     ]
-    start = time.perf_counter()
+    start = time.thread_time()
     generate([document(f"d{n}", text) for n, text in enumerate(hostile)], per_document=3, seed=0)
-    assert time.perf_counter() - start < 20
+    assert time.thread_time() - start < 20
 
 
 def test_the_command_writes_pairs_and_refuses_too_few(tmp_path: Path) -> None:

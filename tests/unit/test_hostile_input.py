@@ -24,7 +24,7 @@ from tests.unit.test_sources import AT, UBI_EVENT, UBI_EXAMPLES, mapped, page_so
 
 MESSAGES = 100_000
 SECONDS = 60.0
-"""For all of them, on a busy machine; it takes a few."""
+"""Of a processor, for all of them; it takes a few."""
 SLOWEST_SECONDS = 2.0
 """For the worst single one."""
 
@@ -118,16 +118,16 @@ def test_a_hundred_thousand_damaged_messages_of_every_form_are_messages_or_messa
     rng, originals = random.Random(5), seeds()
     assert {sent.topic for sent in originals} == set(topics.TOPICS)
     outcomes: Counter[str] = Counter()
-    slowest, start = 0.0, time.perf_counter()
+    slowest, start = 0.0, time.thread_time()
     for number in range(MESSAGES):
         sent = mutated(originals[number % len(originals)], rng)
-        before = time.perf_counter()
+        before = time.thread_time()
         outcomes[outcome(sent)] += 1
-        slowest = max(slowest, time.perf_counter() - before)
+        slowest = max(slowest, time.thread_time() - before)
     assert set(outcomes) == {"valid", "UnreadableMessageError", "InvalidMessageError"}
     assert min(outcomes.values()) > MESSAGES // 20, outcomes
     assert slowest < SLOWEST_SECONDS
-    assert time.perf_counter() - start < SECONDS
+    assert time.thread_time() - start < SECONDS
 
 
 def test_rows_of_files_are_as_safe() -> None:
@@ -171,10 +171,10 @@ def bombs() -> Iterator[tuple[str, bytes]]:
 @pytest.mark.parametrize(("name", "value"), bombs(), ids=lambda v: v if isinstance(v, str) else "")
 def test_a_bomb_is_refused_soon_and_fits_its_letter(name: str, value: bytes) -> None:
     for topic in topics.TOPICS:
-        before = time.perf_counter()
+        before = time.thread_time()
         with pytest.raises(MessageError) as caught:
             SOURCES.read(value, (), topic, logged=AT.timestamp())
-        assert time.perf_counter() - before < SLOWEST_SECONDS, name
+        assert time.thread_time() - before < SLOWEST_SECONDS, name
         assert len(str(caught.value)) < 1000
 
 
