@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MINIMUM_EXAMPLES = 100
 EXAMPLES = 6_000
-EXAMPLES_FOR_FULL = 10_000
+EXAMPLES_FOR_FULL = 20_000
 """Two towers have more to learn than a map on the query has."""
 
 
