@@ -210,7 +210,7 @@ async def output_of(command: list[str]) -> dict[str, Any]:
 
 async def throughput(load: Load, *, turns: int = 3) -> dict[str, Any]:
     """The worker and the bare loop in turns, each turn on fresh topics, then Kafka Streams with and without its
-    changelog. Medians of the turns: what else a machine does makes a single one wander by a tenth."""
+    changelog. Medians of the turns: what else a machine does makes a single one wander by a third."""
     speeds, bare_speeds, examples = list[float](), list[float](), 0.0
     async with broker() as (processes, servers, folder, home):
         for turn in range(turns):

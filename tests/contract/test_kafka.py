@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -175,7 +176,10 @@ async def test_a_batch_counts_with_all_its_records(producer: Producer, any_broke
         ((start, end),) = await producer.send_batch(topic, part, partition=1)
         assert (await end_offsets(where, topic.name(any_broker.prefix)))[1] == (0, end)
         assert end - start == len(part)
-    assert len(await read_all(any_broker, topic)) == 12
+    sent = await read_all(any_broker, topic)
+    assert len(sent) == 12
+    stamps = [datetime.fromisoformat(dict(record.headers)["ce_time"].decode()) for record in sent]
+    assert max(abs((codec.now() - stamp).total_seconds()) for stamp in stamps) < 60
     found: list[Record] = []
     await read_range(
         where,

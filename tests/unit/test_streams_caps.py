@@ -21,6 +21,18 @@ def tally(name: str = "rate", *, at: float = 10.0, **sums: float) -> Tally:
     return made
 
 
+def test_of_too_many_names_those_near_a_limit_stay() -> None:
+    made = Tally("rate", seconds=60.0, most=10)
+    made.turn(10.0)
+    near = {f"busy{n}": 2.0 for n in range(3)}
+    for name, amount in near.items():
+        made.add(name, amount)
+    for number in range(1000):
+        made.add(f"seen once {number}", 1.0)
+        assert {name: made.sum(name) for name in near} == near
+    assert sum(made.sum(f"seen once {number}") > 0.0 for number in range(1000)) <= 10 - len(near)
+
+
 def caps(url: str) -> Caps:
     return Caps(url, prefix="test", index="default")
 

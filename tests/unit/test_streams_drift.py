@@ -18,6 +18,7 @@ from streams.detectors import (
 )
 from streams.drift import DriftWatch
 from streams.windows import Reference, Sample, Sums, terms
+from tests.unit.streams_facts import NOON, partition, query
 
 DIMENSIONS = 32
 
@@ -213,13 +214,25 @@ def test_too_few_queries_are_not_measured() -> None:
     assert watch.measure(window(rng, 49)) == []
 
 
+def test_a_full_window_is_measured_no_sooner_than_ten_seconds_after_the_last_and_none_is_left_out() -> None:
+    rule = partition(drift_window_queries=50)
+    told = {}
+    for second in range(1, 24):
+        for number in range(30):
+            rule.query(query(f"{second}-{number}"), offset=second * 30 + number, log_time=NOON, now=NOON + second)
+        report = rule.report(NOON + second)
+        assert report is not None
+        told[second] = bool(report.event.measurements)
+    assert [second for second, measured in told.items() if measured] == [20], "10 is what it is measured against"
+
+
 def test_queries_without_sketches_are_measured_by_their_words() -> None:
     rng = np.random.default_rng(13)
     watch = DriftWatch()
     bare = [window(rng, 100), window(rng, 100), window(rng, 100, topic=1)]
     for sample in bare:
-        for query in sample.asked:
-            query.sketch = b""
+        for asked in sample.asked:
+            asked.sketch = b""
     *_, last = [watch.measure(sample) for sample in bare]
     assert {m.detector for m in last} == {"new_terms", "click_mrr", "abandonment", "click_trend"}
     assert next(m for m in last if m.detector == "new_terms").exceeded

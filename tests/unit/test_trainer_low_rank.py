@@ -22,6 +22,7 @@ from clickloop.model_store import Manifest, ModelStore
 from search import sentence_model
 from tests.ranks_worker import small_job, write_tiny_encoder
 from trainer.methods.base import Parent, Trained
+from trainer.methods.full import FullMethod
 from trainer.methods.query_encoder import LOW_RANK_PACE, QueryEncoderMethod
 from trainer.methods.towers import set_rate
 from trainer.methods.upper_layers import UpperLayers, low_rank_of
@@ -40,7 +41,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
     return load_encoder(folder / "encoder", "cpu")
 
 
-def trained_from(parent: Parent, method: QueryEncoderMethod = METHOD) -> Trained:
+def trained_from(parent: Parent, method: QueryEncoderMethod | FullMethod = METHOD) -> Trained:
     return method.train(replace(small_job(parent.query_encoder, None, lambda _: None), parent=parent))
 
 
@@ -94,8 +95,11 @@ def test_a_parent_that_was_trained_otherwise_is_what_the_changes_are_made_to(enc
         assert not differences(after.low_rank.base, before.encoder)
 
 
-def test_the_changes_are_drawn_back_as_far_as_the_share_says(encoder: SentenceTransformer):
-    near, far = (trained_from(base_parent(encoder), replace(METHOD, share=share)) for share in (1e-4, 1.0))
+@pytest.mark.parametrize("method", [METHOD, replace(METHOD, rank=0), FullMethod(epochs=2, batch=10)])
+def test_the_changes_are_drawn_back_as_far_as_the_share_says(
+    method: QueryEncoderMethod | FullMethod, encoder: SentenceTransformer
+):
+    near, far = (trained_from(base_parent(encoder), replace(method, share=share)) for share in (1e-4, 1.0))
     assert near.encoder is not None
     assert far.encoder is not None
     moved = [sum(float(d.norm()) for d in differences(one.encoder, encoder).values()) for one in (near, far)]
@@ -107,6 +111,7 @@ def test_changes_learn_faster_than_the_layers_and_the_map_as_ever():
     optimizer = torch.optim.AdamW([{"params": [one], "pace": LOW_RANK_PACE}, {"params": [other]}])
     set_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25 * LOW_RANK_PACE, 0.25]
+    assert LOW_RANK_PACE > 1.0
 
 
 @pytest.mark.parametrize("layers", [2, 4, 9])
