@@ -32,8 +32,11 @@ VersionKind = Literal["adapter", "query_encoder", "full"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 
-class Message(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=True):
-    """Common root of events and commands. On the wire ``type`` holds the class's name."""
+class Message(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=True, gc=False):
+    """Common root of events and commands. On the wire ``type`` holds the class's name.
+
+    A message never leads back to itself, so the garbage collector need not know of it.
+    """
 
 
 class Event(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -43,7 +46,7 @@ class Event(Message, frozen=True, kw_only=True, omit_defaults=True):
     index: IndexName
 
 
-class Result(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Result(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One document as it was shown."""
 
     doc_id: Id

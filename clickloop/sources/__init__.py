@@ -77,7 +77,7 @@ class Sources:
         Raises UnreadableMessageError (no JSON) and InvalidMessageError (nothing that can be used, and why).
         """
         try:
-            return codec.decode(value, *topic.types)
+            return codec.decoder(topic.types)(value)
         except MessageError as error:
             if topic not in self._of_topic:
                 raise
