@@ -8,10 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A small run, under 50 seconds: a check, not a measurement.")]
+
+
+class Stolen:
+    """How much of this machine's processor time its host gives to others from now on (``steal`` in proc(5))."""
+
+    def __init__(self) -> None:
+        self._before = psutil.cpu_times()
+
+    @property
+    def share(self) -> float:
+        """Of all the time since, in [0, 1]; 0 where the system does not tell."""
+        before, now = self._before, psutil.cpu_times()
+        passed = sum(now) - sum(before)
+        return (getattr(now, "steal", 0.0) - getattr(before, "steal", 0.0)) / passed if passed > 0 else 0.0
 
 
 def say(text: str) -> None:
