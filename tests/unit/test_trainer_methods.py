@@ -1,59 +1,30 @@
+"""What a method of training promises, as far as it takes no encoder to see it."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
 
-from clickloop.model_store import base_model_folder
-from tests.unit.trainer_facts import documents, mean_reciprocal_rank, world
+from tests.unit.trainer_facts import job, mean_reciprocal_rank, world
 from trainer.dataset import Clicks, Corpus
 from trainer.methods import methods_of
 from trainer.methods.adapter import AdapterMethod, whitened
-from trainer.methods.base import Job, Method, Parent, Progress, StoppedError, Trained, deadline
+from trainer.methods.base import Progress, StoppedError
 from trainer.methods.checkpoint import Checkpoint, Checkpoints
 from trainer.methods.full import FullMethod, mined
 from trainer.methods.query_encoder import QueryEncoderMethod
 from trainer.methods.targets import Negatives, Targets
-from trainer.methods.towers import NOT_REPRODUCIBLE, Course
-from trainer.methods.upper_layers import MOST_PADDING, UpperLayers, groups
-from trainer.model import Adapter, encode, load_encoder, normalised
+from trainer.methods.towers import Course
+from trainer.methods.upper_layers import MOST_PADDING, groups
+from trainer.model import Adapter, normalised
 from trainer.rung_settings import OF_RUNGS, RungSettings
 
 DEFAULTS = RungSettings.model_construct()
 METHODS = methods_of(DEFAULTS)
-LOW_RANK = "query_encoder of low rank"
-OF_ENCODERS: dict[str, Method] = {
-    "query_encoder": METHODS["query_encoder"],
-    LOW_RANK: methods_of(DEFAULTS.model_copy(update={"query_encoder_rank": 4}))["query_encoder"],
-    "full": METHODS["full"],
-}
-
-
-@pytest.fixture(scope="module")
-def encoder() -> SentenceTransformer:
-    return load_encoder(base_model_folder("all-MiniLM-L6-v2"), "cpu")
-
-
-def job(
-    clicks: Clicks,
-    corpus: Corpus,
-    encoder: SentenceTransformer | None = None,
-    *,
-    report: Callable[[Progress], None] = lambda _: None,
-    seconds: float = float("inf"),
-    adapter: Adapter | None = None,
-) -> Job:
-    model = encoder if encoder is not None else SentenceTransformer(modules=[torch.nn.Identity()])
-    nothing = clicks.of_queries([])
-    return Job(
-        Parent("base", model, adapter, model), clicks, corpus, nothing, 0, report, seconds_left=deadline(seconds)
-    )
 
 
 def test_every_rung_is_in_the_table_under_its_own_name():
@@ -159,71 +130,6 @@ def test_progress_counts_up_to_its_total_with_a_finite_loss():
     assert all(p.loss is not None and np.isfinite(p.loss) for p in seen)
 
 
-def small_world(encoder: SentenceTransformer) -> tuple[Clicks, Corpus]:
-    """Twelve queries with a document each, and all that an encoder knows of them."""
-    texts = [f"{color} {thing}" for color in ("red", "blue", "green", "old") for thing in ("car", "house", "boat")]
-    words = [f"vehicle or building number {i}" for i in range(len(texts))]
-    each = np.arange(len(texts))
-    clicks = Clicks(
-        queries=texts,
-        query=each,
-        document=each,
-        weight=np.ones(len(texts), np.float32),
-        evidence=np.ones(len(texts), np.float32),
-        vectors=encode(encoder, texts),
-    )
-    return clicks, Corpus(documents(len(texts)), encode(encoder, words))
-
-
-@pytest.mark.parametrize("name", ["query_encoder", LOW_RANK])
-def test_a_query_encoder_learns_from_clicks_and_leaves_its_parent_as_it_was(
-    name: str, encoder: SentenceTransformer
-):
-    clicks, corpus = small_world(encoder)
-    method = replace(OF_ENCODERS[name], epochs=20, learning_rate=1e-3)  # type: ignore[type-var]
-    trained = method.train(job(clicks, corpus, encoder))
-    assert trained.encoder is not None
-    after = encode(trained.encoder, clicks.queries)
-    if trained.adapter is not None:
-        after = trained.adapter.apply(after)
-    assert mean_reciprocal_rank(after, corpus.vectors) > mean_reciprocal_rank(clicks.vectors, corpus.vectors)
-    assert np.array_equal(encode(encoder, clicks.queries), clicks.vectors)
-
-
-def weights(trained: Trained) -> list[bytes]:
-    assert trained.encoder is not None
-    assert trained.adapter is not None
-    tensors = [p.detach().numpy() for p in trained.encoder.parameters()]
-    return [array.tobytes() for array in (*tensors, trained.adapter.weight, trained.adapter.bias)]
-
-
-def test_contrastive_training_is_resumed_between_its_epochs(encoder: SentenceTransformer, tmp_path: Path):
-    clicks, corpus = small_world(encoder)
-    method = replace(METHODS["full"], epochs=2, batch=5, hard_negatives=2)  # type: ignore[type-var]
-
-    def killed(progress: Progress) -> None:
-        if progress.steps == 6 and progress.step == 5:
-            raise KilledError
-
-    path = tmp_path / "moment-1.safetensors"
-    with pytest.raises(KilledError):
-        method.train(replace(job(clicks, corpus, encoder, report=killed), checkpoint=Checkpoint(path, "this")))
-    steps: list[int] = []
-    resumed = job(clicks, corpus, encoder, report=lambda p: steps.append(p.step) if p.steps == 6 else None)
-    trained = method.train(replace(resumed, checkpoint=Checkpoint(path, "this")))
-    assert min(steps) == 4
-    assert weights(trained) == weights(method.train(job(clicks, corpus, encoder)))
-
-
-def test_the_map_on_a_new_space_is_whitened_less_for_it_is_more_even_already(encoder: SentenceTransformer):
-    clicks, corpus = small_world(encoder)
-    powers = {
-        kind: replace(METHODS[kind], epochs=1, batch=5).train(job(clicks, corpus, encoder)).notes["power"]  # type: ignore[type-var]
-        for kind in ("adapter", "full")
-    }
-    assert 0.0 < powers["full"] < powers["adapter"]
-
-
 def test_what_may_be_wanted_is_no_hard_negative():
     asked = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
     documents = normalised(np.array([[1.0, 0.3], [1.0, 0.31], [0.5, 1.0], [0.3, 1.0], [-1.0, 0.1]]))
@@ -232,69 +138,6 @@ def test_what_may_be_wanted_is_no_hard_negative():
     assert found[0].tolist() == [3, 4], "neither its own two nor the near-copy"
     assert found[2].tolist() == [2, 1]
     assert mined(asked[query], documents, query, document, count=6)[0].tolist() == [3, 4, -1, -1, -1, -1]
-
-
-@pytest.mark.parametrize("name", OF_ENCODERS)
-def test_the_same_job_trains_the_same_weights_to_the_last_bit(name: str, encoder: SentenceTransformer):
-    clicks, corpus = small_world(encoder)
-    method = replace(OF_ENCODERS[name], epochs=2, batch=5)  # type: ignore[type-var]
-    first, second = (method.train(job(clicks, corpus, encoder)) for _ in range(2))
-    assert weights(first) == weights(second)
-    assert NOT_REPRODUCIBLE not in first.notes
-
-
-@pytest.mark.parametrize("name", ["adapter", *OF_ENCODERS])
-def test_training_leaves_the_parent_as_it_is(name: str, encoder: SentenceTransformer):
-    clicks, corpus = small_world(encoder)
-    dimension = clicks.vectors.shape[1]
-    adapter = Adapter(np.eye(dimension, dtype=np.float32), np.zeros(dimension, np.float32))
-
-    def parts() -> list[bytes]:
-        arrays = (p.detach().numpy() for p in encoder.parameters())
-        return [a.tobytes() for a in (*arrays, adapter.weight, adapter.bias, clicks.vectors, corpus.vectors)]
-
-    before = parts()
-    method = replace((METHODS | OF_ENCODERS)[name], epochs=2, batch=5, learning_rate=1e-2)  # type: ignore[type-var]
-    trained = method.train(job(clicks, corpus, encoder, adapter=adapter))
-    assert trained.adapter is not None
-    assert not np.array_equal(trained.adapter.weight, adapter.weight)
-    assert parts() == before
-
-
-def test_a_training_that_the_clock_cut_short_says_that_it_cannot_be_reproduced(encoder: SentenceTransformer):
-    clicks, corpus = small_world(encoder)
-    for method in (METHODS["adapter"], METHODS["query_encoder"]):
-        trained = method.train(job(clicks, corpus, encoder, seconds=0.0))
-        assert "budget" in str(trained.notes[NOT_REPRODUCIBLE])
-
-
-class KilledError(Exception):
-    """Stands for the end of the process."""
-
-
-@pytest.mark.parametrize("name", OF_ENCODERS)
-@pytest.mark.parametrize("at", [2, 4])
-def test_a_training_that_is_resumed_ends_at_the_same_bits(
-    name: str, at: int, encoder: SentenceTransformer, tmp_path: Path
-):
-    clicks, corpus = small_world(encoder)
-    method = replace(OF_ENCODERS[name], epochs=2, batch=5)  # type: ignore[type-var]
-    steps: list[int] = []
-
-    def killed(progress: Progress) -> None:
-        if progress.stage == "training" and progress.steps == 6 and progress.step == at:
-            raise KilledError
-
-    def checkpoint() -> Checkpoint:
-        ticks = count(step=1000)  # always due
-        return Checkpoint(tmp_path / "c" / "moment-1.safetensors", "this", now=lambda: float(next(ticks)))
-
-    with pytest.raises(KilledError):
-        method.train(replace(job(clicks, corpus, encoder, report=killed), checkpoint=checkpoint()))
-    resumed = job(clicks, corpus, encoder, report=lambda p: steps.append(p.step) if p.steps == 6 else None)
-    trained = method.train(replace(resumed, checkpoint=checkpoint()))
-    assert min(steps) == at + 1
-    assert weights(trained) == weights(method.train(job(clicks, corpus, encoder)))
 
 
 def test_a_checkpoint_of_another_training_or_a_torn_one_is_thrown_away(tmp_path: Path):
@@ -326,14 +169,6 @@ def test_groups_of_texts_hold_each_once_and_little_padding():
     assert np.concatenate(found).tolist() == list(range(200))
     for group in found:
         assert lengths[group].sum() >= (1.0 - MOST_PADDING) * lengths[group].max() * len(group)
-
-
-def test_upper_layers_see_what_the_whole_encoder_sees(encoder: SentenceTransformer):
-    texts = ["short", "a query of some more words than that", "and another one"]
-    with UpperLayers(encoder, texts, 2) as upper:
-        got = upper.embed([2, 0, 1]).detach().numpy()
-    assert np.allclose(got, encode(encoder, [texts[2], texts[0], texts[1]]), atol=1e-5)
-    assert np.allclose(encode(encoder, texts)[[2, 0, 1]], got, atol=1e-5)
 
 
 def test_targets_share_a_querys_weight_among_its_documents():

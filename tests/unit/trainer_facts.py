@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
 
 from clickloop.events import ExampleFormed
 from trainer.dataset import Clicks, Corpus
 from trainer.examples import Document
-from trainer.model import Vectors, normalised
+from trainer.methods.base import Job, Parent, Progress, deadline
+from trainer.model import Adapter, Vectors, normalised
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -107,3 +111,19 @@ def mean_reciprocal_rank(queries: Vectors, vectors: Vectors) -> float:
     scores = queries @ vectors.T
     ranks = (scores > np.diagonal(scores)[:, None]).sum(axis=1) + 1
     return float((1.0 / ranks).mean())
+
+
+def job(
+    clicks: Clicks,
+    corpus: Corpus,
+    encoder: SentenceTransformer | None = None,
+    *,
+    report: Callable[[Progress], None] = lambda _: None,
+    seconds: float = float("inf"),
+    adapter: Adapter | None = None,
+) -> Job:
+    model = encoder if encoder is not None else SentenceTransformer(modules=[torch.nn.Identity()])
+    nothing = clicks.of_queries([])
+    return Job(
+        Parent("base", model, adapter, model), clicks, corpus, nothing, 0, report, seconds_left=deadline(seconds)
+    )

@@ -138,12 +138,12 @@ def test_an_encoder_without_linear_maps_is_refused_with_a_reason():
 class Shelf:
     """A store with a base and, on top of it, a version of low rank."""
 
-    def __init__(self, folder: Path, encoder: SentenceTransformer) -> None:
+    def __init__(self, folder: Path, trained: Trained) -> None:
         self.store = ModelStore(f"file://{folder}/store", cache=folder / "cache")
         write_tiny_encoder(folder / "tiny")
         self.base = self.store.ensure_base(folder / "tiny" / "encoder", name="tiny").manifest
         self.folder = folder
-        self.trained = trained_from(base_parent(encoder))
+        self.trained = trained
         self.version = self.publish("one", self.base, self.trained)
 
     def publish(self, name: str, parent: Manifest, trained: Trained) -> Manifest:
@@ -152,9 +152,14 @@ class Shelf:
         return publish(self.store, self.folder, made, Parent("base", known, None, known), trained).manifest
 
 
+@pytest.fixture(scope="module")
+def trained(encoder: SentenceTransformer) -> Trained:
+    return trained_from(base_parent(encoder))
+
+
 @pytest.fixture
-def shelf(tmp_path: Path, encoder: SentenceTransformer) -> Shelf:
-    return Shelf(tmp_path, encoder)
+def shelf(tmp_path: Path, trained: Trained) -> Shelf:
+    return Shelf(tmp_path, trained)
 
 
 def by_the_trainer(shelf: Shelf, version: str) -> np.ndarray:
