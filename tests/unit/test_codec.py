@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from datetime import UTC, datetime
 from uuid import UUID
@@ -11,7 +12,7 @@ import pytest
 from clickloop import codec
 from clickloop.commands import Pause, Promote, Rollback
 from clickloop.errors import InvalidMessageError, MessageError, UnreadableMessageError
-from clickloop.events import Measurement, QueryServed, ResultClicked, ResultRated
+from clickloop.events import Measurement, QueryServed, Result, ResultClicked, ResultRated
 
 AT = datetime(2026, 3, 2, 9, 15, tzinfo=UTC)
 CLICK = ResultClicked(event_id="c-1", index="products", query_id="q-1", doc_id="d-1", clicked_at=AT)
@@ -160,3 +161,11 @@ def test_times_that_arithmetic_would_fail_on_are_refused(moment: str) -> None:
     value = f'{{"event_id":"e","index":"i","query_id":"q","doc_id":"d","clicked_at":"{moment}"}}'.encode()
     with pytest.raises(InvalidMessageError, match="clicked_at is in the year"):
         codec.decode(value, ResultClicked)
+
+
+def test_the_garbage_collector_is_not_burdened_with_messages() -> None:
+    shown = [Result(doc_id="d-1", position=1), Result(doc_id="d-2", position=2)]
+    sent = QueryServed(event_id="q", index="products", query_id="q", query="shoe", served_at=AT, results=shown)
+    query = codec.decode(codec.encode(sent), QueryServed)
+    assert query == sent
+    assert not any(gc.is_tracked(known) for known in (query, *query.results))

@@ -41,13 +41,14 @@ def window(
     return sample
 
 
-def test_an_unmoving_world_raises_an_alarm_in_at_most_one_window_of_a_hundred() -> None:
-    rng = np.random.default_rng(50)
+@pytest.mark.parametrize("queries", [50, 120])
+def test_an_unmoving_world_raises_an_alarm_in_at_most_one_window_of_a_hundred(queries: int) -> None:
+    rng = np.random.default_rng(queries)
     alarms, measured = 0, 0
     for seed in range(12):
         watch = DriftWatch(seed=seed)
         for _ in range(11):
-            found = watch.measure(window(rng, 50))
+            found = watch.measure(window(rng, queries))
             measured += bool(found)
             alarms += any(m.exceeded for m in found)
     assert measured == 120
@@ -213,7 +214,7 @@ def test_too_few_queries_are_not_measured() -> None:
     assert watch.measure(window(rng, 49)) == []
 
 
-def test_a_full_window_is_measured_no_sooner_than_ten_seconds_after_the_last_and_none_is_left_out() -> None:
+def test_a_full_window_is_measured_no_sooner_than_ten_seconds_after_the_last() -> None:
     rule = partition(drift_window_queries=50)
     told = {}
     for second in range(1, 24):

@@ -79,14 +79,14 @@ def test_a_version_that_puts_a_wrong_order_right_is_better():
 
 def test_documents_of_one_relevance_speak_for_neither_order():
     worse = better = 0
-    for seed in range(12):
+    for seed in range(25):
         clicks = logged(3000, exploration=0.5, seed=seed, relevance=np.full(SHOWN, 0.5))
         result = swap_result([agreement(clicks, RELEVANCE, -RELEVANCE)], seed=0)
         assert result is not None
         worse += result.agreement.high < 0.0
         better += result.agreement.low > 0.0
-    assert worse <= 2
-    assert better <= 2
+    assert worse <= 3
+    assert better <= 3
 
 
 def test_a_few_swaps_say_nothing_however_many_clicks_there_are():
