@@ -9,10 +9,11 @@ replaced.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
+import msgspec
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordBatchPy
@@ -20,6 +21,11 @@ from aiokafka.record.memory_records import MemoryRecords
 
 _LENGTH = struct.Struct(">i")
 _LENGTH_OFFSET, _OVERHEAD = 8, 12
+
+_UNREADABLE = (UnicodeDecodeError, CorruptRecordException)
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]]).decode
 
 
 def read_any_header_name() -> None:
@@ -29,12 +35,37 @@ def read_any_header_name() -> None:
 
 
 def as_read(value: bytes) -> bytes:
-    """As a consumer's ``value_deserializer``: hand out records as aiokafka reads them (``offset``, ``timestamp``,
-    ``key``, ``value``, ``headers``), without making a ConsumerRecord of each, which takes as long as reading it.
+    """As a consumer's ``value_deserializer``: hand out ``Read`` records, without making a ConsumerRecord of each,
+    which takes as long as reading it.
 
     Such a consumer must not limit the records of one fetch: whole batches count as handed out.
     """
     return value
+
+
+class Read(msgspec.Struct, frozen=True, gc=False):
+    """One record, as cheap to keep as its bytes.
+
+    Of records that wait by the ten thousand, the garbage collector would look at each header again and again.
+    """
+
+    offset: int
+    timestamp: int
+    """Milliseconds since the epoch."""
+    key: bytes | None
+    value: bytes | None
+    packed_headers: bytes
+
+    @property
+    def headers(self) -> list[tuple[str, bytes | None]]:
+        return _unpack(self.packed_headers)
+
+
+def _reads(records: Iterable[Any]) -> list[Read]:
+    return [
+        Read(record.offset, record.timestamp, record.key, record.value, _pack(record.headers))
+        for record in records
+    ]
 
 
 class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
@@ -47,7 +78,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             return chain.from_iterable(self._batches())
         return self._records_iterator
 
-    def _batches(self) -> Iterator[list[Any]]:
+    def _batches(self) -> Iterator[list[Read]]:
         """The records of one batch after the other. Control batches and what was read before are left out."""
         records = self._records
         while records.has_next():
@@ -55,7 +86,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             if self._check_crcs and not batch.validate_crc():
                 raise CorruptRecordException(f"Invalid CRC - {self._tp}")
             if not batch.is_control_batch:
-                found = list(batch)
+                found = batch.reads()
                 if found and found[0].offset < self.next_fetch_offset:
                     found = [record for record in found if record.offset >= self.next_fetch_offset]
                 yield found
@@ -101,8 +132,18 @@ class _Batch:
     def __iter__(self) -> Iterator[Any]:
         try:
             return iter(list(self._batch))
-        except (UnicodeDecodeError, CorruptRecordException):
-            again = _DefaultRecordBatchPy(bytearray(self._data))
+        except _UNREADABLE:
+            return self._again()
+
+    def reads(self) -> list[Read]:
+        """All of its records."""
+        try:
+            return _reads(self._batch)
+        except _UNREADABLE:
+            return _reads(self._again())
+
+    def _again(self) -> Iterator[Any]:
+        again = _DefaultRecordBatchPy(bytearray(self._data))
         again._maybe_uncompress()
         again._buffer = _Buffer(again._buffer)
         return iter(again)

@@ -51,7 +51,7 @@ def command(
     detectors.load()
     # What was imported stays. And of what comes and goes by the ten thousand a second, little is ever in a cycle.
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(200_000, 20, 20)
 
     async def main(stop: asyncio.Event) -> None:
         if settings.metrics_port:

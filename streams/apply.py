@@ -36,14 +36,16 @@ def apply(
 ) -> Applied:
     """Put each of ``topic``'s records that is of ``index`` to the partition's rules.
 
-    Records are as aiokafka reads them. ``letter`` makes of one that can't be used what goes to ``dead-letters``.
+    Records are as ``clickloop.records`` reads them. ``letter`` makes of one that can't be used what goes to
+    ``dead-letters``.
     """
     applied = Applied()
     examples, unusable, log_time = applied.examples, applied.unusable, 0.0
+    read = sources.reader(topic)
     for record in records:
         log_time = min(now, record.timestamp / 1000.0)
         try:
-            event = sources.read(record.value, record.headers, topic, logged=log_time)
+            event = read(record, log_time)
         except MessageError as error:
             unusable.append((letter(record), error, partition.is_live(topic.suffix, record.offset)))
             continue

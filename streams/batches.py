@@ -46,7 +46,7 @@ class Batch:
     partition: int
     generation: int
     records: list[Any]
-    """As aiokafka reads them: ``offset``, ``key``, ``value``, ``headers``, ``timestamp`` (milliseconds)."""
+    """As ``clickloop.records.Read`` has them."""
 
     @property
     def next_offset(self) -> int:
@@ -192,7 +192,7 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
             tp.partition,
             last.offset,
             last.timestamp / 1000.0,
-            last.timestamp_type,
+            None,
             [],
             None,
             Batch(tp.topic, tp.partition, generation, records),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 import clickloop.kafka  # noqa: F401 - what is imported by every consumer
-from clickloop.records import LenientRecords
+from clickloop.records import LenientRecords, Read, as_read
 
 NAME = "abcdefgh"
 
@@ -43,6 +45,13 @@ def read(data: bytes) -> list[Any]:
     while records.has_next():
         found += list(records.next_batch())
     return found
+
+
+def handed_out(data: bytes, *, first: int = 0) -> list[Read]:
+    """What a consumer with ``as_read`` gets, that has read up to ``first``."""
+    place, records = TopicPartition("clicks", 0), LenientRecords(data)
+    found = fetcher.PartitionRecords(place, records, None, first, None, as_read, False, fetcher.READ_UNCOMMITTED)
+    return list(found)
 
 
 def test_a_header_name_that_is_no_utf8_fails_aiokafka_and_is_read_here() -> None:
@@ -82,3 +91,25 @@ def test_what_is_corrupt_otherwise_stays_an_error() -> None:
 
 def test_every_consumer_reads_so() -> None:
     assert fetcher.MemoryRecords is LenientRecords
+
+
+def test_records_as_read_say_what_aiokafkas_do() -> None:
+    data = batch([("a", b"1"), ("a", None)], [], [("\u00e9", b"\xff")], compression=3)
+    for ours, theirs in zip(handed_out(data), MemoryRecords(data).next_batch(), strict=True):
+        for name in ("offset", "timestamp", "key", "value", "headers"):
+            assert getattr(ours, name) == getattr(theirs, name)
+
+
+def test_records_as_read_go_on_where_the_consumer_was() -> None:
+    data = batch([], [], [], first=10) + batch([], [], first=13)
+    assert [record.offset for record in handed_out(data, first=12)] == [12, 13, 14]
+
+
+def test_records_as_read_have_header_names_that_are_no_utf8_too() -> None:
+    data = broken(batch([("fine", b"1")], [(NAME, b"2")]))
+    assert [record.headers for record in handed_out(data)] == [[("fine", b"1")], [("\ufffdbcdefgh", b"2")]]
+
+
+def test_the_garbage_collector_has_no_work_with_records_as_read() -> None:
+    found = handed_out(batch(*[[("ce_id", b"1"), ("ce_type", b"2")]] * 3))
+    assert not any(gc.is_tracked(record) for record in found)

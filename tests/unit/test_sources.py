@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import re
 import tomllib
@@ -15,6 +16,7 @@ import pytest
 from clickloop import codec, topics
 from clickloop.errors import InvalidMessageError, MessageError, SettingsError, UnreadableMessageError
 from clickloop.events import DocumentChanged, QueryServed, Result, ResultClicked, ResultPreferred, ResultRated
+from clickloop.kafka import Record
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources, mappings_of, time_of, topic_of
 from tests.unit.golden_messages import GOLDEN
@@ -97,6 +99,50 @@ def test_our_own_messages_never_leave_the_codecs_path(monkeypatch: pytest.Monkey
     monkeypatch.delattr("clickloop.sources._opened")
     message = GOLDEN["ResultClicked.v1"]
     assert read(codec.encode(message), topics.CLICKS, headers=codec.headers(message, source="app")) == message
+
+
+class Sealed:
+    """A record whose headers are not to be looked at."""
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+    @property
+    def headers(self) -> Any:
+        raise AssertionError("its headers were read")
+
+
+@pytest.mark.parametrize("topic", topics.TOPICS, ids=lambda t: t.suffix)
+def test_a_topics_reader_needs_no_headers_of_our_own_messages(topic: topics.Topic) -> None:
+    for kind in topic.types:
+        message = GOLDEN[f"{kind.__name__}.v1"]
+        assert Sources("products").reader(topic)(Sealed(codec.encode(message)), LOGGED) == message
+
+
+def test_a_topics_reader_reads_everything_else_as_ever() -> None:
+    read_click = Sources("products").reader(topics.CLICKS)
+    record = Record("clicks", 0, 7, None, json.dumps(UBI_EVENT).encode(), ())
+    assert read_click(record, LOGGED) == read(UBI_EVENT, topics.CLICKS)
+    named = {"ce_specversion": b"1.0", "ce_id": b"e-1", "ce_source": b"/shop", "ce_type": b"click"}
+    opened = Record("clicks", 0, 8, None, json.dumps(UBI_EVENT).encode(), tuple(named.items()))
+    assert read_click(opened, LOGGED).event_id == read(UBI_EVENT, topics.CLICKS, headers=opened.headers).event_id
+    with pytest.raises(UnreadableMessageError):
+        read_click(Record("clicks", 0, 9, None, b"{", ()), LOGGED)
+
+
+def test_foreign_records_leave_no_garbage_to_collect() -> None:
+    """A worker collects seldom: ten thousand such records a second would pile up between."""
+    read_click = Sources("products").reader(topics.CLICKS)
+    record = Record("clicks", 0, 7, None, json.dumps(UBI_EVENT).encode(), ())
+    read_click(record, LOGGED)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            read_click(record, LOGGED)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_broken_message_of_ours_is_refused_with_the_codecs_reason() -> None:
