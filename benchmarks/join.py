@@ -33,8 +33,8 @@ import psutil
 import typer
 
 from benchmarks.common import JsonFile, Quick, Stolen, finish, say
-from clickloop import topics
-from clickloop.errors import ClickloopError
+from clickloop import cli, topics
+from clickloop.errors import ClickloopError, SettingsError
 from clickloop.events import Message, QueryServed, Result, ResultClicked
 from clickloop.kafka import Producer, create_topics
 from demo.processes import Process, ProcessGroup, free_port
@@ -52,6 +52,9 @@ QUIET = 0.02
 """Share of the processor time that the host may give to others in a turn that counts by itself."""
 MOST_BYTES = 2**30
 """For a million open impressions."""
+LOOK_SECONDS, LOOK_CLOSELY_SECONDS, LAST_SHARE = 0.25, 0.03, 0.95
+"""Between two looks at how far a worker is, and when the clock is about to start or, with so much done, to stop. A
+look costs the worker some milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,7 @@ async def joined(workers: list[Worker], events: int) -> float:
             started = before
         if seen >= events:
             return time.monotonic() - started
-        # Reading the metrics costs the worker some milliseconds.
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(LOOK_SECONDS if 0 < seen < LAST_SHARE * events else LOOK_CLOSELY_SECONDS)
     raise ClickloopError(f"only {seen:.0f} of {events} events within {PATIENCE_SECONDS:.0f} s")
 
 
@@ -191,6 +193,13 @@ async def broker() -> AsyncIterator[tuple[ProcessGroup, str, Path, Path | None]]
                 yield processes, await start_broker(processes, logs=folder), folder, None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_home() -> None:
+    """Raises SettingsError where ``KAFKA_HOME`` names something else than Apache Kafka."""
+    home = kafka_home()
+    if home is not None and not (home / "libs").is_dir():
+        raise SettingsError(f"KAFKA_HOME={home}: no folder with Apache Kafka's libs/")
 
 
 def stop(process: Process) -> None:
@@ -224,6 +233,27 @@ class Turn:
         return self.worker / self.bare
 
 
+def undecided(done: list[Turn], *, turns: int, most: int) -> bool:
+    """Another turn is worth its time: fewer than ``turns`` were quiet, and there were fewer than ``most``."""
+    return len(done) < most and sum(turn.stolen <= QUIET for turn in done) < turns
+
+
+def counted(done: list[Turn], *, turns: int) -> dict[str, Any]:
+    """The figures of those ``turns`` from which the host took the least, whatever came out of them."""
+    quietest = sorted(done, key=lambda turn: turn.stolen)[:turns]
+    ratios = [turn.ratio for turn in quietest]
+    return {
+        "turns": len(quietest),
+        "turns_left_out": len(done) - len(quietest),
+        "stolen_share": max(turn.stolen for turn in quietest),
+        "events_per_second": median(turn.worker for turn in quietest),
+        "bare_events_per_second": median(turn.bare for turn in quietest),
+        "ratio": median(ratios),
+        "ratio_least": min(ratios),
+        "ratio_most": max(ratios),
+    }
+
+
 async def throughput(load: Load, *, turns: int = 3, most: int = 6, stretch: bool = True) -> dict[str, Any]:
     """The worker and the bare loop in turns, each turn on fresh topics, then Kafka Streams with its changelog, and
     for ``stretch`` without.
@@ -233,7 +263,7 @@ async def throughput(load: Load, *, turns: int = 3, most: int = 6, stretch: bool
     """
     done, examples = list[Turn](), 0.0
     async with broker() as (processes, servers, folder, home):
-        while len(done) < most and sum(turn.stolen <= QUIET for turn in done) < turns:
+        while undecided(done, turns=turns, most=most):
             prefix = f"bench{len(done)}"
             say(f"filling {load.queries:,} queries of {load.results} results and {load.clicks:,} clicks")
             await fill(servers, prefix, load)
@@ -268,20 +298,12 @@ async def throughput(load: Load, *, turns: int = 3, most: int = 6, stretch: bool
                 java = ["java", "-cp", f"{home}/libs/*", str(source), servers, *names, output]
                 peer = await output_of([*java, str(load.events), how])
                 peers[how] = peer["events"] / peer["seconds"]
-    counted = sorted(done, key=lambda turn: turn.stolen)[:turns]
-    ratios = [turn.ratio for turn in counted]
-    speed, with_log, without = median(turn.worker for turn in counted), peers["changelog"], peers["plain"]
+    figures = counted(done, turns=turns)
+    speed, with_log, without = figures["events_per_second"], peers["changelog"], peers["plain"]
     return {
         "events": load.events,
         "examples": int(examples),
-        "turns": len(counted),
-        "turns_left_out": len(done) - len(counted),
-        "stolen_share": max(turn.stolen for turn in counted),
-        "events_per_second": speed,
-        "bare_events_per_second": median(turn.bare for turn in counted),
-        "ratio": median(ratios),
-        "ratio_least": min(ratios),
-        "ratio_most": max(ratios),
+        **figures,
         "kafka_streams_events_per_second": with_log,
         "kafka_streams_ratio": speed / with_log if with_log else None,
         "kafka_streams_without_changelog_events_per_second": without,
@@ -347,6 +369,7 @@ def command(
     held: Annotated[int, typer.Option("--open", min=0, help="Open impressions to hold and to rebuild.")] = 0,
 ) -> None:
     """Measure the join. Figures are compared within one run only."""
+    cli.checked(check_home)
     load = Load(15_000, 7_500) if quick else Load(200_000, 100_000)
     if held:
         figures = asyncio.run(open_impressions(held))
