@@ -21,6 +21,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from tests.precision import computing_in
 from tests.unit.trainer_facts import documents
 from trainer.dataset import Clicks, Corpus
 from trainer.methods import methods_of
@@ -133,7 +134,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     where = place()
     assert where is not None
-    with Ranks.join(where, device="cpu", threads=1) as ranks:
+    with computing_in("float32"), Ranks.join(where, device="cpu", threads=1) as ranks:
         if where.rank:
             follow(ranks)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -136,19 +137,28 @@ def test_distances_of_sketches_follow_distances_of_vectors() -> None:
 # The real model
 
 
+def loaded_minilm(*, bf16: bool) -> Encoder:
+    """As on a processor with or without it."""
+    with patch.object(sentence_model, "cpu_has_bf16", lambda: bf16):
+        return sentence_model.loader(1)(base_model_folder("all-MiniLM-L6-v2"), "base-real")
+
+
 @pytest.fixture(scope="module")
 def minilm() -> Encoder:
-    return sentence_model.loader(1)(base_model_folder("all-MiniLM-L6-v2"), "base-real")
+    return loaded_minilm(bf16=False)
 
 
-def test_packed_queries_have_the_vectors_of_queries_alone(minilm: Encoder) -> None:
+@pytest.mark.parametrize("bf16", sorted({False, sentence_model.cpu_has_bf16()}))
+def test_packed_queries_have_the_vectors_of_queries_alone(bf16: bool) -> None:
+    minilm = loaded_minilm(bf16=bf16)
     assert minilm.queries is not minilm.documents  # else the model was found not to pack
     texts = ["open a file", "Return the absolute value of the argument, please.", "", "日本語", "x " * 600, "a"]
     together = minilm.encode_queries(texts)
     alone = np.concatenate([minilm.encode_documents([text]) for text in texts])
     assert together.shape == (6, 384)
     assert together.dtype == np.float32
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(together, alone, atol=0.01 if bf16 else 1e-5)
+    assert ((together * alone).sum(axis=1) >= sentence_model.LEAST_COSINE).all()
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
 
 
