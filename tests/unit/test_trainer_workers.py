@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from clickloop.model_store import base_model_folder
 from tests.precision import PRECISIONS, computing_in
 from trainer.methods.upper_layers import UpperLayers
-from trainer.model import encode, load_encoder
+from trainer.model import autocast, encode, load_encoder
 from trainer.workers import Workers
 
 TEXTS = [f"how do I {verb} a {thing} {'very quickly ' * (n % 5)}" for n, (verb, thing) in enumerate(
@@ -79,6 +79,13 @@ def test_gradients_are_those_of_one_worker_and_the_same_in_every_run(
     for found, wanted in zip(together, alone, strict=True):
         error = float((found - wanted).norm() / wanted.norm())
         assert error < {"float32": 1e-5, "bf16": 0.01}[precision]
+
+
+def test_workers_share_no_cast_weights() -> None:
+    """Of torch's cache one worker may take what another one put there, and the gradients' last bits with it."""
+    with computing_in("bf16"), autocast(torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_cache_enabled()
 
 
 def test_the_order_of_results_is_that_of_the_arguments(threads: int) -> None:
