@@ -51,7 +51,7 @@ CONTROL_PARTITION = 0
 TICK_SECONDS = 0.25
 START_SECONDS = 60.0
 STOP_SECONDS = 8.0
-QUEUED_BATCHES = 8
+QUEUED_BATCHES = 4
 """Batches that may wait for an agent; then fetching pauses."""
 
 

@@ -138,7 +138,7 @@ def encode(
 def autocast(device: torch.device) -> Any:
     """bf16 where it is faster: on CUDA that has it, and on CPUs with AMX or avx512_bf16. Else a no-op.
 
-    Without torch's cache of cast weights: its threads share it, and what a gradient is rounded from would depend on
+    Without torch's cache of cast weights: its threads share it, and what a gradient is rounded from would hang on
     which of them was first.
     """
     if fast_bf16(device):
