@@ -16,6 +16,6 @@ PRECISIONS = ("float32", "bf16") if fast_bf16(torch.device("cpu")) else ("float3
 
 @contextmanager
 def computing_in(precision: str) -> Iterator[None]:
-    """One of PRECISIONS."""
+    """``float32``, or ``bf16``, be it in software."""
     with patch("trainer.model.fast_bf16", lambda _: precision == "bf16"):
         yield

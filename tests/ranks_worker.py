@@ -1,4 +1,4 @@
-"""One rank of a training without broker or store, for torchrun: ``python -m tests.ranks_worker FOLDER``.
+"""One rank of a training without broker or store, for torchrun: ``python -m tests.ranks_worker FOLDER PRECISION``.
 
 Rank 0 trains on a small world with the encoder in FOLDER, and leaves there each rung's losses, its weights, and
 those of the same training once it was killed on the way and resumed.
@@ -130,11 +130,11 @@ def weights_of(trained: Trained) -> dict[str, torch.Tensor]:
     return found | {"weight": torch.from_numpy(trained.adapter.weight)}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, precision: str) -> None:
     torch.set_num_threads(1)
     where = place()
     assert where is not None
-    with computing_in("float32"), Ranks.join(where, device="cpu", threads=1) as ranks:
+    with computing_in(precision), Ranks.join(where, device="cpu", threads=1) as ranks:
         if where.rank:
             follow(ranks)
             return
@@ -146,4 +146,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -145,11 +145,11 @@ def test_a_tracker_that_hangs_holds_up_neither_training_nor_the_end(monkeypatch:
         for step in range(1, 5 * MOST_WAITING):
             tracking.progress("v", Progress("training", step, 5 * MOST_WAITING, 0.5))
         assert tracking._facts.qsize() <= MOST_WAITING // 2 + 1, "losses leave room for what matters more"
-        assert reached.wait(10.0)
+        assert reached.wait(4.0)
         for _ in range(MOST_WAITING):
             tracking.published(version("v"))
         tracking.close()
-        assert time.monotonic() - started < 15.0
+        assert time.monotonic() - started < 5.0
     assert [entry["event"] for entry in logs] == ["tracker is behind, facts are dropped", "tracker left behind"]
     hang.set()
 

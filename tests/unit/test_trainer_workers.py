@@ -72,13 +72,14 @@ def test_gradients_are_those_of_one_worker_and_the_same_in_every_run(
 ) -> None:
     rows = [*range(40), 3, 3, 99]
     with computing_in(precision):
-        together = gradients(encoder, rows)
-        assert all(map(torch.equal, gradients(encoder, rows), together))
+        vectors, found = gradients(encoder, rows)
+        assert all(map(torch.equal, gradients(encoder, rows), (vectors, found)))
         torch.set_num_threads(1)
-        alone = gradients(encoder, rows)
-    for found, wanted in zip(together, alone, strict=True):
-        error = float((found - wanted).norm() / wanted.norm())
-        assert error < {"float32": 1e-5, "bf16": 0.01}[precision]
+        expected, wanted = gradients(encoder, rows)
+    loose = {"float32": 1.0, "bf16": 1000.0}[precision]
+    assert torch.allclose(vectors, expected, atol=1e-5 * loose)
+    assert torch.allclose(found, wanted, atol=1e-4 * loose * float(wanted.abs().max()))
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5 * loose
 
 
 def test_workers_share_no_cast_weights() -> None:
