@@ -10,12 +10,14 @@ from datetime import datetime
 from pathlib import Path
 
 import msgspec
+from tokenizers import Tokenizer
 
 from clickloop.accounts import gate_rows
 from clickloop.events import GateResult, Lineage, ModelVersionPublished, VersionKind
-from clickloop.model_store import Manifest, ModelStore, Published
+from clickloop.model_store import ENCODER, Manifest, ModelStore, Published
 from trainer.methods.base import Parent, Trained
 
+TOKENIZER = "tokenizer.json"
 _DIGITS = 12
 
 
@@ -86,7 +88,32 @@ def publish(store: ModelStore, work_dir: Path, manifest: Manifest, parent: Paren
     """Write the artifact and put it into the store. A version that is there already stays as it is."""
     with scratch_folder(work_dir, manifest.version) as folder:
         write_artifact(folder, manifest, parent, trained)
+        if (folder / ENCODER).is_dir() and manifest.space != manifest.version and store.has(manifest.space):
+            take_tokenizer(folder / ENCODER, store.fetch(manifest.space)[0] / ENCODER)
         return store.publish(folder, manifest)
+
+
+def take_tokenizer(encoder: Path, other: Path) -> None:
+    """Give one encoder's folder the other's tokenizer file, where both read any text alike.
+
+    No rung changes the tokenizer, but saving writes its file a little differently each time: with the length that
+    it was last asked to cut at, and defaults that the file did not name. The store keeps what is the same to the
+    byte only once. Who encodes says at each call where to cut, so that part is not looked at.
+    """
+    own, others = encoder / TOKENIZER, other / TOKENIZER
+    if own.is_file() and others.is_file() and _reading(own) == _reading(others) != "":
+        shutil.copyfile(others, own)
+
+
+def _reading(file: Path) -> str:
+    """How a tokenizer reads a text of any length; "" where the file holds none."""
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception:  # noqa: BLE001 - what tokenizers raises is Exception itself
+        return ""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return str(tokenizer.to_str())
 
 
 def announcement(published: Published, *, index: str, at: datetime) -> ModelVersionPublished:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models
 
 from clickloop.events import Estimate, GateResult, Lineage, OffsetRange
 from clickloop.model_store import Manifest, ModelStore, base_model_folder
@@ -14,7 +15,7 @@ from trainer.examples import Document
 from trainer.methods.base import Parent, Trained
 from trainer.methods.upper_layers import layer_stack
 from trainer.model import Adapter, encode, load_adapter, load_model
-from trainer.publish import announcement, describe, model_card, publish, run_name, version_name
+from trainer.publish import announcement, describe, model_card, publish, run_name, take_tokenizer, version_name
 
 PARENT = Manifest(version="base-1", kind="full", space="base-1", encoder="base-1")
 GATE = GateResult(
@@ -86,14 +87,34 @@ def test_a_version_stores_only_its_own_weights_and_is_loaded_whole(tmp_path: Pat
 
     assert base.stored_bytes > 90e6
     assert made.stored_bytes < 16e6, "two layers of six, of 3.6 million weights, and a map"
+    assert "encoder/tokenizer.json" in made.shared, "saving writes it anew, and a little differently"
     assert adapter.stored_bytes < 0.7e6, "384 x 384 weights"
-    texts = ["how to open a file", "sort a list of numbers"]
+    texts = ["how to open a file", "sort a list of numbers", "longer than the file has it cut " * 30]
     expected = mapped.apply(encode(encoder, texts))
     for name in (made.version, adapter.version):
         assert np.array_equal(load_model(store, name, "cpu").encode_queries(texts), expected)
     whole = store.fetch(made.version)[0] / "encoder"
     there = {p.relative_to(whole).as_posix() for p in whole.rglob("*") if p.is_file()}
     assert there >= {"model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"}
+
+
+def test_a_tokenizer_of_its_own_is_stored_as_it_is(tmp_path: Path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder, word in ((own, "open"), (other, "close")):
+        folder.mkdir()
+        words = Tokenizer(models.WordLevel({"?": 0, word: 1}, "?"))
+        words.enable_truncation(64 if folder is own else 128)
+        words.save(str(folder / "tokenizer.json"))
+    before = (own / "tokenizer.json").read_bytes()
+    take_tokenizer(own, other)
+    assert (own / "tokenizer.json").read_bytes() == before
+    (other / "tokenizer.json").write_bytes(before.replace(b"64", b"32"))
+    take_tokenizer(own, other)
+    assert (own / "tokenizer.json").read_bytes() == before.replace(b"64", b"32")
+    (other / "tokenizer.json").write_text("{}")
+    take_tokenizer(own, other)
+    assert (own / "tokenizer.json").read_bytes() == before.replace(b"64", b"32")
+    take_tokenizer(own, tmp_path / "nowhere")
 
 
 def test_announcing_a_version_again_has_the_same_event_id(tmp_path: Path):
