@@ -13,7 +13,7 @@ from clickloop.propensity import propensities, swapped_pair
 from search.batcher import Batcher
 from search.cache import EmbeddingCache
 from search.encoder import LoadedVersion, Vectors
-from search.index import Hit, Index, Question
+from search.index import DENSE_WEIGHT, Hit, Index, Question
 from search.metrics import Metrics
 from search.requests import Problem, SearchRequest
 from search.settings import Mode
@@ -60,6 +60,7 @@ class Searcher:
         index_name: str,
         mode: Mode,
         exploration: float = 0.0,
+        dense_weight: float = DENSE_WEIGHT,
     ) -> None:
         self._exploration = exploration
         self._index = index
@@ -69,6 +70,7 @@ class Searcher:
         self._metrics = metrics
         self._index_name = index_name
         self._mode = mode
+        self._dense_weight = dense_weight
         self.swap: Swap | None = None
         self.ready = False
         """Once true it stays so: a node that stops still answers what reaches it."""
@@ -98,6 +100,7 @@ class Searcher:
             k=wanted.k,
             mode=wanted.mode or self._mode,
             filters=wanted.filters,
+            dense_weight=self._dense_weight,
         )
         hits = await self._index.search(question)
         # Who asks for a version wants to see that version; what is not recorded can teach nothing.

@@ -88,6 +88,7 @@ class Node:
             index_name=settings.index,
             mode=settings.mode,
             exploration=settings.exploration,
+            dense_weight=settings.dense_weight,
         )
         self._reporter = Reporter(self._producer, self._facts, heartbeat_seconds=settings.heartbeat_seconds)
         self._indexer.progress = self._reporter.progress

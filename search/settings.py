@@ -30,6 +30,12 @@ class SearchSettings(ArtifactSettings):
         "", description="http://host:6333 of a Qdrant server; empty keeps the index in process"
     )
     mode: Mode = Field("hybrid", description="dense, or hybrid: dense and BM25 fused")
+    dense_weight: float = Field(
+        1.93,
+        gt=0.0,
+        le=100.0,
+        description="hybrid: so many places in the dense list are one in BM25's; whole numbers give ties",
+    )
     exploration: float = Field(
         0.02,
         ge=0.0,

@@ -28,6 +28,9 @@ SNIPPET_CHARACTERS = 240
 BM25 = "bm25"
 RRF_K = 2
 """Reciprocal rank fusion's constant (Cormack et al. 2009). Qdrant's default; it also measured better than 60."""
+DENSE_WEIGHT = 1.93
+"""So many places in the dense list are one in BM25's: docs/decisions/008. No ratio of small numbers, so that
+places in the two hardly ever tie: equals come out in another order each time."""
 PREFETCH = 50
 """Candidates that each side of a hybrid search hands to the fusion, at least."""
 
@@ -99,6 +102,8 @@ class Question:
     k: int
     mode: Literal["dense", "hybrid"]
     filters: Mapping[str, FilterValue] = field(default_factory=dict)
+    dense_weight: float = DENSE_WEIGHT
+    """So many places in the dense list are one in BM25's, in a hybrid search."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class EdgeIndex:
             sparse = qdrant.Query.Nearest(qdrant.SparseVector(*terms), using=BM25)
             request = qdrant.QueryRequest(
                 limit=question.k,
-                query=_fusion(),
+                query=_fusion(question.dense_weight),
                 prefetches=[
                     qdrant.Prefetch(limit=candidates, query=dense, filter=condition),
                     qdrant.Prefetch(limit=candidates, query=sparse, filter=condition),
@@ -180,9 +180,9 @@ class EdgeIndex:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
 
 
-def _fusion() -> Any:
+def _fusion(dense_weight: float) -> Any:
     # The engine's type stubs don't count its own fusion among queries.
-    return qdrant.Fusion.Rrf(k=RRF_K)
+    return qdrant.Fusion.Rrf(k=RRF_K, weights=[dense_weight, 1.0])
 
 
 def _filter(filters: Mapping[str, FilterValue]) -> Any:

@@ -131,7 +131,7 @@ class ServerIndex:
             candidates = max(PREFETCH, question.k)
             answer = self._client.query_points(
                 self._name,
-                query=models.RrfQuery(rrf=models.Rrf(k=RRF_K)),
+                query=models.RrfQuery(rrf=models.Rrf(k=RRF_K, weights=[question.dense_weight, 1.0])),
                 prefetch=[
                     models.Prefetch(
                         query=question.vector.tolist(),

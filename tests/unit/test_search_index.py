@@ -11,7 +11,7 @@ import pytest
 from qdrant_client import AsyncQdrantClient
 
 from clickloop.errors import NodeError
-from search.index import Document, FilterValue, Index, IndexUnavailableError, Question, Range
+from search.index import PREFETCH, Document, FilterValue, Index, IndexUnavailableError, Question, Range
 from search.index.edge import EdgeIndex
 from search.index.server import ServerIndex
 from tests.unit.search_fakes import DIM, words
@@ -76,6 +76,33 @@ async def test_hybrid_search_finds_a_word_that_the_vector_misses(index: Index) -
     await index.upsert(DOCUMENTS, {A: same})
     assert (await found(index, question("politely", mode="hybrid")))[0] == "d2"
     assert (await found(index, question("arguments", mode="hybrid")))[0] == "d3"
+
+
+async def test_the_dense_list_weighs_as_the_question_says(index: Index) -> None:
+    # One is nearest to the vector, and another, which is too far away to be in that list, has the word.
+    documents = [Document(f"d{n}", "", f"text of number {n}") for n in range(2 * PREFETCH)]
+    far = np.linspace(0.0, 1.0, len(documents), dtype=np.float32)
+    rows = np.stack([1.0 - far, far, *[np.zeros_like(far)] * (DIM - 2)], axis=1)
+    await index.upsert(documents, {A: {d.digest: row for d, row in zip(documents, rows, strict=True)}})
+    for weight, first in ((0.2, "d99"), (5.0, "d0")):
+        asked = Question("99", np.eye(DIM, dtype=np.float32)[0], A, 3, "hybrid", dense_weight=weight)
+        assert (await found(index, asked))[0] == first
+
+
+async def test_the_same_hybrid_search_finds_the_same_each_time(tmp_path: Path) -> None:
+    """Equal fused scores would come out in another order each time, so places of the two lists must not tie."""
+    rng = np.random.default_rng(3)
+    documents = [Document(f"d{i}", "", " ".join(f"word{n}" for n in rng.choice(60, 12))) for i in range(200)]
+    rows = rng.normal(size=(200, DIM)).astype(np.float32)
+    index = await make("edge", tmp_path)
+    await index.add_space(A, DIM)
+    await index.upsert(documents, {A: {d.digest: row for d, row in zip(documents, rows, strict=True)}})
+    await index.optimize()
+    for document, row in zip(documents[:30], rows[1:], strict=False):
+        asked = Question(" ".join(document.text.split()[:3]), row, A, 10, "hybrid")
+        first = await found(index, asked)
+        assert all([await found(index, asked) == first for _ in range(5)])
+    await index.close()
 
 
 async def test_hybrid_search_of_stop_words_falls_back_to_the_vector(index: Index) -> None:

@@ -70,7 +70,7 @@ async def test_a_node_reads_the_log_serves_records_and_leaves_in_order(broker: B
     async with FeedbackProducer(broker.bootstrap_servers, prefix=broker.prefix, index="other") as app:
         await app.document("stranger", "def open_file(path): ...", title="open_file of another index")
 
-    wanted = settings(broker, tmp_path)
+    wanted = settings(broker, tmp_path, dense_weight=3.0)
     stop = asyncio.Event()
     running = asyncio.create_task(build_node(wanted).run(stop))
     async with httpx.AsyncClient(base_url=wanted.url, timeout=10) as client:
@@ -88,10 +88,14 @@ async def test_a_node_reads_the_log_serves_records_and_leaves_in_order(broker: B
         async with asyncio.timeout(10):
             while True:
                 body = {"query": "frobnicate a wombat", "record": False, "mode": "hybrid"}
-                shown = [r["doc_id"] for r in (await client.post("/search", json=body)).json()["results"]]
+                results = (await client.post("/search", json=body)).json()["results"]
+                shown = [r["doc_id"] for r in results]
                 if shown[0] == "d4" and "d2" not in shown:
                     break
                 await asyncio.sleep(0.05)
+        assert results[0]["score"] == pytest.approx(3 / 4 + 1 / 2), (
+            "on top of the dense list, which weighs 3, and BM25's"
+        )
         stop.set()
         async with asyncio.timeout(10):
             await running
