@@ -165,13 +165,12 @@ class Join:
 
     def query(self, impression: Impression) -> list[Joined] | None:
         """Open an impression, and join what has waited for it. None where it is open already."""
-        if impression.query_id in self._open:
+        if not self._open.put(impression.query_id, _pack(impression)):
             self.counts["duplicate_query"] += 1
             return None
-        while len(self._open) >= self._max_open:
+        while len(self._open) > self._max_open:
             self._close_oldest()
             self.counts["evicted"] += 1
-        self._open.put(impression.query_id, _pack(impression))
         if not self._waiting:
             return []
         early = self._waiting.pop(impression.query_id, [])

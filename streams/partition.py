@@ -82,7 +82,7 @@ class Effects:
 
 
 NOTHING = Effects()
-"""Of most queries. Never added to."""
+"""Of most queries, and of feedback that waits for its query. Never added to."""
 
 
 @dataclass(frozen=True)
@@ -214,11 +214,13 @@ class Partition:
         """
         if self._forgotten and event.split_key in self._forgotten and event.split_key:
             return NOTHING
-        effects = Effects()
         if not suffix:
             suffix = topics.CLICKS.suffix if isinstance(event, ResultClicked) else topics.RATINGS.suffix
-        arrival = Arrival(event, log_time, self.is_live(suffix, offset), source)
-        self._settle(self.join.feedback(arrival), effects, now)
+        joined = self.join.feedback(Arrival(event, log_time, offset >= self._handled[suffix], source))
+        if joined.fate == "waiting":
+            return NOTHING
+        effects = Effects()
+        self._settle(joined, effects, now)
         return effects
 
     def close(self, caught_up: Set[str], now: float) -> None:

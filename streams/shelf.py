@@ -39,8 +39,8 @@ class Shelf:
     Of a name only its hash is kept: a record that tells its name should be asked for it.
 
     >>> shelf = Shelf()
-    >>> shelf.put("a", b"1")
-    >>> shelf.put("b", b"2")
+    >>> shelf.put("a", b"1"), shelf.put("b", b"2"), shelf.put("a", b"3")
+    (True, True, False)
     >>> shelf.get("b"), "c" in shelf, len(shelf)
     (b'2', False, 2)
     >>> shelf.pop_oldest("a"), shelf.oldest()
@@ -72,15 +72,17 @@ class Shelf:
             gone = max(0, self._first - number * BLOCK)
             yield from (record for record in self._block(number)[gone:] if record is not None)
 
-    def put(self, name: str, record: bytes) -> None:
-        """Add a record whose name is not there."""
-        place = self._next
+    def put(self, name: str, record: bytes) -> bool:
+        """Add a record. False, and nothing is added, where the name is there."""
+        key, places, place = hash(name) & KEY_BITS, self._places, self._next
+        if places.setdefault(key, place) != place:
+            return False
         self._next = place + 1
-        self._places[hash(name) & KEY_BITS] = place
         if place % BLOCK:
             self._filling.append(record)
         else:
             self._begin(place // BLOCK, record)
+        return True
 
     def _begin(self, number: int, record: bytes) -> None:
         self._young[number] = self._filling = [record]

@@ -20,7 +20,8 @@ def test_whatever_comes_and_goes_it_holds_what_a_dictionary_holds(seed: int) -> 
             name = f"name {put}"
             put += 1
             model[name] = rng.randbytes(rng.randint(0, 40))
-            shelf.put(name, model[name])
+            assert shelf.put(name, model[name])
+            assert not shelf.put(name, b"another")
         elif what < 0.75:
             name = f"name {rng.randrange(put)}"
             assert shelf.get(name) == model.get(name)
