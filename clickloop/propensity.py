@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from clickloop.events import QueryServed
@@ -26,6 +27,8 @@ PRIOR_ERROR = 0.25
 """Of the exponent: people look at position k with a chance of k to the minus 1, give or take so much."""
 LEAST_BEND = 0.05
 """By how much a single step may differ from the power law's at least, in units of the exponent."""
+ROUNDS, SETTLED = 50, 1e-4
+"""Most rounds in which exponents are found, and by how little they then still move."""
 
 
 def swapped_pair(query_id: str, count: int, exploration: float) -> int | None:
@@ -72,7 +75,7 @@ def swap_chance(event: QueryServed) -> float | None:
 
 @dataclass(slots=True)
 class _Sum:
-    """Of one over the propensities, and of their squares, which say how sure it is."""
+    """Of one over the propensities, and of their squares."""
 
     value: float = 0.0
     squares: float = 0.0
@@ -86,9 +89,14 @@ class _Sum:
         self.squares += other.squares
 
     @property
-    def variance(self) -> float:
-        """Of the logarithm."""
-        return self.squares / (self.value * self.value)
+    def clicks(self) -> float:
+        """How many they are worth: as many as there are where all have one propensity."""
+        return self.value * self.value / self.squares if self.squares else 0.0
+
+    @property
+    def propensity(self) -> float:
+        """Of the clicks, where there are some."""
+        return self.value / self.squares
 
 
 class Examination:
@@ -125,9 +133,7 @@ class Examination:
     @property
     def swapped_clicks(self) -> int:
         """Clicks on swapped results: the evidence there is. Each has a weight above 1, which is divided out."""
-        return round(
-            sum(s.value**2 / s.squares for sums in self._pairs.values() for s in (sums[1], sums[3]) if s.squares)
-        )
+        return round(sum(sums[1].clicks + sums[3].clicks for sums in self._pairs.values()))
 
     def curve(self, positions: int) -> list[float]:
         """Chance that positions 1 to ``positions`` are looked at, relative to the first.
@@ -139,19 +145,35 @@ class Examination:
         with many it is theirs.
         """
         plain = [math.log((upper + 1) / upper) for upper in range(1, positions)]
-        steps = [_step(self._pairs[upper]) if upper in self._pairs else None for upper in range(1, positions)]
-        seen = [(s[0] / x, s[1] / (x * x)) for s, x in zip(steps, plain, strict=True) if s is not None]
-        bend = max(_scatter(seen), LEAST_BEND**2)
-        exponent, _ = _combined([(1.0, PRIOR_ERROR**2), *((value, v + bend) for value, v in seen)])
-        level, curve = 0.0, [1.0]
-        for step, x in zip(steps, plain, strict=True):
-            expected = exponent * x
-            if step is not None:
-                room = bend * x * x
-                expected += room / (room + step[1]) * (step[0] - expected)
-            level += expected
-            curve.append(math.exp(-level))
-        return curve
+        chance = self._swap_chance()
+        exponent, own = 1.0, [1.0] * len(plain)
+        for _ in range(ROUNDS):
+            steps = [
+                _step(self._pairs[upper], x, at, chance) if upper in self._pairs else None
+                for upper, (x, at) in enumerate(zip(plain, own, strict=True), start=1)
+            ]
+            seen = [step for step in steps if step is not None]
+            bend = max(_scatter(seen), LEAST_BEND**2)
+            exponent, _ = _combined([(1.0, PRIOR_ERROR**2), *((value, v + bend) for value, v in seen)])
+            before, own = (
+                own,
+                [
+                    exponent if step is None else exponent + bend / (bend + step[1]) * (step[0] - exponent)
+                    for step in steps
+                ],
+            )
+            if max(abs(a - b) for a, b in zip(own, before, strict=True)) < SETTLED:
+                break
+        levels = accumulate((step * x for step, x in zip(own, plain, strict=True)), initial=0.0)
+        return [math.exp(-level) for level in levels]
+
+    def _swap_chance(self) -> float:
+        """Of a pair of neighbours; 0 where the clicks don't tell. The first result stays where it is unless it is
+        swapped with the second."""
+        if 1 not in self._pairs:
+            return 0.0
+        stayed = self._pairs[1][2]
+        return 1.0 - stayed.propensity if stayed.value else 0.0
 
     def _pair(self, upper: int) -> tuple[_Sum, _Sum, _Sum, _Sum]:
         if upper not in self._pairs:
@@ -159,22 +181,29 @@ class Examination:
         return self._pairs[upper]
 
 
-def _step(sums: Sequence[_Sum]) -> tuple[float, float] | None:
-    """Logarithm of how much more the upper position is looked at, and its variance.
+def _step(sums: Sequence[_Sum], x: float, at: float, chance: float) -> tuple[float, float] | None:
+    """Exponent of the step from a position to the next, where the logarithm of one over the other is ``x``, and
+    its variance, as seen from an exponent ``at`` near by.
 
-    The lower document tells it by its clicks above against those where it is, the upper one by its clicks where
-    it is against those below; the surer one counts more.
+    Of the clicks on one document some were made where exploration had put it, and how many of them should have
+    been follows from the exponent. What was seen less what was expected, over the variance of that, is the way
+    from ``at`` (one step of Fisher's scoring; Yusuf, Peto et al. 1985). Ratios of counts would be drawn away from
+    the truth by what makes them sure, which is to be large, and would say nothing of a swap without a click.
     """
-    told = [
-        (math.log(above.value / below.value), above.variance + below.variance)
-        for below, above in ((sums[0], sums[1]), (sums[3], sums[2]))
-        if above.value and below.value
-    ]
-    return _combined(told) if told else None
+    score = information = 0.0
+    for stayed, swapped, up in ((sums[0], sums[1], 1.0), (sums[2], sums[3], -1.0)):
+        rare = swapped.propensity if swapped.value else chance
+        if not stayed.value or not rare:
+            continue
+        odds = rare / stayed.propensity * math.exp(up * at * x)
+        share, clicks = odds / (1.0 + odds), stayed.clicks + swapped.clicks
+        score += up * x * (swapped.clicks - clicks * share)
+        information += x * x * clicks * share * (1.0 - share)
+    return (at + score / information, 1.0 / information) if information else None
 
 
 def _scatter(told: Sequence[tuple[float, float]]) -> float:
-    """Variance of the values beyond their own variances, as far as chance alone would hardly make it (2 standard
+    """Variance of the values beyond their own variances, as far as chance alone would hardly make it (3 standard
     errors): taken at its mean, a dozen clicks would already bend the curve after every one of them."""
     if len(told) < 2:
         return 0.0
@@ -182,7 +211,7 @@ def _scatter(told: Sequence[tuple[float, float]]) -> float:
     total = sum(weights)
     mean, _ = _combined(told)
     free = len(told) - 1
-    chance = free + 2.0 * math.sqrt(2.0 * free)
+    chance = free + 3.0 * math.sqrt(2.0 * free)
     excess = sum(w * (value - mean) ** 2 for w, (value, _) in zip(weights, told, strict=True)) - chance
     return max(0.0, excess / (total - sum(w * w for w in weights) / total))
 

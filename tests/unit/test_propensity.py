@@ -57,6 +57,25 @@ def test_a_dozen_clicks_on_swapped_results_do_not_carry_the_curve_away() -> None
     assert np.std(exponents) < 0.2
 
 
+@pytest.mark.parametrize(("exponent", "error"), [(1.0, 0.12), (1.5, 0.48)])
+def test_whatever_few_clicks_say_the_curve_stays_near_what_is_known(exponent: float, error: float) -> None:
+    """Before they tell where people look, they tell chance, and clicks are weighed by it."""
+    truth = 1.0 / np.arange(1, SHOWN + 1) ** exponent
+    logs = [log_of(truth, impressions=7_000, exploration=0.02, seed=seed) for seed in range(100)]
+    found = np.asarray([-np.log(log.curve(SHOWN)[4]) / np.log(5) for log in logs])
+    assert 6 < np.mean([log.swapped_clicks for log in logs]) < 15
+    assert np.sqrt(((found - exponent) ** 2).mean()) < error
+    assert (np.abs(found - 1.0) < 0.8).all()
+
+
+def test_a_swap_without_a_click_says_something_too() -> None:
+    """No one clicks what exploration has put second: so people look there less than 1/k has it."""
+    log = Examination()
+    log.click(1, propensity=0.9, swapped=None, times=1000)
+    log.click(1, propensity=0.1, swapped=1, times=60)
+    assert log.curve(2)[1] < 0.25
+
+
 def test_little_evidence_moves_the_curve_a_little_and_much_moves_it_all_the_way() -> None:
     truth = np.ones(SHOWN)
     distance = [
