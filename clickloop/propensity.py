@@ -162,7 +162,7 @@ class Examination:
                     for step in steps
                 ],
             )
-            if max(abs(a - b) for a, b in zip(own, before, strict=True)) < SETTLED:
+            if all(abs(a - b) < SETTLED for a, b in zip(own, before, strict=True)):
                 break
         levels = accumulate((step * x for step, x in zip(own, plain, strict=True)), initial=0.0)
         return [math.exp(-level) for level in levels]

@@ -43,6 +43,7 @@ def test_a_curve_that_people_have_is_found_within_ten_percent(exponent: float) -
 
 def test_without_evidence_people_look_at_one_over_the_position() -> None:
     assert Examination().curve(4) == pytest.approx([1.0, 1 / 2, 1 / 3, 1 / 4])
+    assert Examination().curve(1) == [1.0]
     unexplored = Examination()
     unexplored.click(1, propensity=1.0, swapped=None, times=1000)
     assert unexplored.curve(3) == pytest.approx([1.0, 1 / 2, 1 / 3])
