@@ -16,8 +16,10 @@ from clickloop.accounts import gate_rows
 from clickloop.events import GateResult, Lineage, ModelVersionPublished, VersionKind
 from clickloop.model_store import ENCODER, Manifest, ModelStore, Published
 from trainer.methods.base import Parent, Trained
+from trainer.methods.checkpoint import Checkpoints
 
 TOKENIZER = "tokenizer.json"
+MAKING = "making"
 _DIGITS = 12
 
 
@@ -37,13 +39,19 @@ def _digest(text: str) -> str:
 @contextmanager
 def scratch_folder(work_dir: Path, version: str) -> Iterator[Path]:
     """An empty folder for an artifact in the making; what an earlier run left there goes first."""
-    folder = work_dir / "making" / version
+    folder = work_dir / MAKING / version
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def leave_nothing(work_dir: Path, version: str) -> None:
+    """Remove what was only needed until the version was in the store. What others still need stays."""
+    for kept in (work_dir / MAKING / version, Checkpoints.folder(work_dir, version)):
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 def describe(

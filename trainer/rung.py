@@ -31,7 +31,7 @@ from trainer.methods.base import Job, Notes, Parent, Progress, Trained, deadline
 from trainer.methods.checkpoint import Checkpoints
 from trainer.methods.towers import NOT_REPRODUCIBLE
 from trainer.model import Adapter, encode, pick_device
-from trainer.publish import describe, publish, run_name, version_name
+from trainer.publish import describe, leave_nothing, publish, run_name, version_name
 from trainer.ranks import Ranks
 from trainer.settings import TrainerSettings
 from trainer.sharing import shared
@@ -144,6 +144,8 @@ class Ladder:
             then: dict[int, Adapter] = {}
             if self._store.has(version):
                 published = self._store.published(version)
+                # Whoever made it may have died before it could clear up.
+                leave_nothing(self._settings.work_dir, version)
             else:
                 if data is None:
                     data = await read()

@@ -167,3 +167,18 @@ async def test_the_lineage_says_on_how_many_swapped_clicks_the_examination_rests
     assert examination is not None
     assert made.lineage.settings["examined_at_5"] == pytest.approx(examination.curve(5)[-1], abs=1e-4)
     assert made.lineage.settings["examined_at_5"] != pytest.approx(Examination().curve(5)[-1], abs=1e-2)
+
+
+async def test_what_a_killed_maker_left_of_a_whole_version_goes_and_anothers_stays(
+    climbs: Climbs, tmp_path: Path
+) -> None:
+    """A rung that is in the making has its checkpoint there, and goes on from it."""
+    [made] = await climbs.run("c1", ["adapter"])
+    work = tmp_path / "work"
+    for folder in ("checkpoints", "making"):
+        for version in (made.version, "another"):
+            (work / folder / version).mkdir(parents=True)
+            (work / folder / version / "moment-1.safetensors").write_bytes(b"weights")
+    assert await climbs.run("c1", ["adapter"]) == [made]
+    assert climbs.rungs["adapter"].parents == [], "it was not made again"
+    assert [path.parent.name for path in work.glob("*/*/moment-1.safetensors")] == ["another", "another"]

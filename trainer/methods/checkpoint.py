@@ -76,10 +76,14 @@ class Checkpoints:
     """The checkpoints of the version in the making, ``work_dir/checkpoints/VERSION/``; no other is kept."""
 
     def __init__(self, work_dir: Path, version: str) -> None:
-        self._folder = work_dir / "checkpoints" / version
+        self._folder = self.folder(work_dir, version)
         for other in (work_dir / "checkpoints").glob("*"):
             if other.name != version:
                 shutil.rmtree(other, ignore_errors=True)
+
+    @staticmethod
+    def folder(work_dir: Path, version: str) -> Path:
+        return work_dir / "checkpoints" / version
 
     def of(self, name: str, *facts: object) -> Checkpoint:
         return Checkpoint(self._folder / f"{name}.safetensors", digest(*facts))
