@@ -116,11 +116,15 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def ladder_in(work: Path) -> Ladder:
+    """On the store that ``replayed`` publishes to."""
+    settings = TrainerSettings.load(store_url=f"file://{work.resolve()}/store", work_dir=work / "trainer")
+    return Ladder(settings, ModelStore(settings.store_url, cache=settings.work_dir / "cache"))
+
+
 def base_answers(world: World, work: Path) -> NDArray[np.int64]:
     """(clicking, SHOWN) what the base model shows for each clicking query; its vectors stay in ``work``."""
-    settings = TrainerSettings.load(store_url=f"file://{work.resolve()}/store", work_dir=work / "trainer")
-    store = ModelStore(settings.store_url, cache=settings.work_dir / "cache")
-    ladder = Ladder(settings, store)
+    ladder = ladder_in(work)
     documents = [document_of(one) for one in world.documents]
     model, vectors = ladder.loader.searched(ladder.base().version, documents, on_text=lambda *_: None)
     return top(model.encode_queries([query.text for query in world.clicking]), vectors, SHOWN)

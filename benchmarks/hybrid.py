@@ -1,7 +1,7 @@
 """What weight the dense list should have when it is fused with BM25's: hybrid search before and after learning.
 
-    python -m benchmarks.hybrid                             base model and adapter on every set, some minutes
-    python -m benchmarks.hybrid --rungs adapter,full        the last rung as well, an hour
+    python -m benchmarks.hybrid                             base model and adapter on every set
+    python -m benchmarks.hybrid --rungs adapter,full        the last rung as well
     python -m benchmarks.hybrid --quick                     one set, the base model alone
 
 The sets and the usual clicks are those of ``benchmarks.safety``. Held-out queries are put to a search node's own
@@ -24,20 +24,19 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks._recorded import Habits, World, base_answers, replayed
+from benchmarks._recorded import World, base_answers, ladder_in, replayed
 from benchmarks.common import JsonFile, Quick, finish, say
 from benchmarks.safety import MANNERS, SETS
 from clickloop import cli
 from clickloop.evaluation import compare
 from clickloop.events import Estimate, VersionKind
-from clickloop.model_store import ModelStore
 from clickloop.recorded import Judged
-from clickloop.replay import kinds_of
-from search.index import DENSE_WEIGHT, Document, Question
+from clickloop.replay import figures, kinds_of
+from search.index import Document, Question
 from search.index.edge import EdgeIndex
+from search.settings import DENSE_WEIGHT
 from trainer.examples import document_of
-from trainer.loading import Loader
-from trainer.model import Model, Vectors, pick_device
+from trainer.model import Model, Vectors
 from trainer.truth import DEPTH, Truth
 
 ALIKE = 1.0
@@ -80,20 +79,20 @@ def main(
         _print(name, found[name])
         if quick:
             break
-    figures = summary(found)
-    finish(figures, json_file=None)
+    told = summary(found)
+    finish(told, json_file=None)
     if json_file is not None:
         every = {
             name: {
                 version: {
-                    "mrr_at_10": {_named(weight): _fields(estimate) for weight, estimate in one.mrr.items()},
+                    "mrr_at_10": {_named(weight): figures(estimate) for weight, estimate in one.mrr.items()},
                     "differing": {_named(weight): share for weight, share in one.differing.items()},
                 }
                 for version, one in versions.items()
             }
             for name, versions in found.items()
         }
-        text = json.dumps(figures | {"quick": quick, "results": every}, indent=2)
+        text = json.dumps(told | {"quick": quick, "results": every}, indent=2)
         json_file.write_text(text + "\n", encoding="utf-8")
 
 
@@ -119,21 +118,19 @@ def _of_set(world: World, kinds: list[VersionKind]) -> dict[str, Figures]:
     with tempfile.TemporaryDirectory(prefix="clickloop-hybrid-") as scratch:
         work = Path(scratch)
         answers = base_answers(world, work)
-        habits: Habits = MANNERS["usual"]
         versions: dict[str, str] = {}
         if kinds:
-            outcome = replayed(world, answers, habits, kinds=kinds, work=work, seed=0, say=lambda _: None)
-            versions = {rung.kind: rung.version for rung in outcome.climbed.rungs if rung.verdict == "pass"}
-        store = ModelStore(f"file://{work.resolve()}/store", cache=work / "trainer" / "cache")
-        loader = Loader(store, pick_device("auto"), seed=0)
-        documents = [document_of(one) for one in world.documents]
-        (base,) = [name for name in store.versions() if name.startswith("base-")]
-        return {
-            kind: asyncio.run(
-                _of_version(world, *loader.searched(version, documents, on_text=lambda *_: None), work / kind)
+            outcome = replayed(
+                world, answers, MANNERS["usual"], kinds=kinds, work=work, seed=0, say=lambda _: None
             )
-            for kind, version in {"base": base, **versions}.items()
-        }
+            versions = {rung.kind: rung.version for rung in outcome.climbed.rungs if rung.verdict == "pass"}
+        ladder = ladder_in(work)
+        documents = [document_of(one) for one in world.documents]
+        found = {}
+        for kind, version in {"base": ladder.base().version, **versions}.items():
+            model, vectors = ladder.loader.searched(version, documents, on_text=lambda *_: None)
+            found[kind] = asyncio.run(_of_version(world, model, vectors, work / kind))
+        return found
 
 
 async def _of_version(world: World, model: Model, vectors: Vectors, folder: Path) -> Figures:
@@ -174,9 +171,9 @@ async def _of_version(world: World, model: Model, vectors: Vectors, folder: Path
 
 def _print(name: str, versions: dict[str, Figures]) -> None:
     print(f"{'set':<9} {'version':<13} {'dense : BM25':>12} {'MRR@10':>7}  against 1 : 1, asked again")
-    for version, figures in versions.items():
-        for weight, one in figures.mrr.items():
-            again = f", {figures.differing[weight]:.1%} differ" if weight in figures.differing else ""
+    for version, found in versions.items():
+        for weight, one in found.mrr.items():
+            again = f", {found.differing[weight]:.1%} differ" if weight in found.differing else ""
             print(
                 f"{name:<9} {version:<13} {_named(weight):>12} {one.after:>7.3f}  "
                 f"{one.change:+.1%} ({one.low:+.1%} to {one.high:+.1%}){again}"
@@ -185,10 +182,6 @@ def _print(name: str, versions: dict[str, Figures]) -> None:
 
 def _named(weight: float) -> str:
     return "dense alone" if weight == DENSE_ALONE else f"{weight:g} : 1"
-
-
-def _fields(estimate: Estimate) -> dict[str, float]:
-    return {name: getattr(estimate, name) for name in estimate.__struct_fields__}
 
 
 if __name__ == "__main__":

@@ -145,12 +145,11 @@ class Examination:
         with many it is theirs.
         """
         plain = [math.log((upper + 1) / upper) for upper in range(1, positions)]
-        chance = self._swap_chance()
         exponent, own = 1.0, [1.0] * len(plain)
         for _ in range(ROUNDS):
             steps = [
-                _step(self._pairs[upper], x, at, chance) if upper in self._pairs else None
-                for upper, (x, at) in enumerate(zip(plain, own, strict=True), start=1)
+                _step(self._pairs[upper], upper, at) if upper in self._pairs else None
+                for upper, at in enumerate(own, start=1)
             ]
             seen = [step for step in steps if step is not None]
             bend = max(_scatter(seen), LEAST_BEND**2)
@@ -167,29 +166,24 @@ class Examination:
         levels = accumulate((step * x for step, x in zip(own, plain, strict=True)), initial=0.0)
         return [math.exp(-level) for level in levels]
 
-    def _swap_chance(self) -> float:
-        """Of a pair of neighbours; 0 where the clicks don't tell. The first result stays where it is unless it is
-        swapped with the second."""
-        if 1 not in self._pairs:
-            return 0.0
-        stayed = self._pairs[1][2]
-        return 1.0 - stayed.propensity if stayed.value else 0.0
-
     def _pair(self, upper: int) -> tuple[_Sum, _Sum, _Sum, _Sum]:
         if upper not in self._pairs:
             self._pairs[upper] = (_Sum(), _Sum(), _Sum(), _Sum())
         return self._pairs[upper]
 
 
-def _step(sums: Sequence[_Sum], x: float, at: float, chance: float) -> tuple[float, float] | None:
-    """Exponent of the step from a position to the next, where the logarithm of one over the other is ``x``, and
-    its variance, as seen from an exponent ``at`` near by.
+def _step(sums: Sequence[_Sum], upper: int, at: float) -> tuple[float, float] | None:
+    """Exponent of the step from position ``upper`` to the next, and its variance, as seen from an exponent ``at``
+    near by.
 
     Of the clicks on one document some were made where exploration had put it, and how many of them should have
     been follows from the exponent. What was seen less what was expected, over the variance of that, is the way
     from ``at`` (one step of Fisher's scoring; Yusuf, Peto et al. 1985). Ratios of counts would be drawn away from
     the truth by what makes them sure, which is to be large, and would say nothing of a swap without a click.
     """
+    x = math.log((upper + 1) / upper)
+    # The upper one leaves its place for either neighbour, the first result for the second only.
+    chance = (1.0 - sums[2].propensity) / (1 + (upper > 1)) if sums[2].value else 0.0
     score = information = 0.0
     for stayed, swapped, up in ((sums[0], sums[1], 1.0), (sums[2], sums[3], -1.0)):
         rare = swapped.propensity if swapped.value else chance

@@ -13,10 +13,10 @@ from clickloop.propensity import propensities, swapped_pair
 from search.batcher import Batcher
 from search.cache import EmbeddingCache
 from search.encoder import LoadedVersion, Vectors
-from search.index import DENSE_WEIGHT, Hit, Index, Question
+from search.index import Hit, Index, Question
 from search.metrics import Metrics
 from search.requests import Problem, SearchRequest
-from search.settings import Mode
+from search.settings import DENSE_WEIGHT, Mode
 from search.sketch import sketch
 from search.swap import Serving, Swap
 

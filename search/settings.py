@@ -12,6 +12,9 @@ from pydantic import Field
 from clickloop.settings import ArtifactSettings
 
 Mode = Literal["dense", "hybrid"]
+DENSE_WEIGHT = 1.93
+"""docs/decisions/008. No ratio of small numbers, so that places in the two lists hardly ever tie: equals come out
+in another order each time."""
 
 
 class SearchSettings(ArtifactSettings):
@@ -31,7 +34,7 @@ class SearchSettings(ArtifactSettings):
     )
     mode: Mode = Field("hybrid", description="dense, or hybrid: dense and BM25 fused")
     dense_weight: float = Field(
-        1.93,
+        DENSE_WEIGHT,
         gt=0.0,
         le=100.0,
         description="hybrid: so many places in the dense list are one in BM25's; whole numbers give ties",

@@ -216,7 +216,7 @@ class Partition:
             return NOTHING
         if not suffix:
             suffix = topics.CLICKS.suffix if isinstance(event, ResultClicked) else topics.RATINGS.suffix
-        joined = self.join.feedback(Arrival(event, log_time, offset >= self._handled[suffix], source))
+        joined = self.join.feedback(Arrival(event, log_time, self.is_live(suffix, offset), source))
         if joined.fate == "waiting":
             return NOTHING
         effects = Effects()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from clickloop.accounts import gate_rows
+from clickloop.errors import ArtifactError
 from clickloop.events import GateResult, Lineage, ModelVersionPublished, VersionKind
 from clickloop.model_store import ENCODER, Manifest, ModelStore, Published
 from trainer.methods.base import Parent, Trained
@@ -96,8 +97,10 @@ def publish(store: ModelStore, work_dir: Path, manifest: Manifest, parent: Paren
     """Write the artifact and put it into the store. A version that is there already stays as it is."""
     with scratch_folder(work_dir, manifest.version) as folder:
         write_artifact(folder, manifest, parent, trained)
-        if (folder / ENCODER).is_dir() and manifest.space != manifest.version and store.has(manifest.space):
-            take_tokenizer(folder / ENCODER, store.fetch(manifest.space)[0] / ENCODER)
+        if (folder / ENCODER).is_dir() and manifest.space != manifest.version:
+            # A space that is torn costs room alone: what is its own is stored anew then, and the store says so.
+            with suppress(ArtifactError):
+                take_tokenizer(folder / ENCODER, store.fetch(manifest.space)[0] / ENCODER)
         return store.publish(folder, manifest)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from clickloop.errors import ClickloopError
 from clickloop.vector_store import content_digest, document_text
+from search.settings import DENSE_WEIGHT
 
 Vector = NDArray[np.float32]
 Scalar = str | int | float | bool
@@ -28,9 +29,6 @@ SNIPPET_CHARACTERS = 240
 BM25 = "bm25"
 RRF_K = 2
 """Reciprocal rank fusion's constant (Cormack et al. 2009). Qdrant's default; it also measured better than 60."""
-DENSE_WEIGHT = 1.93
-"""So many places in the dense list are one in BM25's: docs/decisions/008. No ratio of small numbers, so that
-places in the two hardly ever tie: equals come out in another order each time."""
 PREFETCH = 50
 """Candidates that each side of a hybrid search hands to the fusion, at least."""
 

@@ -69,12 +69,17 @@ def test_whatever_few_clicks_say_the_curve_stays_near_what_is_known(exponent: fl
     assert (np.abs(found - 1.0) < 0.8).all()
 
 
-def test_a_swap_without_a_click_says_something_too() -> None:
-    """No one clicks what exploration has put second: so people look there less than 1/k has it."""
+@pytest.mark.parametrize(("upper", "stays"), [(1, 0.9), (2, 0.8)])
+def test_a_swap_without_a_click_says_something_too(upper: int, stays: float) -> None:
+    """No one clicks what exploration has put down a place: so people look there less than 1/k has it. How many
+    would have been put there is known from how often the upper one stays."""
     log = Examination()
-    log.click(1, propensity=0.9, swapped=None, times=1000)
-    log.click(1, propensity=0.1, swapped=1, times=60)
-    assert log.curve(2)[1] < 0.25
+    log.click(upper, propensity=stays, swapped=None, times=1000)
+    log.click(upper, propensity=0.1, swapped=upper, times=60)
+    known, curve = Examination().curve(3), log.curve(3)
+    assert curve[upper] / curve[upper - 1] < 0.8 * known[upper] / known[upper - 1]
+    log.click(upper + 1, propensity=0.1, swapped=upper, times=1e-9)  # type: ignore[arg-type]
+    assert log.curve(3) == pytest.approx(curve), "as little of a click tells that chance, and changes nothing"
 
 
 def test_little_evidence_moves_the_curve_a_little_and_much_moves_it_all_the_way() -> None:

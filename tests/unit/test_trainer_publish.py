@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,23 @@ def test_a_version_stores_only_its_own_weights_and_is_loaded_whole(tmp_path: Pat
     whole = store.fetch(made.version)[0] / "encoder"
     there = {p.relative_to(whole).as_posix() for p in whole.rglob("*") if p.is_file()}
     assert there >= {"model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"}
+
+
+def test_a_space_that_is_torn_in_the_store_keeps_no_version_from_being_published(tmp_path: Path):
+    store = ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache")
+    base = store.ensure_base(base_model_folder("all-MiniLM-L6-v2"), name="all-MiniLM-L6-v2").manifest
+    parent = load_model(store, base.version, "cpu")
+    encoder = copy.deepcopy(parent.encoder)
+    with torch.no_grad():
+        for weights in encoder.parameters():
+            weights.mul_(1.01)
+    torn = tmp_path / "store/versions" / base.version / "encoder/model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:1000])
+    shutil.rmtree(tmp_path / "cache")
+    old = Parent(base.version, parent.encoder, None, parent.encoder)
+    upper = describe(version="query-encoder-1", kind="query_encoder", parent=base, lineage=LINEAGE, gate=GATE)
+    made = publish(store, tmp_path, upper, old, Trained(encoder=encoder)).manifest
+    assert {"encoder/model.safetensors", "encoder/tokenizer.json"} <= made.files.keys()
 
 
 def test_a_tokenizer_of_its_own_is_stored_as_it_is(tmp_path: Path):
