@@ -49,7 +49,6 @@ class ResultFeedback(msgspec.Struct, array_like=True, eq=False):
     """Event times, seconds since the epoch."""
     click_trust: float = 0.0
     dwell: float | None = None
-    dwell_reports: int = 0
     rating: float | None = None
     rated: tuple[float, str] = (0.0, "")
     """When, and by which event: the latest rating counts, and ties are broken alike everywhere."""
@@ -75,7 +74,7 @@ class ResultFeedback(msgspec.Struct, array_like=True, eq=False):
 
     @property
     def distinct_clicks(self) -> int:
-        """Clicks at least ``REPEAT_SECONDS`` apart. It never falls when a click is added."""
+        """Clicks at least ``REPEAT_SECONDS`` apart."""
         if len(self.clicks) == 1:
             return 1
         count, last = 0, float("-inf")
@@ -85,8 +84,14 @@ class ResultFeedback(msgspec.Struct, array_like=True, eq=False):
         return count
 
     @property
-    def weight_of_evidence(self) -> int:
-        return self.distinct_clicks + self.dwell_reports + self.ratings + self.preferences
+    def said(self) -> int:
+        """Each click, rating and preference. One that says the same again may still be believed more."""
+        return len(self.clicks) + self.ratings + self.preferences
+
+    @property
+    def said_to_others(self) -> int:
+        """What the examples below may change by: whether it was passed over, and whether it was rated low."""
+        return 1 + self.ratings
 
 
 class Feedback(msgspec.Struct, array_like=True, eq=False):
@@ -110,7 +115,6 @@ class Feedback(msgspec.Struct, array_like=True, eq=False):
         result.clicks.append(at)
         if dwell is not None:
             result.dwell = max(result.dwell or 0.0, dwell)
-            result.dwell_reports += 1
         return result
 
     def rate(self, event: ResultRated, *, at: float, trust: float, reason: str = "") -> ResultFeedback:
@@ -174,14 +178,15 @@ def changed_examples(
     """The examples that new feedback on ``doc_id`` changes, each with its next revision.
 
     That is the example of ``doc_id``, and those of results below it, whose passed-over results it is or was
-    among. The revision counts the feedback on the result and on those above it. Once an impression as a whole
-    is not ``believed``, all its examples weigh nothing, in revisions beyond any others.
+    among. The revision counts the feedback on the result, and what of that on those above it has a part in its
+    example. Once an impression as a whole is not ``believed``, all its examples weigh nothing, in revisions
+    beyond any others.
     """
     feedback = impression.feedback
     if feedback is None:
         return []
     examples = []
-    evidence = 0 if believed else DISBELIEVED
+    above = 0 if believed else DISBELIEVED
     negatives: list[str] = []
     reached = not believed
     places = [(impression.results.index(told), told) for told in feedback.results]
@@ -192,21 +197,22 @@ def changed_examples(
         seen = number + 1
         result = feedback.results[shown]
         reached = reached or shown == doc_id
-        evidence += result.weight_of_evidence
-        if reached and evidence > result.sent_revision:
-            result.sent_revision = evidence
+        revision = above + result.said
+        if reached and revision > result.sent_revision:
+            result.sent_revision = revision
             examples.append(
                 _example(
                     impression,
                     number,
                     result,
                     negatives,
-                    revision=evidence,
+                    revision=revision,
                     forming=forming,
                     believed=believed,
                     now=now,
                 )
             )
+        above += result.said_to_others
         if result.rating is not None and result.rating <= BAD_RATING:
             negatives.append(shown)
     return examples

@@ -164,8 +164,9 @@ class Join:
         return self._waiting_count
 
     def query(self, impression: Impression) -> list[Joined] | None:
-        """Open an impression, and join what has waited for it. None where it is open already."""
-        if not self._open.put(impression.query_id, _pack(impression)):
+        """Open an impression, and join what has waited for it. None where it is open already, or was."""
+        query_id = impression.query_id
+        if query_id in self._closed or not self._open.put(query_id, _pack(impression)):
             self.counts["duplicate_query"] += 1
             return None
         while len(self._open) > self._max_open:

@@ -99,10 +99,26 @@ def test_the_same_event_twice_changes_nothing() -> None:
 def test_a_second_click_on_a_result_within_a_minute_is_no_second_click() -> None:
     feed = log()
     feed.put(query())
-    feed.put(click("b", when=2, event="one"))
-    assert feed.put(click("b", when=30, event="two")) == []
-    (example,) = feed.put(click("b", when=70, event="three"))
-    assert (example.clicks, example.revision) == (2, 2)
+    told = [feed.put(click("b", when=at, event=f"at {at}")) for at in (2, 30, 70)]
+    assert [(one.clicks, one.revision) for (one,) in told] == [(1, 1), (1, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("whens", [(0.1, 20.0), (20.0, 0.1)])
+def test_a_click_that_is_believed_more_revises_the_example_within_a_minute_as_well(whens: tuple[float, float]) -> None:
+    feed = log(position_bias="off")
+    feed.put(query())
+    for at in whens:
+        (example,) = feed.put(click("b", when=at))
+    assert (example.revision, example.clicks, example.weight, example.reason) == (2, 1, 1.0, "")
+
+
+def test_clicks_on_one_result_again_and_again_revise_that_example_alone() -> None:
+    feed = log()
+    feed.put(query())
+    feed.put(click("c"))
+    assert [e.doc_id for e in feed.put(click("a", when=3))] == ["a", "c"]
+    for at in range(4, 9):
+        assert [e.doc_id for e in feed.put(click("a", when=at))] == ["a"]
 
 
 def test_the_same_query_twice_opens_one_impression() -> None:
@@ -112,6 +128,19 @@ def test_the_same_query_twice_opens_one_impression() -> None:
     feed.put(query())
     assert feed.part.join.counts["duplicate_query"] == 1
     assert feed.put(click("b")) == []
+
+
+def test_a_query_that_comes_again_after_its_window_opens_nothing() -> None:
+    feed = log(window_seconds=60)
+    feed.put(query())
+    feed.put(click("b"))
+    feed.pass_time(1000.0)
+    assert feed.part.report(NOON + 1000.0) is not None
+    feed.put(query(), appended=2000.0)
+    assert feed.put(click("b"), appended=2001.0) == []
+    counts = feed.part.join.counts
+    assert (counts["duplicate_query"], counts["late"], feed.part.join.open_impressions) == (1, 1, 0)
+    assert feed.part.report(NOON + 2001.0) is None
 
 
 def test_a_longer_dwell_revises_the_example() -> None:
@@ -299,6 +328,7 @@ def last_revisions(examples: list[ExampleFormed]) -> dict[str, tuple[Any, ...]]:
 EVENTS = st.lists(
     st.one_of(
         st.builds(click, st.sampled_from("abcd"), when=st.sampled_from([2.0, 30.0, 70.0, 200.0])),
+        st.builds(click, st.sampled_from("ab"), when=st.just(0.1)),
         st.builds(
             click,
             st.sampled_from("abcd"),
