@@ -23,6 +23,10 @@ class InvalidMessageError(MessageError):
     """A readable message that breaks a rule of its topic (an empty id, a position below 1 ...)."""
 
 
+class ImpossibleFeedbackError(MessageError):
+    """Feedback that is right in itself, and can't have happened: on a document that was not shown."""
+
+
 class BrokerError(ClickloopError):
     """The Kafka cluster can't be reached, or refuses what was asked."""
 

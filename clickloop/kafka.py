@@ -261,25 +261,38 @@ class Producer:
         if self._producer is not None:
             await self._producer.flush()
 
-    async def quarantine(self, record: Record, error: MessageError, *, service: str, index: str) -> None:
-        """Send a message that can't be used to ``dead-letters``, whole, with the reason."""
-        letter = MessageQuarantined(
-            event_id=f"{record.topic}/{record.partition}/{record.offset}",
-            index=index,
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            # Base64 makes it a third longer, and the letter must fit into a message itself.
-            key=None if record.key is None else record.key[:_LONGEST_KEY],
-            value=(record.value or b"")[: codec.MAX_MESSAGE_BYTES // 2],
-            quarantined_at=codec.now(),
-            service=service,
-            error=type(error).__name__,
-            reason=str(error)[:1000],
-            headers=_kept(record.headers),
-        )
-        await self.send_and_wait(topics.DEAD_LETTERS, letter)
-        logger().warning("message quarantined", topic=record.topic, offset=record.offset, reason=str(error)[:200])
+    async def quarantine(self, *unusable: tuple[Record, MessageError], service: str, index: str) -> None:
+        """Send messages that can't be used to ``dead-letters``, whole, each with its reason. Raises
+        BrokerError."""
+        letters = [_letter(record, error, service=service, index=index) for record, error in unusable]
+        await self.send_all((topics.DEAD_LETTERS, letter) for letter in letters)
+        if letters:
+            first = letters[0]
+            logger().warning(
+                "messages quarantined",
+                count=len(letters),
+                topic=first.topic,
+                offset=first.offset,
+                reason=first.reason[:200],
+            )
+
+
+def _letter(record: Record, error: MessageError, *, service: str, index: str) -> MessageQuarantined:
+    return MessageQuarantined(
+        event_id=f"{record.topic}/{record.partition}/{record.offset}",
+        index=index,
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        # Base64 makes it a third longer, and the letter must fit into a message itself.
+        key=None if record.key is None else record.key[:_LONGEST_KEY],
+        value=(record.value or b"")[: codec.MAX_MESSAGE_BYTES // 2],
+        quarantined_at=codec.now(),
+        service=service,
+        error=type(error).__name__,
+        reason=str(error)[:1000],
+        headers=_kept(record.headers),
+    )
 
 
 def _kept(headers: Sequence[tuple[str, bytes]]) -> list[Header]:

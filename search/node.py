@@ -266,7 +266,7 @@ class Node:
         self._metrics.quarantined.labels(topic.suffix).inc()
         try:
             await self._producer.quarantine(
-                record, error, service=f"search/{self._settings.name}", index=self._settings.index
+                (record, error), service=f"search/{self._settings.name}", index=self._settings.index
             )
         except BrokerError as failed:
             logger().error("dead letter not sent", topic=record.topic, offset=record.offset, reason=str(failed))

@@ -26,7 +26,7 @@ from faust.types import TP
 
 from clickloop import codec, topics
 from clickloop.commands import Retrain
-from clickloop.errors import BrokerError, ClickloopError, MessageError
+from clickloop.errors import BrokerError, ClickloopError, ImpossibleFeedbackError, MessageError
 from clickloop.events import ExampleFormed, Message, OffsetRange, SplitChanged
 from clickloop.kafka import Producer, Record, create_topics
 from clickloop.logs import logger
@@ -219,8 +219,7 @@ class StreamsApp:
             index=self._settings.index,
             now=time.time(),
         )
-        for letter, error, live in applied.unusable:
-            await self._quarantine(letter, error, live=live)
+        await self._quarantine([(letter, error) for letter, error, live in applied.unusable if live])
         await self._caps.exchange(partition.number, partition.trust.tallies)
         # While the broker takes this batch's examples, the next batch goes through the rules.
         await self._sent(partition.number)
@@ -281,7 +280,7 @@ class StreamsApp:
                 try:
                     message = codec.decode(record.value, *topic.types)
                 except MessageError as error:
-                    await self._quarantine(batch.record(record), error, live=live)
+                    await self._quarantine([(batch.record(record), error)] if live else [])
                     continue
                 if message.index == self._settings.index:  # type: ignore[attr-defined]
                     appended = record.timestamp / 1000.0
@@ -438,10 +437,12 @@ class StreamsApp:
         except KafkaError as error:
             logger().warning("progress not committed", reason=repr(error))
 
-    async def _quarantine(self, record: Record, error: MessageError, *, live: bool) -> None:
-        if not live:
-            return
-        if self._limit.exceeded_by_one_more(time.time()):
+    async def _quarantine(self, unusable: Sequence[tuple[Record, MessageError]]) -> None:
+        for number, (record, error) in enumerate(unusable):
+            # Anyone who may click can click on what was not shown. That must not be a way to stop the worker.
+            if isinstance(error, ImpossibleFeedbackError) or not self._limit.exceeded_by_one_more(time.time()):
+                continue
+            await self._send_letters(unusable[:number])
             self._fail(
                 ClickloopError(
                     f"more than {self._settings.dead_letters_per_minute} unusable messages a minute, the last "
@@ -451,11 +452,17 @@ class StreamsApp:
             )
             # The process is about to end; until then nothing more may be drained, nor acknowledged.
             await asyncio.get_running_loop().create_future()
+        await self._send_letters(unusable)
+
+    async def _send_letters(self, unusable: Sequence[tuple[Record, MessageError]]) -> None:
+        if not unusable:
+            return
         await self._until_sent(
-            "dead letter",
-            lambda: self._producer.quarantine(record, error, service="streams", index=self._settings.index),
+            "dead letters",
+            lambda: self._producer.quarantine(*unusable, service="streams", index=self._settings.index),
         )
-        metrics.QUARANTINED.labels(self._topics[record.topic].suffix, type(error).__name__).inc()
+        for record, error in unusable:
+            metrics.QUARANTINED.labels(self._topics[record.topic].suffix, type(error).__name__).inc()
 
     async def _until_sent(self, what: str, send: Callable[[], Awaitable[T]]) -> T:
         while True:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clickloop import topics
-from clickloop.errors import InvalidMessageError, MessageError
+from clickloop.errors import ImpossibleFeedbackError, MessageError
 from clickloop.events import ExampleFormed, QueryServed
 from clickloop.sources import Sources
 from streams.partition import Partition
@@ -67,6 +67,6 @@ def apply(
         if effects.impossible:
             # What came early may be of another batch: each brings the way to its letter.
             for (letter_of, source), reason in effects.impossible:
-                unusable.append((letter_of(source), InvalidMessageError(reason), True))
+                unusable.append((letter_of(source), ImpossibleFeedbackError(reason), True))
     applied.log_time = log_time
     return applied

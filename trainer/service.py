@@ -292,11 +292,11 @@ class Trainer:
 
     async def _quarantine(self, unreadable: list[Unreadable]) -> None:
         """Each record once in this process's life; the documents are read again in every run."""
-        for record, error in unreadable:
-            place = (record.topic, record.partition, record.offset)
-            if place not in self._quarantined:
-                await self.producer.quarantine(record, error, service=SERVICE, index=self._settings.index)
-                self._quarantined.add(place)
+        new = {(record.topic, record.partition, record.offset): (record, error) for record, error in unreadable}
+        for place in self._quarantined & new.keys():
+            del new[place]
+        await self.producer.quarantine(*new.values(), service=SERVICE, index=self._settings.index)
+        self._quarantined.update(new)
 
     async def _failed(self, report: RunReport, command: Retrain, message: str) -> None:
         logger().error("run failed", command=command.command_id, reason=message)

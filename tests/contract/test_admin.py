@@ -38,7 +38,7 @@ async def test_a_dead_letter_is_listed_shown_and_replayed_byte_for_byte(broker: 
     name = topics.CLICKS.name(broker.prefix)
     async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
         record = Record(name, 1, 7, b"key", original, [("ce_id", b"\xff7"), ("ce_id", b"again"), ("empty", None)])  # type: ignore[list-item]
-        await producer.quarantine(record, InvalidMessageError("position 0"), service="streams", index="default")
+        await producer.quarantine((record, InvalidMessageError("position 0")), service="streams", index="default")
     listed = clickloop(broker, "dead-letters", "list")
     assert f"{name}/1/7" in listed.stdout
     assert "position 0" in listed.stdout
@@ -100,7 +100,7 @@ async def test_listing_names_what_it_cannot_read_and_goes_on(broker: Broker) -> 
         await raw.stop()
     async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
         record = Record("x.clicks.v1", 1, 7, None, b"x")
-        await producer.quarantine(record, InvalidMessageError("position 0"), service="streams", index="default")
+        await producer.quarantine((record, InvalidMessageError("position 0")), service="streams", index="default")
     done = clickloop(broker, "dead-letters", "list")
     assert done.returncode == 0
     assert "position 0" in done.stdout

@@ -140,7 +140,7 @@ async def test_exactly_the_offsets_of_a_range_are_read(any_broker: Broker, produ
 async def test_quarantine_keeps_the_bytes_the_place_and_the_reason(any_broker: Broker, producer: Producer) -> None:
     record = Record(topic="x.clicks.v1", partition=2, offset=17, key=b"k", value=b"\xff\x00poison")
     await producer.quarantine(
-        record, UnreadableMessageError("no readable JSON"), service="streams", index="default"
+        (record, UnreadableMessageError("no readable JSON")), service="streams", index="default"
     )
     (letter,) = await read_all(any_broker, topics.DEAD_LETTERS)
     event = codec.decode(letter.value, MessageQuarantined)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from clickloop.events import (
     MessageQuarantined,
     ModelVersionPublished,
     NodeReported,
+    QueryServed,
+    ResultClicked,
     SplitChanged,
 )
 from clickloop.kafka import Producer
@@ -124,6 +127,31 @@ async def test_more_poison_than_the_limit_stops_the_worker_loudly(broker: Any, t
     assert "dead_letters_per_minute" in process.tail()
     letters = await read_all(broker, topics.DEAD_LETTERS, MessageQuarantined)
     assert len(letters) == 5
+
+
+async def test_clicks_on_what_was_not_shown_are_letters_and_stop_no_worker_however_many(
+    broker: Any, tmp_path: Path
+) -> None:
+    (asked, served), *_ = traffic(1)
+    assert isinstance(served, QueryServed)
+
+    def clicked(number: int, doc_id: str) -> ResultClicked:
+        at = served.served_at + timedelta(seconds=2 + number)
+        return ResultClicked(
+            event_id=f"e{number}", index="default", query_id=served.query_id, doc_id=doc_id, clicked_at=at
+        )
+
+    flood = [clicked(number, "never-shown") for number in range(60)]
+    honest = clicked(60, served.results[0].doc_id)
+    with ProcessGroup() as processes:
+        process = processes.start(worker(broker, tmp_path, dead_letters_per_minute=5))
+        await send(broker, [(asked, served), *((topics.CLICKS, click) for click in [*flood, honest])])
+        (example,) = await until(broker, topics.TRAINING_EXAMPLES, ExampleFormed, bool, seconds=60)
+        process.check()
+    assert example.doc_id == honest.doc_id
+    letters = await read_all(broker, topics.DEAD_LETTERS, MessageQuarantined)
+    assert {letter.error for letter in letters} == {"ImpossibleFeedbackError"}
+    assert len({letter.event_id for letter in letters}) == len(flood)
 
 
 async def test_a_version_gets_shares_until_it_is_live_and_commands_are_followed_once(

@@ -104,7 +104,9 @@ def test_a_second_click_on_a_result_within_a_minute_is_no_second_click() -> None
 
 
 @pytest.mark.parametrize("whens", [(0.1, 20.0), (20.0, 0.1)])
-def test_a_click_that_is_believed_more_revises_the_example_within_a_minute_as_well(whens: tuple[float, float]) -> None:
+def test_a_click_that_is_believed_more_revises_the_example_within_a_minute_as_well(
+    whens: tuple[float, float],
+) -> None:
     feed = log(position_bias="off")
     feed.put(query())
     for at in whens:
