@@ -33,7 +33,7 @@ from streams.examples import Feedback, Forming, NoPositionBias, PositionBias, ch
 from streams.join import Arrival, Impression, Join, Joined
 from streams.quality import Quality
 from streams.settings import StreamsSettings
-from streams.trust import Judgement, Limits, Trust
+from streams.trust import CLOCK_SKEW, Judgement, Limits, Trust
 
 QUERIES = topics.QUERIES.suffix
 INPUTS = (QUERIES, topics.CLICKS.suffix, topics.RATINGS.suffix)
@@ -326,12 +326,13 @@ class Partition:
             effects.examples.extend(examples)
 
     def _click(self, impression: Impression, feedback: Feedback, event: ResultClicked, arrival: Arrival) -> None:
+        ahead = _ahead(arrival)
         trust, reason = self.trust.click(
             impression.split_key or event.split_key,
             event.doc_id,
             impression.query,
-            at=arrival.at,
-            served_at=impression.served_at,
+            at=arrival.at - ahead,
+            served_at=impression.served_at - ahead,
             again=_is_believed(feedback, event.doc_id),
         )
         feedback.click(event.doc_id, at=arrival.at, dwell=event.dwell_seconds, trust=trust, reason=reason)
@@ -366,7 +367,7 @@ class Partition:
             impression.split_key or event.split_key,
             event.doc_id,
             impression.query,
-            at=arrival.at,
+            at=arrival.at - _ahead(arrival),
             again=_is_believed(feedback, event.doc_id),
         )
 
@@ -393,6 +394,11 @@ class Partition:
             result.counted_as_new = False
             self._counts.examples -= 1
             self._slices[example.domain, example.difficulty] -= 1
+
+
+def _ahead(arrival: Arrival) -> float:
+    """By how much its clock must be wrong: no trust rule may be taken into the future, and stay there."""
+    return max(0.0, arrival.at - (arrival.log_time + CLOCK_SKEW))
 
 
 def _is_believed(feedback: Feedback, doc_id: str) -> bool:

@@ -23,6 +23,8 @@ from streams.tally import MAX_NAMES, Tally
 
 MINUTE = 60.0
 HOUR = 3600.0
+CLOCK_SKEW = 60.0
+"""What happened later than that after the broker took it was told by a wrong clock."""
 MAX_KEYS = 50_000
 """Split keys whose rates are remembered; the one that was silent the longest goes first."""
 FAST_WEIGHT = 0.5
@@ -69,7 +71,9 @@ class Trust:
 
     ``counts`` tells how often each rule took weight away: ``too_fast``, ``rate``, ``everything``, ``repeat``,
     ``key_share``, ``document_share``, ``query_share``. ``tallies`` are what other partitions' counts are added
-    to (``streams/caps.py``); without that, each partition bounds its own part alone.
+    to (``streams/caps.py``); without that, each partition bounds its own part alone. What is more than an hour
+    older than the latest, as imported history is, has tallies of its own, that go back to its time: among those of
+    now, months of it would be one hour's.
     """
 
     def __init__(self, limits: Limits, *, part: float = 1.0) -> None:
@@ -77,9 +81,10 @@ class Trust:
         self._limits = limits
         self._max_keys = max(1, round(part * MAX_KEYS))
         self._habits: OrderedDict[str, _Habits] = OrderedDict()
-        self._rates = Tally("rate", seconds=MINUTE, most=round(part * MAX_NAMES))
-        self._influence = Tally("influence", seconds=HOUR, most=round(part * MAX_NAMES))
-        self.tallies = (self._rates, self._influence)
+        most = round(part * MAX_NAMES)
+        self.tallies = (Tally("rate", seconds=MINUTE, most=most), Tally("influence", seconds=HOUR, most=most))
+        self._past = (Tally("rate", seconds=MINUTE, most=most), Tally("influence", seconds=HOUR, most=most))
+        self._latest = 0.0
         self.counts: Counter[str] = Counter()
 
     def click(
@@ -139,14 +144,25 @@ class Trust:
         if not limit:
             return False
         _add(habits.clicks, at, limit=limit + 1)
-        self._rates.turn(at)
-        self._rates.add(split_key, 1.0)
-        return len(habits.clicks) + self._rates.others(split_key) > limit
+        rates, _ = self._tallies_at(at)
+        rates.add(split_key, 1.0)
+        return len(habits.clicks) + rates.others(split_key) > limit
+
+    def _tallies_at(self, at: float) -> tuple[Tally, Tally]:
+        """The rates and the influence to which this time counts."""
+        if at >= self._latest - HOUR:
+            self._latest = max(self._latest, at)
+            for tally in self.tallies:
+                tally.turn(at)
+            return self.tallies
+        for tally in self._past:
+            tally.turn(at, back=True)
+        return self._past
 
     def _within_shares(self, split_key: str, doc_id: str, query: str, judged: Judgement, at: float) -> Judgement:
         """``judged`` where there is room for it, else 0. What is given is counted, what is not is not."""
-        limits, tally, weight = self._limits, self._influence, judged.weight
-        tally.turn(at)
+        limits, weight = self._limits, judged.weight
+        _, tally = self._tallies_at(at)
         total = tally.add(ALL, weight)
         claims: list[tuple[str, str, float]] = []
         if limits.max_document_share:

@@ -52,6 +52,33 @@ def test_a_flood_of_ratings_counts_against_the_rate_too() -> None:
     assert [weigh_rating(rules, "flood", at=t) for t in range(12)] == [1.0] * 10 + [0.0] * 2
 
 
+def test_history_takes_no_room_from_today_nor_today_from_history() -> None:
+    day, rules = 86_400.0, Trust(Limits(clicks_per_document=0))
+    today = 400 * day
+
+    def believed(key: str, whens: list[float]) -> float:
+        each = ((at, f"d{n}", f"text {n}") for n, at in enumerate(whens))
+        return sum(weigh(rules, key, at=at, served_at=at - 5.0, doc=doc, text=text) for at, doc, text in each)
+
+    assert believed("ann", [today + n for n in range(5)]) == 5.0
+    assert believed("bob", [today - 60 * day + n * day / 2 for n in range(100)]) == 100.0
+    assert believed("eve", [today - 9 * day + n * 30.0 for n in range(40)]) == 20.0, "of one hour, a share"
+    assert believed("ann", [today + 60.0 + n for n in range(20)]) == 15.0
+
+
+def test_a_clock_in_the_future_takes_nothing_from_those_after_it() -> None:
+    state, weights = partition(position_bias="off"), []
+    far = 365 * 86_400.0
+    for number, (key, at) in enumerate([("far", far), *(("ann", 7200.0 * n) for n in range(1, 30))]):
+        appended = NOON + (0.0 if key == "far" else at)
+        asked = query(f"q{number}", served=at, key=key, text=f"text {number}", docs=(f"a{number}", f"b{number}"))
+        state.query(asked, offset=number, log_time=appended, now=appended)
+        clicked = click(f"b{number}", f"q{number}", when=at + 5.0)
+        effects = state.feedback(clicked, offset=number, log_time=appended + 5.0, now=appended + 5.0)
+        weights += [example.weight for example in effects.examples]
+    assert weights == [1.0] * 30
+
+
 def test_the_memory_of_keys_is_bounded() -> None:
     rules = trust()
     for n in range(MAX_KEYS + 100):
