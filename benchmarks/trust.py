@@ -159,8 +159,7 @@ def model_of(
     documents = [Document(f"d{number}", "", b"") for number in range(len(world.documents))]
     clicks = prepare(examples, documents, bias=bias, max_document_share=max_document_share).clicks
     clicks = replace(clicks, vectors=world.texts[[int(text.removeprefix("t")) for text in clicks.queries]])
-    if debiased:
-        clicks = replace(clicks, evidence=clicks.weight * clicks.evidence.mean() / clicks.weight.mean())
+    clicks = replace(clicks, debiased=debiased)
     corpus, parent = Corpus(documents, world.documents), Parent("base", encoder, None, encoder)
     job = Job(parent, clicks, corpus, clicks.of_queries([]), 0, lambda _: None)
     return AdapterMethod().train(job).adapter or Adapter.identity(world.documents.shape[1])

@@ -58,12 +58,14 @@ def believed(clicks: Clicks, asked: Vectors, documents: Vectors) -> Clicks:
     """
     belief = beliefs(clicks, asked, documents)
     kept = belief >= LEAST
+    evidence = np.minimum(belief, clicks.evidence)
+    share = np.divide(evidence, clicks.evidence, out=np.zeros_like(evidence), where=clicks.evidence > 0.0)
     return replace(
         clicks,
         query=clicks.query[kept],
         document=clicks.document[kept],
-        weight=clicks.weight[kept],
-        evidence=np.minimum(belief, clicks.evidence)[kept],
+        weight=(clicks.weight * share)[kept],
+        evidence=evidence[kept],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,6 +24,9 @@ Floats = NDArray[np.float32]
 GOOD_RATING = 4.0
 RATED = 3.0
 """How many clicks a good rating is worth: hardly any is given by mistake, where one click in four or five is."""
+PASSED_OVER = 0.1
+"""What being passed over above a click says against a document, beside what a click says for one: often it was not
+seen, and the click already puts all others below its own."""
 BELIEVED = 0.5
 """Clicks that are trusted less don't tell where people look."""
 DOMAIN = "domain "
@@ -64,22 +67,37 @@ class Clicks:
     """(rows,) how often it was clicked by someone who is trusted; a good rating counts RATED times"""
     examples: int = 0
     """How many positive examples the rows were made from."""
-    skipped: dict[int, list[int]] = field(default_factory=dict)
-    """Query index → documents that were shown above a click and skipped, or rated low."""
+    unwanted: dict[int, dict[int, float]] = field(default_factory=dict)
+    """Query index → documents that were rated low, called the worse one of two, or passed over above a click → how
+    much speaks against them, beyond what speaks for them, in trusted clicks"""
     labels: dict[int, frozenset[str]] = field(default_factory=dict)
     """Query index → the slices that it belongs to, by its clicks' domains and difficulties."""
     votes: dict[int, list[Vote]] = field(default_factory=dict)
     """Query index → its clicks on randomised traffic; see trainer/swaps.py"""
+    debiased: bool = False
+    """Methods learn from ``weight``, not from ``evidence``."""
     vectors: Vectors = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     """(queries, dim) float32: the parent's encoder's, normalised, without the adapter; empty until known"""
 
     def __len__(self) -> int:
         return len(self.query)
 
+    @property
+    def taught(self) -> Floats:
+        """(rows,) how much methods make of each row; in the mean as much as ``evidence``."""
+        if not self.debiased or not len(self):
+            return self.evidence
+        share = self.weight / max(float(self.weight.mean()), 1e-12)
+        return np.asarray(share * self.evidence.mean(), dtype=np.float32)
+
     def facts(self) -> tuple[bytes, ...]:
         """All that training may depend on but the vectors, for telling one set of clicks from another."""
-        texts = "\0".join(self.queries).encode()
-        return (texts, *(part.tobytes() for part in (self.query, self.document, self.weight, self.evidence)))
+        texts, against = "\0".join(self.queries).encode(), repr((self.debiased, self.unwanted)).encode()
+        return (
+            texts,
+            against,
+            *(part.tobytes() for part in (self.query, self.document, self.weight, self.evidence)),
+        )
 
     def of_queries(self, wanted: Sequence[int] | Indexes) -> Clicks:
         """Only these queries' rows, with the queries numbered anew."""
@@ -95,9 +113,10 @@ class Clicks:
             weight=self.weight[rows],
             evidence=self.evidence[rows],
             examples=round(self.examples * share),
-            skipped={int(number[q]): d for q, d in self.skipped.items() if number[q] >= 0},
+            unwanted={int(number[q]): d for q, d in self.unwanted.items() if number[q] >= 0},
             labels={int(number[q]): of_it for q, of_it in self.labels.items() if number[q] >= 0},
             votes={int(number[q]): of_it for q, of_it in self.votes.items() if number[q] >= 0},
+            debiased=self.debiased,
             vectors=self.vectors[kept] if len(self.vectors) else self.vectors,
         )
 
@@ -140,7 +159,7 @@ def prepare(
     queries: list[str] = []
     known: dict[str, int] = {}
     rows: dict[tuple[int, int], list[float]] = {}
-    skipped: dict[int, dict[int, None]] = {}
+    against: defaultdict[tuple[int, int], float] = defaultdict(float)
     labelled: dict[int, set[str]] = {}
     votes: dict[int, list[Vote]] = {}
     made: list[ExampleFormed] = []
@@ -161,14 +180,18 @@ def prepare(
         query = known.setdefault(text, len(queries))
         if query == len(queries):
             queries.append(example.query)
-        negatives = [position[d] for d in example.negatives if d in position]
+        trust = example.trust
+        if trust is None:
+            trust = min(example.weight / told.get(example.position or 0, example.weight), 1.0)
+        # Nothing was clicked nor rated: one was preferred to the others.
+        is_choice = not example.clicks and example.rating is None
+        for other in example.negatives:
+            if other in position:
+                against[query, position[other]] += trust * (1.0 if is_choice else PASSED_OVER)
         if example.label == "negative":
-            negatives.append(document)
+            against[query, document] += trust * RATED
         else:
             correction = inverse.get(example.position or 0, 1.0)
-            trust = example.trust
-            if trust is None:
-                trust = min(example.weight / told.get(example.position or 0, example.weight), 1.0)
             evidence = trust * (RATED if _rated_good(example) else 1.0)
             row = rows.setdefault((query, document), [0.0, 0.0])
             row[0] += evidence * correction
@@ -177,11 +200,14 @@ def prepare(
             labelled.setdefault(query, set()).update(slices_of(example))
             if trust >= BELIEVED and (vote := vote_of(example, position)):
                 votes.setdefault(query, []).append(vote)
-        skipped.setdefault(query, {}).update(dict.fromkeys(negatives))
     ordered = sorted(rows)
     pairs = np.asarray(ordered, dtype=np.int64).reshape(-1, 2)
     weights = np.asarray([rows[key] for key in ordered], dtype=np.float32).reshape(-1, 2)
-    clicked = set(ordered)
+    unwanted: dict[int, dict[int, float]] = {}
+    for (query, document), objection in sorted(against.items()):
+        beyond = objection - rows.get((query, document), (0.0, 0.0))[1]
+        if beyond > 0.0:
+            unwanted.setdefault(query, {})[document] = beyond
     clicks = Clicks(
         queries=queries,
         query=pairs[:, 0],
@@ -189,7 +215,7 @@ def prepare(
         weight=weights[:, 0],
         evidence=weights[:, 1],
         examples=positives,
-        skipped={q: kept for q, docs in skipped.items() if (kept := [d for d in docs if (q, d) not in clicked])},
+        unwanted=unwanted,
         labels={query: frozenset(names) for query, names in labelled.items() if names},
         votes=votes,
     )
@@ -225,12 +251,13 @@ def after_synthetic(synthetic: Clicks, clicks: Clicks) -> Clicks:
         queries=[*synthetic.queries, *clicks.queries],
         query=np.concatenate([synthetic.query, clicks.query + count]),
         document=np.concatenate([synthetic.document, clicks.document]),
-        weight=np.concatenate([synthetic.weight, clicks.weight]),
+        weight=np.concatenate([synthetic.weight * _weight_of_evidence(clicks), clicks.weight]),
         evidence=np.concatenate([synthetic.evidence, clicks.evidence]),
         examples=synthetic.examples + clicks.examples,
-        skipped={query + count: documents for query, documents in clicks.skipped.items()},
+        unwanted={query + count: documents for query, documents in clicks.unwanted.items()},
         labels={query + count: names for query, names in clicks.labels.items()},
         votes={query + count: votes for query, votes in clicks.votes.items()},
+        debiased=clicks.debiased,
         vectors=np.concatenate([synthetic.vectors, clicks.vectors]),
     )
 
@@ -283,16 +310,24 @@ def _rated_good(example: ExampleFormed) -> bool:
 def joined(clicks: Clicks, others: Clicks) -> Clicks:
     """Both, one after the other; a row of ``others`` is as much evidence as the average row of ``clicks``."""
     evidence = float(clicks.evidence.mean()) if len(clicks) else 1.0
+    weight = evidence * _weight_of_evidence(clicks)
     return Clicks(
         queries=[*clicks.queries, *others.queries],
         query=np.concatenate([clicks.query, others.query + len(clicks.queries)]),
         document=np.concatenate([clicks.document, others.document]),
-        weight=np.concatenate([clicks.weight, others.weight * evidence]),
+        weight=np.concatenate([clicks.weight, others.weight * weight]),
         evidence=np.concatenate([clicks.evidence, others.evidence * evidence]),
         examples=clicks.examples,
-        skipped=clicks.skipped,
+        unwanted=clicks.unwanted,
+        debiased=clicks.debiased,
         vectors=np.concatenate([clicks.vectors, others.vectors]),
     )
+
+
+def _weight_of_evidence(clicks: Clicks) -> float:
+    """What the clicks' weights are beside their evidence, on the whole; so are those of pairs no one clicked."""
+    evidence = float(clicks.evidence.sum())
+    return float(clicks.weight.sum()) / evidence if evidence > 0.0 else 1.0
 
 
 def moments(clicks: Clicks, *, share: float, count: int) -> list[tuple[Clicks, Clicks]]:

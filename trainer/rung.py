@@ -305,8 +305,9 @@ def past_of(
         past = [(loaded.clicks, loaded.clicks.of_queries([]))]
     if not past:
         raise TrainingError(f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out")
-    cap = settings.shared_evidence
-    return [(after_synthetic(loaded.synthetic, shared(known, cap=cap)), later) for known, later in past]
+    cap, debiased = settings.shared_evidence, settings.debiased_training
+    told = [(replace(shared(known, cap=cap), debiased=debiased), later) for known, later in past]
+    return [(after_synthetic(loaded.synthetic, known), later) for known, later in told]
 
 
 def with_parents(

@@ -71,6 +71,10 @@ class TrainerSettings(RungSettings):
     propensity_clip: float = Field(
         10.0, ge=1, description="no click weighs more than this many times a click on the first result"
     )
+    debiased_training: bool = Field(
+        default=False,
+        description="learn by what position_bias says, too; without it, the gate alone goes by that",
+    )
     max_document_share: float = Field(
         0.02,
         ge=0.0,
@@ -98,6 +102,7 @@ class TrainerSettings(RungSettings):
             "min_positive_share": self.min_positive_share,
             "position_bias": self.position_bias,
             "propensity_clip": self.propensity_clip,
+            "debiased_training": self.debiased_training,
             "max_document_share": self.max_document_share,
             "shared_evidence": self.shared_evidence,
             "holdout_share": self.holdout_share,

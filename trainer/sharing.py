@@ -41,10 +41,10 @@ def shared(clicks: Clicks, *, cap: float) -> Clicks:
         weight[row] = weight.get(row, 0.0) + heavier
     rows = sorted(evidence)
     pairs = np.asarray(rows, dtype=np.int64)
-    skipped = {
+    unwanted = {
         query: kept
-        for query, documents in clicks.skipped.items()
-        if (kept := [document for document in documents if (query, document) not in borrowed])
+        for query, documents in clicks.unwanted.items()
+        if (kept := {document: much for document, much in documents.items() if (query, document) not in borrowed})
     }
     return replace(
         clicks,
@@ -52,7 +52,7 @@ def shared(clicks: Clicks, *, cap: float) -> Clicks:
         document=pairs[:, 1],
         evidence=np.asarray([evidence[row] for row in rows], dtype=np.float32),
         weight=np.asarray([weight[row] for row in rows], dtype=np.float32),
-        skipped=skipped,
+        unwanted=unwanted,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from clickloop.text import normal_text
 from tests.unit.trainer_facts import documents, example, world
-from trainer.dataset import RATED, Clicks, after_synthetic, moments, prepare
+from trainer.dataset import PASSED_OVER, RATED, Clicks, after_synthetic, moments, prepare
 
 
 def rows(clicks: Clicks) -> dict[tuple[str, int], float]:
@@ -99,7 +99,7 @@ def test_a_document_that_claims_out_of_proportion_teaches_no_more_than_the_avera
     assert len(prepare(people, documents(40), max_document_share=0.02).clicks) == 400, "people lose nothing"
 
 
-def test_what_was_skipped_or_rated_low_is_a_negative_unless_it_was_clicked_too():
+def test_what_was_passed_over_or_rated_low_is_unwanted_as_far_as_it_was_not_clicked():
     clicks = prepare(
         [
             example("one", "d0002", number=1, position=3, negatives=("d0000", "d0001")),
@@ -109,7 +109,16 @@ def test_what_was_skipped_or_rated_low_is_a_negative_unless_it_was_clicked_too()
         documents(5),
     ).clicks
     assert rows(clicks) == {("one", 0): 1.0, ("one", 2): 1.0}
-    assert clicks.skipped[0] == [1, 3]
+    assert clicks.unwanted == {0: {1: PASSED_OVER, 3: RATED}}
+
+
+def test_of_two_results_the_worse_one_is_unwanted_as_far_as_the_preference_is_strong():
+    chosen = example("one", "d0002", position=3, negatives=("d0000", "d0001"), clicks=0, trust=0.6)
+    rated = example("one", "d0001", number=2, label="negative", rating=1, weight=1.0)
+    clicks = prepare(
+        [chosen, rated, *[example("one", "d0001", number=3 + n) for n in range(2)]], documents(5)
+    ).clicks
+    assert clicks.unwanted == {0: {0: 0.6, 1: pytest.approx(0.6 + RATED - 2.0)}}
 
 
 def test_examples_of_documents_that_are_gone_are_counted():

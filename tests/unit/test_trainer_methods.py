@@ -136,8 +136,19 @@ def test_what_may_be_wanted_is_no_hard_negative():
     query, document = np.array([0, 0, 1]), np.array([0, 2, 3])
     found = mined(asked[query], documents, query, document, count=2)
     assert found[0].tolist() == [3, 4], "neither its own two nor the near-copy"
-    assert found[2].tolist() == [2, 1]
+    assert found[2].tolist() == [1, 0]
     assert mined(asked[query], documents, query, document, count=6)[0].tolist() == [3, 4, -1, -1, -1, -1]
+
+
+def test_neither_a_near_copy_nor_a_twin_querys_click_is_a_hard_negative_and_what_was_rated_low_comes_first():
+    at = np.deg2rad
+    asked = np.array([[np.cos(at(a)), np.sin(at(a))] for a in (0.0, 3.0, 180.0)])
+    documents = np.array([[np.cos(at(a)), np.sin(at(a))] for a in (40.0, 52.0, 65.0, 80.0, 100.0)])
+    query, document = np.array([0, 1, 2]), np.array([0, 2, 4])
+    found = mined(asked, documents, query, document, count=2)
+    assert found[0].tolist() == [3, 4], "1 is like its own, and 2 was clicked for a query like it"
+    against = {0: np.array([4])}
+    assert mined(asked, documents, query, document, count=2, unwanted=against)[0].tolist() == [4, 3]
 
 
 def test_a_checkpoint_of_another_training_or_a_torn_one_is_thrown_away(tmp_path: Path):
@@ -182,6 +193,55 @@ def test_targets_share_a_querys_weight_among_its_documents():
     scores = torch.log_softmax(torch.tensor([[1.0, 0.0, -1.0]]), dim=1)
     loss = Targets(clicks).loss(scores, np.array([0]))
     assert float(loss) == pytest.approx(float(-(0.75 * scores[0, 0] + 0.25 * scores[0, 2])))
+
+
+def test_what_was_rated_low_is_pushed_down_as_far_as_it_is_found():
+    scores = torch.log_softmax(torch.tensor([[3.0, 2.0, 1.0]]), dim=1).requires_grad_()
+    clicks = Clicks(["q"], np.array([0]), np.array([2]), np.ones(1), np.ones(1, dtype=np.float32))
+    rated = replace(clicks, unwanted={0: {0: 2.0}})
+    more = Targets(rated).loss(scores, np.array([0])) - Targets(clicks).loss(scores, np.array([0]))
+    chance = scores[0, 0].exp().item()
+    assert more.item() == pytest.approx(-2.0 * np.log(1.0 - chance), rel=1e-5)
+    more.backward()
+    assert scores.grad is not None
+    assert scores.grad[0].tolist() == pytest.approx([2.0 * chance / (1.0 - chance), 0.0, 0.0], rel=1e-5)
+
+
+@pytest.mark.parametrize("clicked_too", [True, False])
+def test_an_adapter_lowers_what_was_rated_low_for_its_query(clicked_too: bool):
+    clicks, corpus = world(queries=200)
+    kept = (clicks.query > 0) | clicked_too
+    parts = {name: getattr(clicks, name)[kept] for name in ("query", "document", "weight", "evidence")}
+    clicks = replace(clicks, **parts)
+    scores = corpus.vectors @ clicks.vectors[0]
+    scores[clicks.document[clicks.query == 0]] = -1.0
+    first = int(scores.argmax())
+
+    def found(of_it: Clicks) -> float:
+        adapter = AdapterMethod().train(job(of_it, corpus)).adapter
+        assert adapter is not None
+        now = torch.from_numpy(corpus.vectors @ adapter.apply(of_it.vectors[:1])[0])
+        return float(torch.softmax(30.0 * now, dim=0)[first])
+
+    assert found(replace(clicks, unwanted={0: {first: 30.0}})) < 0.95 * found(clicks)
+
+
+def test_debiased_clicks_weigh_by_the_inverse_of_their_chance_to_be_seen():
+    clicks = Clicks(
+        ["q", "r"],
+        np.array([0, 1]),
+        np.array([0, 1]),
+        np.array([0.1, 0.5]),
+        np.array([1.0, 1.0], dtype=np.float32),
+    )
+    scores = torch.log_softmax(torch.tensor([[3.0, 2.0], [2.0, 1.0]]), dim=1)
+
+    def losses(of_it: Clicks) -> list[float]:
+        return [Targets(of_it).loss(scores, np.array([q])).item() for q in (0, 1)]
+
+    (plain, other), (low, high) = losses(clicks), losses(replace(clicks, debiased=True))
+    assert low / plain == pytest.approx(1 / 3)
+    assert high / other == pytest.approx(5 / 3)
 
 
 def test_of_a_very_large_corpus_the_clicked_documents_are_always_among_the_negatives(

@@ -54,5 +54,7 @@ def test_a_query_with_clicks_enough_of_its_own_borrows_nothing() -> None:
 
 
 def test_what_is_borrowed_is_no_longer_held_against_the_document() -> None:
-    found = shared(clicks([(0, 7, 1.0), (1, 8, 2.0)], [0.0, 1.0], skipped={0: [8, 9], 1: [3]}), cap=1.0)
-    assert found.skipped == {0: [9], 1: [3]}
+    found = shared(
+        clicks([(0, 7, 1.0), (1, 8, 2.0)], [0.0, 1.0], unwanted={0: {8: 0.1, 9: 0.1}, 1: {3: 2.0}}), cap=1.0
+    )
+    assert found.unwanted == {0: {9: 0.1}, 1: {3: 2.0}}

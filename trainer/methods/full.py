@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from clickloop.events import VersionKind
 from trainer.belief import believed
-from trainer.dataset import Clicks, Corpus, joined
+from trainer.dataset import NEAR_DUPLICATE, Clicks, Corpus, joined
 from trainer.methods import losses
 from trainer.methods.adapter import AdapterMethod
 from trainer.methods.base import Job, Parent, Progress, Trained
@@ -29,6 +30,10 @@ HEAD_POWER = 0.25
 """Of the whitening on top: ranking against a batch has evened out the new space's directions already."""
 PROTECTED = 0.95
 """A document with more than this share of the wanted one's score is no negative."""
+BEFORE_ALL = 4.0
+"""More than two cosines can differ by."""
+NEAR_COPY = 0.95
+"""Nor is one with at least this cosine to the wanted one."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,10 @@ class FullMethod:
         )
 
     def _descend(self, job: Job, encoder: SentenceTransformer, clicks: Clicks) -> Descended:
-        used = np.unique(np.concatenate([clicks.document, job.domain.document]))
+        against = clicks.unwanted if self.hard_negatives else {}
+        named = np.asarray([d for of_it in against.values() for d in of_it], dtype=np.int64)
+        used = np.unique(np.concatenate([clicks.document, job.domain.document, named]))
+        unwanted = {query: np.searchsorted(used, list(of_it)) for query, of_it in against.items()}
         queries = [*clicks.queries, *job.domain.queries]
         texts = [job.corpus.documents[i].text for i in used] + queries
         number = {text: len(used) + i for i, text in enumerate(queries)}
@@ -112,13 +120,20 @@ class FullMethod:
         def batches(epoch: int) -> Iterator[Indexes]:
             nonlocal rows, weight, asks, at, hard
             rows = joined(clicks, _part(job.domain, self.domain_share, job.seed, epoch))
-            weight = torch.from_numpy(rows.evidence / max(float(rows.evidence.mean()), 1e-12)).to(encoder.device)
+            weight = torch.from_numpy(rows.taught / max(float(rows.taught.mean()), 1e-12)).to(encoder.device)
             asks = np.asarray([number[query] for query in rows.queries], dtype=np.int64)[rows.query]
             at = np.searchsorted(used, rows.document)
             if self.hard_negatives:
                 job.report(Progress("training"))
                 vectors = upper.vectors()
-                hard = mined(vectors[asks], vectors[: len(used)], rows.query, at, count=self.hard_negatives)
+                hard = mined(
+                    vectors[asks],
+                    vectors[: len(used)],
+                    rows.query,
+                    at,
+                    count=self.hard_negatives,
+                    unwanted=unwanted,
+                )
             rng = np.random.default_rng([job.seed, epoch])
             return neighbourly_batches(job.corpus.vectors[rows.document], self.batch, rng)
 
@@ -162,21 +177,34 @@ def _same(query: Indexes, document: Indexes) -> torch.Tensor:
     return torch.from_numpy(same)
 
 
-def mined(asked: Vectors, documents: Vectors, query: Indexes, document: Indexes, *, count: int) -> Indexes:
+def mined(
+    asked: Vectors,
+    documents: Vectors,
+    query: Indexes,
+    document: Indexes,
+    *,
+    count: int,
+    unwanted: Mapping[int, Indexes] = MappingProxyType({}),
+) -> Indexes:
     """(rows, count): for each row the documents that its query finds first and must not, -1 where there are fewer.
 
-    ``asked`` (rows, dim) are the rows' queries, ``query`` and ``document`` (rows,) their numbers. What scores
-    nearly as high as the row's own document may be wanted too, and what was clicked for the query is
-    (positive-aware mining, Moreira et al. 2024, "NV-Retriever").
+    ``asked`` (rows, dim) are the rows' queries, ``query`` and ``document`` (rows,) their numbers. ``unwanted``, by
+    query, are documents that feedback speaks against: they come before all that are merely found. What scores
+    nearly as high as the row's own document may be wanted too (positive-aware mining, Moreira et al. 2024,
+    "NV-Retriever"), and so may a near-copy of that, and what was clicked for a query that all but coincides; what
+    was clicked for the query itself is.
     """
     found = np.full((len(asked), count), -1, dtype=np.int64)
     wanted: dict[int, list[int]] = defaultdict(list)
     for q, d in zip(query.tolist(), document.tolist(), strict=True):
         wanted[q].append(d)
     for row in range(len(asked)):
-        scores = documents @ asked[row]
-        scores[scores > PROTECTED * scores[document[row]]] = -np.inf
-        scores[wanted[int(query[row])]] = -np.inf
+        scores, own = documents @ asked[row], documents[document[row]]
+        protected = (scores > PROTECTED * scores[document[row]]) | (documents @ own >= NEAR_COPY)
+        scores[unwanted.get(int(query[row]), [])] += BEFORE_ALL
+        scores[protected] = -np.inf
+        for like in {int(query[row]), *query[asked @ asked[row] >= NEAR_DUPLICATE].tolist()}:
+            scores[wanted[like]] = -np.inf
         first = np.argsort(-scores, kind="stable")[:count]
         first = first[np.isfinite(scores[first])]
         found[row, : len(first)] = first

@@ -16,37 +16,68 @@ SCALE = 30.0
 """Inverse temperature of the softmax over cosines."""
 WHOLE_CORPUS = 20_000
 """Up to so many documents, every one is a negative for every query; of more, a sample and the nearest ones."""
+SURE = 0.999
+"""Most that a document may be found likely; beyond it the loss of an unwanted one would have no bound."""
 NEAREST = 100
 SAMPLED = 1024
 
 
 class Targets:
-    """Per query text a distribution over the documents that were clicked for it, and how much is known of it."""
+    """Per query text a distribution over the documents that were clicked for it, and how much is known of it; and
+    the documents that it should not find."""
 
     def __init__(self, clicks: Clicks) -> None:
         count = len(clicks.queries)
-        total = np.bincount(clicks.query, clicks.evidence, minlength=count)
-        self._weight = clicks.evidence / max(float(total.mean()), 1e-12)
-        self._document = clicks.document
-        self._first = np.searchsorted(clicks.query, np.arange(count + 1))
+        total = np.bincount(clicks.query, clicks.taught, minlength=count)
+        mean = max(float(total.mean()), 1e-12)
+        self._wanted = _Rows(clicks.query, clicks.document, clicks.taught / mean, count)
+        against = [(q, d, much) for q, of_it in sorted(clicks.unwanted.items()) for d, much in of_it.items()]
+        query, document = (np.asarray([one[n] for one in against], dtype=np.int64) for n in (0, 1))
+        much = np.asarray([one[2] for one in against], dtype=np.float32)
+        self._unwanted = _Rows(query, document, much / mean, count)
 
     def loss(self, scores: torch.Tensor, queries: Indexes, column: Indexes | None = None) -> torch.Tensor:
-        """Mean cross-entropy of ``scores`` (n, documents), the log-probabilities for ``queries`` (n,).
+        """Mean over ``queries`` (n,) of the cross-entropy of ``scores`` (n, documents), their log-probabilities,
+        and of the unlikelihood of what is unwanted (Welleck et al. 2020, "Neural Text Generation with Unlikelihood
+        Training"): it is pushed down as far as it is found.
 
         ``column`` maps a document to its column where the columns are not the whole corpus.
         """
+        found, weight = self._wanted.picked(scores, queries, column)
+        loss = -(found * weight).sum()
+        if len(self._unwanted):
+            found, weight = self._unwanted.picked(scores, queries, column)
+            loss = loss - (torch.log1p(-found.exp().clamp(max=SURE)) * weight).sum()
+        return loss / len(queries)
+
+
+class _Rows:
+    """Documents of queries, each with a weight; ordered by query."""
+
+    def __init__(self, query: Indexes, document: Indexes, weight: NDArray[np.float32], queries: int) -> None:
+        self._document, self._weight = document, weight
+        self._first = np.searchsorted(query, np.arange(queries + 1))
+
+    def __len__(self) -> int:
+        return len(self._document)
+
+    def picked(
+        self, scores: torch.Tensor, queries: Indexes, column: Indexes | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows,) the scores of these queries' documents, and their weights."""
         counts = self._first[queries + 1] - self._first[queries]
         at = np.repeat(np.arange(len(queries)), counts)
         rows = np.concatenate([np.arange(self._first[q], self._first[q + 1]) for q in queries])
         document = self._document[rows] if column is None else column[self._document[rows]]
         picked = scores[torch.from_numpy(at), torch.from_numpy(document)]
-        return -(picked * torch.from_numpy(self._weight[rows]).to(scores)).sum() / len(queries)
+        return picked, torch.from_numpy(self._weight[rows]).to(scores)
 
 
 class Negatives:
     """The documents that a clicked one must beat: the whole corpus, or, of a large one, a part worth looking at.
 
-    That part is all clicked documents, those nearest to the queries under the parent, and a random sample.
+    That part is all documents that feedback names, those nearest to the queries under the parent, and a random
+    sample.
     """
 
     def __init__(
@@ -91,6 +122,8 @@ def _worth_looking_at(documents: Vectors, clicks: Clicks, start: Vectors, seed: 
         if len(near) > WHOLE_CORPUS // 2:
             break
     near.update(clicks.document.tolist())
+    for documents_of in clicks.unwanted.values():
+        near.update(documents_of)
     others = max(WHOLE_CORPUS - len(near), 0)
     near.update(rng.choice(len(documents), size=min(others, len(documents)), replace=False).tolist())
     return np.asarray(sorted(near), dtype=np.int64)
