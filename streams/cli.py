@@ -107,11 +107,20 @@ def buffer(
     rule, found = cli.finish(_read_buffer(settings))
     wish = rule.decide(now)
     waits_for = wish.reason if isinstance(wish, NotNow) else "nothing: it asks for training now"
-    facts = _buffer_facts(settings, rule, found, now) | {"trigger_waits_for": waits_for}
+    facts = _buffer_facts(settings, rule, found)
     if as_json:
+        ages = {
+            "oldest_seconds": None if found.oldest is None else round(now - found.oldest, 1),
+            "newest_seconds": None if found.newest is None else round(now - found.newest, 1),
+        }
         sample = {"reservoir": list(found.reservoir.kept), "sketch_sum": found.sketches.total}
-        typer.echo(json.dumps(facts | sample))
+        typer.echo(json.dumps(facts | ages | {"trigger_waits_for": waits_for} | sample))
         return
+    facts |= {
+        "oldest": _since(found.oldest, now),
+        "newest": _since(found.newest, now),
+        "trigger_waits_for": waits_for,
+    }
     for name, value in facts.items():
         typer.echo(f"{name.replace('_', ' '):<18} {_shown(value)}")
 
@@ -217,7 +226,7 @@ def _place(record: Record) -> OffsetRange:
     return OffsetRange(topic=record.topic, partition=record.partition, start=record.offset, end=record.offset + 1)
 
 
-def _buffer_facts(settings: StreamsSettings, rule: Trigger, found: Buffer, now: float) -> dict[str, Any]:
+def _buffer_facts(settings: StreamsSettings, rule: Trigger, found: Buffer) -> dict[str, Any]:
     return {
         "index": settings.index,
         "new_examples": rule.new_examples,
@@ -225,8 +234,6 @@ def _buffer_facts(settings: StreamsSettings, rule: Trigger, found: Buffer, now: 
         "messages": found.messages,
         "distinct_examples": found.reservoir.distinct,
         "slices": {f"{name} {value}": n for (name, value), n in found.reservoir.by_slice().items()},
-        "oldest_seconds": None if found.oldest is None else round(now - found.oldest, 1),
-        "newest_seconds": None if found.newest is None else round(now - found.newest, 1),
         "reservoir_size": len(found.reservoir.kept),
         "query_sketches": found.sketches.count,
     }
@@ -275,11 +282,25 @@ def _written(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
+def _since(at: float | None, now: float) -> str | None:
+    return None if at is None else f"{_written(at)}, {time_ago(now - at)}"
+
+
+def time_ago(seconds: float) -> str:
+    """As people say it, in one unit and rounded down.
+
+    >>> [time_ago(s) for s in (-0.5, 59.9, 60.0, 7199.0, 86_400.0, 900_000.0)]
+    ['0 s ago', '59 s ago', '1 min ago', '1 h ago', '1 d ago', '10 d ago']
+    """
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{max(0.0, seconds) // 1:.0f} s ago"
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {count}" for name, count in value.items()) or "-"
     if isinstance(value, list):
         return ", ".join(value) or "-"
-    if isinstance(value, float):
-        return f"{value:.0f}"
     return "-" if value is None else str(value)

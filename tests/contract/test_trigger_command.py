@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -108,6 +109,7 @@ async def test_the_buffer_shows_ranges_slices_and_what_the_trigger_waits_for(bro
     assert "training-examples.v1/1 0-30" in done.stdout
     assert "label negative 10, label positive 20" in done.stdout
     assert "30 of 100 new examples" in done.stdout
+    assert re.search(r"^oldest +\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ, \d+ (s|min|h|d) ago$", done.stdout, re.MULTILINE)
     found = json.loads(clickloop(broker, "buffer", "default", "--json").stdout)
     assert found["distinct_examples"] == found["reservoir_size"] == 30
     assert len(found["reservoir"]) == 30
