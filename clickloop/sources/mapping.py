@@ -18,7 +18,6 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from clickloop.codec import split_key
 from clickloop.errors import InvalidMessageError, SettingsError
 from clickloop.events import (
     DocumentChanged,
@@ -29,7 +28,7 @@ from clickloop.events import (
     ResultPreferred,
     ResultRated,
 )
-from clickloop.sources.values import MOST_RESULTS, TimeFormat, identity, moment, number, shown, whole
+from clickloop.sources.values import MOST_RESULTS, TimeFormat, identity, moment, number, pseudonym, shown, whole
 
 Suffix = Literal["queries", "clicks", "ratings", "documents"]
 
@@ -88,8 +87,12 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def read(self, record: dict[str, Any]) -> dict[str, Any]:
         """The message's fields, as far as the record has them. Raises InvalidMessageError."""
-        out = dict(self.values)
-        attributes: dict[str, Any] = {}
+        out, attributes = dict[str, Any](), dict[str, Any]()
+        for name, value in self.values.items():
+            if name.startswith("attributes."):
+                attributes[name.removeprefix("attributes.")] = value
+            else:
+                out[name] = value
         time_field = TIMES[self.kind]
         for name, path in self.fields.items():
             value = at(record, path)
@@ -98,7 +101,7 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if name in {"time", time_field}:
                 out[time_field] = moment(value, path, self.time_format)
             elif name == "user":
-                out["split_key"] = split_key(identity(value, path))
+                out["split_key"] = pseudonym(value, path)
             elif name.startswith("attributes."):
                 attributes[name.removeprefix("attributes.")] = value
             elif name in _IDS:
@@ -169,6 +172,11 @@ def _mapping(name: str, content: Any) -> Mapping:
         if field not in own and not (mapping.topic == "documents" and field.startswith("attributes.")):
             known = ", ".join(sorted(own))
             raise SettingsError(f"[sources.{name}]: a message on {mapping.topic} has no {field!r}; it has {known}")
+    for field in mapping.values:
+        if field in {"time", "user"} or field.startswith("results."):
+            raise SettingsError(
+                f"[sources.{name}]: {field!r} can't be in values: each record has its own (fields)"
+            )
     for field in _NEEDED[mapping.topic]:
         if field not in mapping.fields and field not in mapping.values:
             raise SettingsError(f"[sources.{name}]: fields doesn't say where {field!r} is")

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from clickloop.codec import split_key
 from clickloop.errors import InvalidMessageError
 from clickloop.events import Message, QueryServed, ResultClicked, ResultRated
-from clickloop.sources.values import MOST_RESULTS, identity, moment, number, shown, whole
+from clickloop.sources.values import MOST_RESULTS, identity, moment, number, pseudonym, shown, whole
 
 CLICKS = frozenset({"click", "click_through", "add_to_cart", "purchase", "watch"})
 """Actions by which a user takes a result."""
@@ -77,9 +76,9 @@ def event(record: dict[str, Any]) -> tuple[type[Message], dict[str, Any]]:
 
 def _common(record: dict[str, Any], time_field: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    user = next((record[name] for name in _USERS if record.get(name)), None)
-    if user is not None:
-        fields["split_key"] = split_key(identity(user, "client_id"))
+    keys = (pseudonym(record[name], name) for name in _USERS if record.get(name))
+    if key := next(filter(None, keys), ""):
+        fields["split_key"] = key
     if record.get("timestamp") is not None:
         fields[time_field] = moment(record["timestamp"], "timestamp", "rfc3339")
     return fields

@@ -352,6 +352,15 @@ def test_an_apps_own_names_are_mapped() -> None:
     )
 
 
+@pytest.mark.parametrize("visitor", ["", " \t", None])
+def test_people_without_a_name_are_not_one_person(visitor: str | None) -> None:
+    click = {"event": {"kind": "product_click"}, "search": {"id": 9}, "sku": 17, "visitor": visitor}
+    assert read({**click, "ts": 0}, topics.CLICKS, sources=mapped()).split_key == ""
+    assert read({**UBI_EVENT, "client_id": visitor}, topics.CLICKS).split_key == ""
+    named = {**UBI_EVENT, "client_id": visitor, "user_id": "ann"}
+    assert read(named, topics.CLICKS).split_key == codec.split_key("ann")
+
+
 def test_one_stream_of_clicks_and_ratings_is_told_apart_by_when() -> None:
     stars = {"event": {"kind": "stars"}, "search": {"id": "q"}, "sku": "d", "stars": "5", "ts": AT.timestamp()}
     message = read(stars, topics.CLICKS, sources=mapped())
@@ -372,6 +381,13 @@ def test_documents_are_mapped_too() -> None:
     assert isinstance(message, DocumentChanged)
     assert (message.doc_id, message.title, message.text) == ("4", "Shoe", "Grips.")
     assert message.attributes == {"brand": "Aria"}
+
+
+def test_an_attribute_may_be_the_same_for_every_document() -> None:
+    table = {"topic": "documents", "fields": {"doc_id": "sku", "attributes.brand": "brand"}}
+    sources = Sources("products", mappings_of({"shop": {**table, "values": {"attributes.shop": "north"}}}))
+    document = read({"sku": 4, "brand": "Aria"}, topics.DOCUMENTS, sources=sources)
+    assert document.attributes == {"shop": "north", "brand": "Aria"}
 
 
 def test_a_record_that_no_mapping_takes_may_still_be_ubis() -> None:
@@ -404,6 +420,18 @@ def test_a_mapped_record_that_cannot_be_used_names_the_apps_field(change: dict[s
         ('topic = "clicks"\nfields = { query_id = "q" }', "doesn't say where 'doc_id' is"),
         ('topic = "clicks"\nfields = { query_id = "q", doc_id = "d", colour = "c" }', "has no 'colour'"),
         ('topic = "clicks"\nfield = {}', "field"),
+        (
+            'topic = "clicks"\nfields = { query_id = "q", doc_id = "d" }\nvalues = { user = "ann" }',
+            "'user' can't be in values",
+        ),
+        (
+            'topic = "clicks"\nfields = { query_id = "q", doc_id = "d" }\nvalues = { time = 0 }',
+            "'time' can't be in values",
+        ),
+        (
+            'topic = "queries"\nfields = {query_id="q", query="t", results="r"}\nvalues = {"results.doc_id"="d"}',
+            "'results.doc_id' can't be in values",
+        ),
         (
             'topic = "ratings"\nrating_range = [5, 1]\nfields = {query_id="q", doc_id="d", rating="r"}',
             "rating_range",
