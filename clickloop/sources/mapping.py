@@ -51,6 +51,7 @@ _NEEDED = {
     "ratings": ("query_id", "doc_id", "rating"),
     "documents": ("doc_id",),
 }
+_RATINGS = frozenset({"rating", "accuracy", "relevance"})
 _IDS = frozenset({"event_id", "query_id", "doc_id", "split_key"})
 
 
@@ -72,7 +73,7 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     first_position: Literal[0, 1] = 1
     """What the app calls the topmost position."""
     rating_range: tuple[float, float] = (1.0, 5.0)
-    """The app's worst and best rating, which become 1 and 5."""
+    """The app's worst and best, which become 1 and 5: of the rating, and of accuracy and relevance."""
 
     @property
     def kind(self) -> type[Message]:
@@ -108,7 +109,7 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 out[name] = identity(value, path)
             elif name == "position":
                 out[name] = self._position(value, path)
-            elif name == "rating":
+            elif name in _RATINGS:
                 out[name] = self._rating(value, path)
             elif name == "results":
                 out[name] = self._results(value, path)

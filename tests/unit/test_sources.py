@@ -368,6 +368,21 @@ def test_one_stream_of_clicks_and_ratings_is_told_apart_by_when() -> None:
     assert (message.rating, message.rated_at) == (3.0, AT)
 
 
+@pytest.mark.parametrize(
+    ("scale", "given", "stars"),
+    [([0, 1], (1.0, 0.95, 0.5), (5.0, 4.8, 3.0)), ([0, 10], (10, 0, "5"), (5.0, 1.0, 3.0))],
+)
+def test_an_apps_scale_is_that_of_accuracy_and_relevance_too(
+    scale: list[int], given: tuple[Any, ...], stars: tuple[float, ...]
+) -> None:
+    names = ("rating", "accuracy", "relevance")
+    fields = {"query_id": "q", "doc_id": "d", "time": "at", **{name: name for name in names}}
+    table = {"topic": "ratings", "rating_range": scale, "fields": fields}
+    record = {"q": "q", "d": "d", "at": AT.isoformat(), **dict(zip(names, given, strict=True))}
+    message = read(record, topics.RATINGS, sources=Sources("products", mappings_of({"stars": table})))
+    assert (message.rating, message.accuracy, message.relevance) == pytest.approx(stars)
+
+
 @pytest.mark.parametrize("hits", [["a", "b"], [{"sku": "a"}, {"sku": "b"}]], ids=["ids", "objects"])
 def test_shown_results_may_be_ids_or_objects(hits: Any) -> None:
     message = read({"id": "q", "q": "shoes", "at": AT.isoformat(), "hits": hits}, topics.QUERIES, sources=mapped())
