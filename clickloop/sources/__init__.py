@@ -34,7 +34,8 @@ _TOPICS: dict[type[Message], topics.Topic] = {
     DocumentChanged: topics.DOCUMENTS,
 }
 _NAMES: dict[str, type[Message]] = {kind.__name__: kind for kind in _TOPICS}
-_FEEDBACK = (ResultClicked, ResultRated)
+_FEEDBACK = (ResultClicked, ResultRated, ResultPreferred)
+_SHARED = {topics.CLICKS.suffix, topics.RATINGS.suffix}
 _UNNAMED = "-"
 
 
@@ -61,9 +62,9 @@ class Sources:
         self._every = every
         # Clicks and ratings often share one stream. There a mapping must say which records are its own.
         self._of_topic = {
-            topic: [m for m in every if m.kind is kind]
-            + [m for m in every if m.kind is not kind and {m.kind, kind} == set(_FEEDBACK) and m.when]
-            for kind, topic in ((kind, _TOPICS[kind]) for kind in KINDS.values())
+            _TOPICS[kind]: [m for m in every if m.topic == suffix]
+            + [m for m in every if m.topic != suffix and {m.topic, suffix} == _SHARED and m.when]
+            for suffix, kind in KINDS.items()
         }
 
     def read(
@@ -112,7 +113,7 @@ class Sources:
         if found is None:
             raise own
         kind, fields = found
-        if kind not in ((*_FEEDBACK, ResultPreferred) if topic.types[0] in _FEEDBACK else topic.types):
+        if kind not in (_FEEDBACK if topic.suffix in _SHARED else topic.types):
             raise InvalidMessageError(f"a {kind.__name__} on {topic.suffix}: its topic is {_TOPICS[kind].suffix}")
         return self._finished(kind, fields, context, logged)
 

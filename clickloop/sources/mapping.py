@@ -45,14 +45,16 @@ TIMES: dict[type[Message], str] = {
     ResultPreferred: "preferred_at",
     DocumentChanged: "changed_at",
 }
-_NEEDED = {
-    "queries": ("query_id", "query", "results"),
-    "clicks": ("query_id", "doc_id"),
-    "ratings": ("query_id", "doc_id", "rating"),
-    "documents": ("doc_id",),
+_NEEDED: dict[type[Message], tuple[str, ...]] = {
+    QueryServed: ("query_id", "query", "results"),
+    ResultClicked: ("query_id", "doc_id"),
+    ResultRated: ("query_id", "doc_id", "rating"),
+    ResultPreferred: ("query_id", "preferred", "alternative"),
+    DocumentChanged: ("doc_id",),
 }
+_PREFERENCE = ("preferred", "alternative")
 _RATINGS = frozenset({"rating", "accuracy", "relevance"})
-_IDS = frozenset({"event_id", "query_id", "doc_id", "split_key"})
+_IDS = frozenset({"event_id", "query_id", "doc_id", "split_key", *_PREFERENCE})
 
 
 class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +63,7 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ``fields`` maps the message's names to dotted paths in the record; ``values`` are the same for every record.
     Beside the message's own names there are ``time`` (whatever the message calls it), ``user`` (which goes on as a
     pseudonym, as ``split_key``), ``results.doc_id`` and its like (paths within one result) and, for documents,
-    ``attributes.NAME``.
+    ``attributes.NAME``. A mapping to ratings that names ``preferred`` and ``alternative`` makes preferences.
     """
 
     topic: Suffix
@@ -77,6 +79,8 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def kind(self) -> type[Message]:
+        if self.topic == "ratings" and any(name in self.fields or name in self.values for name in _PREFERENCE):
+            return ResultPreferred
         return KINDS[self.topic]
 
     def takes(self, record: dict[str, Any]) -> bool:
@@ -172,13 +176,13 @@ def _mapping(name: str, content: Any) -> Mapping:
     for field in [*mapping.fields, *mapping.values]:
         if field not in own and not (mapping.topic == "documents" and field.startswith("attributes.")):
             known = ", ".join(sorted(own))
-            raise SettingsError(f"[sources.{name}]: a message on {mapping.topic} has no {field!r}; it has {known}")
+            raise SettingsError(f"[sources.{name}]: a {mapping.kind.__name__} has no {field!r}; it has {known}")
     for field in mapping.values:
         if field in {"time", "user"} or field.startswith("results."):
             raise SettingsError(
                 f"[sources.{name}]: {field!r} can't be in values: each record has its own (fields)"
             )
-    for field in _NEEDED[mapping.topic]:
+    for field in _NEEDED[mapping.kind]:
         if field not in mapping.fields and field not in mapping.values:
             raise SettingsError(f"[sources.{name}]: fields doesn't say where {field!r} is")
     if not mapping.rating_range[0] < mapping.rating_range[1]:

@@ -39,6 +39,11 @@ UBI_QUERY: dict[str, Any] = {
     "query_response_hit_ids": ["sku-4", "sku-17"],
 }
 TOML = """
+[sources.duels]
+topic = "ratings"
+when = { "event.kind" = "duel" }
+fields = {query_id="search.id", preferred="won", alternative="lost", strength="by", time="at", user="who"}
+
 [sources.shop-clicks]
 topic = "clicks"
 when = { "event.kind" = "product_click" }
@@ -383,6 +388,25 @@ def test_an_apps_scale_is_that_of_accuracy_and_relevance_too(
     assert (message.rating, message.accuracy, message.relevance) == pytest.approx(stars)
 
 
+@pytest.mark.parametrize("topic", [topics.RATINGS, topics.CLICKS], ids=lambda t: t.suffix)
+def test_an_apps_own_preferences_are_mapped(topic: topics.Topic) -> None:
+    duel = {"event": {"kind": "duel"}, "search": {"id": 9}, "won": 17, "lost": "d", "by": "0.5", "who": "ann"}
+    message = read({**duel, "at": AT.isoformat()}, topic, sources=mapped())
+    assert message == ResultPreferred(
+        event_id=message.event_id,
+        index="products",
+        query_id="9",
+        preferred="17",
+        alternative="d",
+        preferred_at=AT,
+        strength=0.5,
+        split_key=codec.split_key("ann"),
+    )
+    assert (
+        mapped().read_row(json.dumps({**duel, "at": AT.isoformat()}).encode(), topics.RATINGS, now=AT) == message
+    )
+
+
 @pytest.mark.parametrize("hits", [["a", "b"], [{"sku": "a"}, {"sku": "b"}]], ids=["ids", "objects"])
 def test_shown_results_may_be_ids_or_objects(hits: Any) -> None:
     message = read({"id": "q", "q": "shoes", "at": AT.isoformat(), "hits": hits}, topics.QUERIES, sources=mapped())
@@ -435,6 +459,11 @@ def test_a_mapped_record_that_cannot_be_used_names_the_apps_field(change: dict[s
         ('topic = "clicks"\nfields = { query_id = "q" }', "doesn't say where 'doc_id' is"),
         ('topic = "clicks"\nfields = { query_id = "q", doc_id = "d", colour = "c" }', "has no 'colour'"),
         ('topic = "clicks"\nfield = {}', "field"),
+        ('topic = "ratings"\nfields = { query_id = "q", preferred = "w" }', "where 'alternative' is"),
+        (
+            'topic = "ratings"\nfields = {query_id="q", preferred="w", alternative="l", rating="r"}',
+            "a ResultPreferred has no 'rating'",
+        ),
         (
             'topic = "clicks"\nfields = { query_id = "q", doc_id = "d" }\nvalues = { user = "ann" }',
             "'user' can't be in values",
@@ -462,7 +491,7 @@ def test_mappings_lie_in_the_settings_file(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "clickloop.toml").write_text(TOML)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CLICKLOOP_CONFIG", raising=False)
-    assert list(load_mappings()) == ["shop-clicks", "stars", "searches", "catalogue"]
+    assert list(load_mappings()) == ["duels", "shop-clicks", "stars", "searches", "catalogue"]
     (tmp_path / "clickloop.toml").write_text("sources = 3")
     with pytest.raises(SettingsError, match="sources is 3"):
         load_mappings()
