@@ -174,6 +174,17 @@ async def test_rejected_rows_are_kept_as_they_were(tmp_path: Path) -> None:
     assert "11 more rejected rows" in said[-1]
 
 
+async def test_actions_without_feedback_are_ignored_and_not_rejected(tmp_path: Path) -> None:
+    seen = {"action_name": "impression", "query_id": "q", "timestamp": AT.isoformat()}
+    path = jsonl(tmp_path / "x.jsonl", seen, CLICK, seen, {**seen, "event_attributes": 7})
+    said: list[str] = []
+    with Rejects(None, said.append) as reject:
+        report = await send(read(path), None, reject=reject, progress=lambda _: None)
+    assert (report.rows, report.ignored, report.rejected, report.sent) == (4, 2, 1, {"clicks": 1})
+    assert [line.split(":")[1] for line in said] == ["4"]
+    assert report.line() == "4 rows: 1 clicks sent; 2 ignored; 1 rejected"
+
+
 def test_the_closing_line_counts_what_was_done() -> None:
     report = Report(rejected=1)
     assert report.line(dry_run=True) == "1 rows: nothing would be sent; 1 rejected"

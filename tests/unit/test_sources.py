@@ -215,8 +215,19 @@ def test_numbered_documents_and_positions_from_zero_are_no_mistakes() -> None:
     ("change", "topic", "reason"),
     [
         ({"query_id": None}, topics.CLICKS, "without query_id can't be joined"),
-        ({"action_name": "impression", "query_id": None}, topics.CLICKS, "'impression' is no click and no rating"),
         ({"action_name": ["click"]}, topics.CLICKS, "action a list"),
+        ({"action_name": ""}, topics.CLICKS, "action '' is no name"),
+        ({"action_name": "x" * 101}, topics.CLICKS, "no name of 1 to 100 characters"),
+        ({"action_name": "impression", "event_attributes": []}, topics.CLICKS, "UBI event is a list"),
+        (
+            {"action_name": "impression", "event_attributes": {"object": 7}},
+            topics.CLICKS,
+            "object of a UBI event is 7",
+        ),
+        ({"action_name": "impression", "timestamp": "soon"}, topics.CLICKS, "'soon', no ISO 8601 time"),
+        ({"action_name": "impression", "timestamp": 1772442904}, topics.CLICKS, "1772442904, no ISO 8601 time"),
+        ({"action_name": "impression", "query_id": ["q"]}, topics.CLICKS, "query_id is a list"),
+        ({"action_name": "impression"}, topics.QUERIES, "a UBI event on queries: its topic is clicks"),
         ({"event_attributes": {}}, topics.CLICKS, "without event_attributes.object.object_id"),
         ({"event_attributes": []}, topics.CLICKS, "event_attributes of a UBI event is a list"),
         ({"event_attributes": {"object": {"object_id": 1.5}}}, topics.CLICKS, "object_id is 1.5"),
@@ -231,6 +242,33 @@ def test_a_ubi_event_that_cannot_be_used_says_why(
 ) -> None:
     with pytest.raises(InvalidMessageError, match=reason):
         read({**UBI_EVENT, **change}, topic)
+
+
+NO_FEEDBACK: list[dict[str, Any]] = [
+    {"action_name": "impression"},
+    {"action_name": "view", "query_id": None, "event_attributes": None},
+    {"action_name": "item_hover", "client_id": "", "timestamp": "2026-03-02T09:15:04"},
+    {"action_name": "on_search", "timestamp": None, "event_attributes": {}},
+    {"action_name": "page_exit", "event_attributes": {"object": {"currentPageName": "/"}, "position": {}}},
+]
+
+
+@pytest.mark.parametrize("change", NO_FEEDBACK, ids=lambda c: c["action_name"])
+def test_a_ubi_event_whose_action_carries_no_feedback_is_no_mistake(change: dict[str, Any]) -> None:
+    record = {**UBI_EVENT, **change}
+    for topic in (topics.CLICKS, topics.RATINGS):
+        assert read(record, topic) is None
+        assert read(envelope(record), topic) is None
+        assert row(record, topic) is None
+    assert row(record) is None
+
+
+def test_a_mapping_may_say_what_an_apps_own_action_is() -> None:
+    fields = {"query_id": "query_id", "doc_id": "event_attributes.object.object_id", "time": "timestamp"}
+    table = {"topic": "clicks", "when": {"action_name": "open"}, "fields": fields}
+    own = {**UBI_EVENT, "action_name": "open"}
+    assert read(own, topics.CLICKS) is None
+    assert read(own, topics.CLICKS, sources=Sources("products", mappings_of({"opens": table}))).doc_id == "sku-17"
 
 
 @pytest.mark.parametrize(
@@ -534,7 +572,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="u
 
 def shown_examples() -> list[tuple[str, str, str]]:
     """(kind, topic, text) of every fenced block that the page marks as an example."""
-    return re.findall(r"<!-- (sends|refused|settings) ?(\w*) -->\n```\w*\n(.*?)```", DOCS, re.DOTALL)
+    return re.findall(r"<!-- (sends|ignored|refused|settings) ?(\w*) -->\n```\w*\n(.*?)```", DOCS, re.DOTALL)
 
 
 def page_sources() -> Sources:
@@ -550,6 +588,8 @@ def test_every_example_of_the_page_is_read_or_refused_as_it_says(kind: str, suff
     if kind == "refused":
         with pytest.raises(MessageError):
             page_sources().read(body.encode(), headers, topic)
+    elif kind == "ignored":
+        assert page_sources().read(body.encode(), headers, topic) is None
     else:
         assert page_sources().read(body.encode(), headers, topic, logged=LOGGED).index in {"products", "shop"}
 
