@@ -75,7 +75,7 @@ def _csv(path: Path) -> Iterator[Row]:
 
     # Bytes that are no UTF-8 stay in the text as lone surrogates, so that the row can be given back as it was.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.reader(lines(stream))
+        reader = csv.reader(lines(stream), strict=True)
         header: list[str] | None = None
         while True:
             taken.clear()
@@ -86,7 +86,9 @@ def _csv(path: Path) -> Iterator[Row]:
                 return
             except csv.Error as error:
                 reason = f"no readable CSV: {error}"
-            original = "".join(taken).encode("utf-8", "surrogateescape").rstrip(b"\r\n")[:MAX_MESSAGE_BYTES]
+                if reader.line_num > line:
+                    reason += f"; lines {line} to {reader.line_num} are one row: is a quote not closed?"
+            original = "".join(taken).encode("utf-8", "surrogateescape").rstrip(b"\r\n")
             place = f"{path}:{line}"
             if header is None:
                 if reason or len(set(cells)) != len(cells):

@@ -131,6 +131,43 @@ def test_every_bad_row_is_told_with_line_and_reason_and_the_good_ones_go_on(tmp_
     assert found[2].row.original == b"q,\xff,2026-03-02T09:15:09Z"
 
 
+OPEN_QUOTE = """query_id,clicked_at,doc_id
+q1,2026-03-02T09:15:01Z,d1
+q2,2026-03-02T09:15:02Z,"d2
+q3,2026-03-02T09:15:03Z,d3
+q4,2026-03-02T09:15:04Z,d4
+q5,2026-03-02T09:15:05Z,d5
+"""
+
+
+async def test_rows_behind_a_quote_that_is_not_closed_are_rejected_and_none_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "open.csv"
+    path.write_text(OPEN_QUOTE)
+    said: list[str] = []
+    with Rejects(tmp_path / "rejected.jsonl", said.append) as reject:
+        report = await send(read(path), None, reject=reject, progress=lambda _: None)
+    assert (report.rejected, report.sent) == (1, {"clicks": 1})
+    assert said[0].startswith(f"{path}:3: no readable CSV: ")
+    assert said[0].endswith("; lines 3 to 6 are one row: is a quote not closed?")
+    (kept,) = (json.loads(line) for line in (tmp_path / "rejected.jsonl").read_bytes().splitlines())
+    assert kept["row"].splitlines() == OPEN_QUOTE.splitlines()[2:]
+
+
+def test_an_open_quote_ends_at_the_next_one_or_at_the_longest_field(tmp_path: Path) -> None:
+    path, last = tmp_path / "open.csv", "q9,2026-03-02T09:15:09Z,d9\n"
+    path.write_text(OPEN_QUOTE + 'q7,2026-03-02T09:15:07Z,"d7"\n' + last)
+    first, rejected, good = read(path)
+    assert [r.row.place.rsplit(":", 1)[1] for r in (first, rejected, good)] == ["2", "3", "8"]
+    assert "lines 3 to 7" in rejected.reason
+    many = codec.MAX_MESSAGE_BYTES // len(last) * 2
+    path.write_text(OPEN_QUOTE + last * many)
+    first, rejected, *rest = read(path)
+    assert "field larger than field limit" in rejected.reason
+    assert len(rejected.row.original) > codec.MAX_MESSAGE_BYTES
+    assert len(rest) + rejected.row.original.count(b"\n") + 1 == many + 4
+    assert {r.reason for r in rest} == {""}
+
+
 def test_lines_of_any_length_and_content_are_rows(tmp_path: Path) -> None:
     long = b'{"a":"' + b"x" * codec.MAX_MESSAGE_BYTES + b'"}'
     path = jsonl(tmp_path / "x.jsonl", long, b"", b"\xff\xfe", b"[" * 5000, b"[1]", CLICK, long + long)
