@@ -195,8 +195,10 @@ def _text(stream: IO[str], form: Format, columns: Sequence[tuple[str, type]]) ->
     names = [name for name, _ in columns]
     if form == "csv":
         table = csv.DictWriter(stream, names, lineterminator="\n")
+        # The csv module quotes its own line's end alone, and every reader takes "\r" for one too.
+        quoted = csv.DictWriter(stream, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         table.writeheader()
-        yield table.writerow
+        yield lambda row: (quoted if any("\r" in str(row[n]) for n in names) else table).writerow(row)
     else:
         yield lambda row: print(msgspec.json.encode({n: row[n] for n in names}).decode(), file=stream)
 
