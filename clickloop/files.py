@@ -23,6 +23,8 @@ from clickloop.service import missing
 Format = Literal["jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 BATCH = 1000
+BYTES = "sketch"
+"""The one field of our messages that is bytes, which JSON has as base64; all others are text."""
 _SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -118,6 +120,8 @@ def _parquet(path: Path) -> Iterator[Row]:
     try:
         number = 0
         with pq.ParquetFile(path) as file:
+            if len(set(file.schema_arrow.names)) != len(file.schema_arrow.names):
+                raise SettingsError(f"{path}: two columns have one name")
             for batch in file.iter_batches(batch_size=BATCH):
                 table = pa.Table.from_batches([batch])
                 for place, field in enumerate(table.schema):
@@ -150,6 +154,8 @@ def _nested(record: dict[str, Any]) -> dict[str, Any]:
     for name, value in record.items():
         if value is None:
             continue
+        if name != BYTES:
+            value = _decoded(value, name)
         *parents, last = name.split(".")
         inside = out
         for parent in parents:
@@ -158,6 +164,22 @@ def _nested(record: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"the columns {parent!r} and {name!r} contradict each other")
         inside[last] = value
     return out
+
+
+def _decoded(value: Any, name: str) -> Any:
+    """Binary columns of Parquet as the text that they hold. Raises ValueError for what is none."""
+    match value:
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                raise ValueError(f"{name} is binary, and no UTF-8 text") from None
+        case list():
+            return [_decoded(inner, name) for inner in value]
+        case dict():
+            return {key: _decoded(inner, name) for key, inner in value.items()}
+        case _:
+            return value
 
 
 Write = Callable[[dict[str, Any]], None]

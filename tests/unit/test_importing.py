@@ -84,6 +84,42 @@ def test_parquet_has_lists_structures_and_nanoseconds(tmp_path: Path) -> None:
     assert second.query_id == "q2"
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()], ids=str)
+def test_binary_columns_of_parquet_are_text_or_rejected(tmp_path: Path, kind: pa.DataType) -> None:
+    path = tmp_path / "clicks.parquet"
+    columns = {
+        "query_id": pa.array([b"q", b"q"], kind),
+        "doc_id": pa.array(["d\u00e9".encode(), b"\xff\xfe"], kind),
+    }
+    pq.write_table(pa.table({**columns, "clicked_at": [AT, AT]}), path)
+    good, bad = read(path)
+    assert isinstance(good.message, ResultClicked)
+    assert (good.message.query_id, good.message.doc_id) == ("q", "d\u00e9")
+    assert bad.message is None
+    assert bad.row.place == f"{path}:2"
+    assert "doc_id is binary, and no UTF-8 text" in bad.reason
+
+
+def test_binary_within_lists_is_text_and_a_sketch_stays_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "queries.parquet"
+    results = pa.array(
+        [[{"doc_id": b"d", "position": 1}]],
+        pa.list_(pa.struct([("doc_id", pa.binary()), ("position", pa.int64())])),
+    )
+    columns = {"query_id": ["q"], "query": [b"shoes"], "served_at": [AT], "sketch": [b"\xff\x00"]}
+    pq.write_table(pa.table({**columns, "results": results}), path)
+    (query,) = messages(path)
+    assert isinstance(query, QueryServed)
+    assert (query.query, query.results[0].doc_id, query.sketch) == ("shoes", "d", b"\xff\x00")
+
+
+def test_two_columns_of_one_name_are_a_users_mistake_in_parquet_too(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["doc_id", "doc_id"]), path)
+    with pytest.raises(SettingsError, match="two columns have one name"):
+        list(rows(path))
+
+
 def test_files_are_merged_by_time_and_keep_their_own_order(tmp_path: Path) -> None:
     def query(name: str, minute: int) -> dict[str, Any]:
         return {**QUERY, "query_id": name, "timestamp": f"2026-03-02T09:{minute:02}:00Z"}
