@@ -21,7 +21,7 @@ from clickloop.errors import InvalidMessageError, MessageError, UnreadableMessag
 from clickloop.events import DocumentChanged, Message, QueryServed, ResultClicked, ResultPreferred, ResultRated
 from clickloop.sources import cloudevents, ubi
 from clickloop.sources.cloudevents import Context, Headers
-from clickloop.sources.mapping import KINDS, TIMES, Mapping, mappings_of
+from clickloop.sources.mapping import IDS, KINDS, TIMES, Mapping, mappings_of
 from clickloop.sources.values import EPOCH, moment, shown
 
 __all__ = ["Mapping", "Sources", "mappings_of", "time_of", "topic_of"]
@@ -124,9 +124,9 @@ class Sources:
     def read_row(self, value: bytes, topic: topics.Topic | None = None, *, now: datetime) -> Message | None:
         """The message in a row of a file, of any topic unless one is given; None where it carries no feedback.
 
-        A row may also have our messages' field names without ``type``, ``event_id`` and ``index``; without
-        ``topic``, the name of its time tells what it is. ``now`` is the time of documents that have none.
-        Raises MessageError.
+        A row may also have our messages' field names without ``type``, ``event_id`` and ``index``, and integers
+        for ids; without ``topic``, the name of its time tells what it is. ``now`` is the time of documents that
+        have none. Raises MessageError.
         """
         context, body = _opened(value, ())
         mappings = self._every if topic is None else self._of_topic[topic]
@@ -136,7 +136,8 @@ class Sources:
             return None
         if topic is not None and kind not in topic.types:
             raise InvalidMessageError(f"a {kind.__name__}, which does not belong on {topic.suffix}")
-        return self._finished(kind, fields, context, now.timestamp() if kind is DocumentChanged else None)
+        numbered = _texts_of_ids(fields)
+        return self._finished(kind, numbered, context, now.timestamp() if kind is DocumentChanged else None)
 
     def _recognised(
         self, body: dict[str, Any], context: Context, mappings: Sequence[Mapping], *, typed: bool
@@ -195,6 +196,15 @@ def _named(body: dict[str, Any], topic: topics.Topic | None) -> type[Message]:
             return kind
     names = ", ".join(TIMES.values())
     raise InvalidMessageError(f"no form that is known: no type, no UBI, no mapping's, none of {names}")
+
+
+def _texts_of_ids(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with text for ids that are integers, which topics don't take, and which CSV can't tell apart."""
+    out = {n: str(v) if n in IDS and type(v) is int else v for n, v in fields.items()}
+    results = out.get("results")
+    if isinstance(results, list):
+        out["results"] = [_texts_of_ids(result) if isinstance(result, dict) else result for result in results]
+    return out
 
 
 def _opened(value: bytes | None, headers: Headers) -> tuple[Context, dict[str, Any]]:

@@ -54,7 +54,7 @@ _NEEDED: dict[type[Message], tuple[str, ...]] = {
 }
 _PREFERENCE = ("preferred", "alternative")
 _RATINGS = frozenset({"rating", "accuracy", "relevance"})
-_IDS = frozenset({"event_id", "query_id", "doc_id", "split_key", *_PREFERENCE})
+IDS = frozenset({"event_id", "query_id", "doc_id", "split_key", *_PREFERENCE})
 
 
 class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +109,7 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 out["split_key"] = pseudonym(value, path)
             elif name.startswith("attributes."):
                 attributes[name.removeprefix("attributes.")] = value
-            elif name in _IDS:
+            elif name in IDS:
                 out[name] = identity(value, path)
             elif name == "position":
                 out[name] = self._position(value, path)

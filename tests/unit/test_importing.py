@@ -54,6 +54,16 @@ def test_a_click_is_the_same_event_from_every_kind_of_file(tmp_path: Path) -> No
     assert isinstance(one, ResultClicked)
 
 
+def test_an_id_that_is_a_number_is_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
+    numbered = {**CLICK, "query_id": 81, "doc_id": 17}
+    lines, table, parquet = tmp_path / "a.jsonl", tmp_path / "a.csv", tmp_path / "a.parquet"
+    jsonl(lines, numbered)
+    table.write_text("query_id,doc_id,clicked_at,position\n81,17,2026-03-02T09:15:09Z,2\n")
+    pq.write_table(pa.Table.from_pylist([numbered]), parquet)
+    (one,), (two,), (three,) = messages(lines), messages(table), messages(parquet)
+    assert one == two == three
+
+
 def test_csv_has_nested_columns_lists_and_empty_cells(tmp_path: Path) -> None:
     path = tmp_path / "ubi.csv"
     path.write_text(
