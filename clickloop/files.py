@@ -23,6 +23,8 @@ from clickloop.service import missing
 Format = Literal["jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 BATCH = 1000
+BYTES = "sketch"
+"""The one field of our messages that is bytes, which JSON has as base64; all others are text."""
 _SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -75,7 +77,7 @@ def _csv(path: Path) -> Iterator[Row]:
 
     # Bytes that are no UTF-8 stay in the text as lone surrogates, so that the row can be given back as it was.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.reader(lines(stream))
+        reader = csv.reader(lines(stream), strict=True)
         header: list[str] | None = None
         while True:
             taken.clear()
@@ -86,7 +88,9 @@ def _csv(path: Path) -> Iterator[Row]:
                 return
             except csv.Error as error:
                 reason = f"no readable CSV: {error}"
-            original = "".join(taken).encode("utf-8", "surrogateescape").rstrip(b"\r\n")[:MAX_MESSAGE_BYTES]
+                if reader.line_num > line:
+                    reason += f"; lines {line} to {reader.line_num} are one row: is a quote not closed?"
+            original = "".join(taken).encode("utf-8", "surrogateescape").rstrip(b"\r\n")
             place = f"{path}:{line}"
             if header is None:
                 if reason or len(set(cells)) != len(cells):
@@ -116,6 +120,8 @@ def _parquet(path: Path) -> Iterator[Row]:
     try:
         number = 0
         with pq.ParquetFile(path) as file:
+            if len(set(file.schema_arrow.names)) != len(file.schema_arrow.names):
+                raise SettingsError(f"{path}: two columns have one name")
             for batch in file.iter_batches(batch_size=BATCH):
                 table = pa.Table.from_batches([batch])
                 for place, field in enumerate(table.schema):
@@ -148,6 +154,8 @@ def _nested(record: dict[str, Any]) -> dict[str, Any]:
     for name, value in record.items():
         if value is None:
             continue
+        if name != BYTES:
+            value = _decoded(value, name)
         *parents, last = name.split(".")
         inside = out
         for parent in parents:
@@ -156,6 +164,22 @@ def _nested(record: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"the columns {parent!r} and {name!r} contradict each other")
         inside[last] = value
     return out
+
+
+def _decoded(value: Any, name: str) -> Any:
+    """Binary columns of Parquet as the text that they hold. Raises ValueError for what is none."""
+    match value:
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                raise ValueError(f"{name} is binary, and no UTF-8 text") from None
+        case list():
+            return [_decoded(inner, name) for inner in value]
+        case dict():
+            return {key: _decoded(inner, name) for key, inner in value.items()}
+        case _:
+            return value
 
 
 Write = Callable[[dict[str, Any]], None]
@@ -193,8 +217,10 @@ def _text(stream: IO[str], form: Format, columns: Sequence[tuple[str, type]]) ->
     names = [name for name, _ in columns]
     if form == "csv":
         table = csv.DictWriter(stream, names, lineterminator="\n")
+        # The csv module quotes its own line's end alone, and every reader takes "\r" for one too.
+        quoted = csv.DictWriter(stream, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         table.writeheader()
-        yield table.writerow
+        yield lambda row: (quoted if any("\r" in str(row[n]) for n in names) else table).writerow(row)
     else:
         yield lambda row: print(msgspec.json.encode({n: row[n] for n in names}).decode(), file=stream)
 

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Literal
 
 from clickloop.events import DocumentChanged, ExampleFormed
+from clickloop.text import is_mark, masked
 
 Kind = Literal["title", "heading", "sentence", "phrase", "model"]
 
@@ -35,12 +36,13 @@ COMMON = 0.2
 """A word in more than this share of the documents tells none from another."""
 FEWEST_FOR_COMMON = 50
 PROSE = 0.9
-"""Least share of letters, digits and spaces in a query, half of them letters; code and tables have less."""
+"""Least share of letters, marks, digits and spaces in a query, half of it letters; code and tables have less."""
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+# On masked text, where "_" is a mark.
+_WORD = re.compile(r"[^\W_]\w*(?:['\u2019\u200c\u200d-]\w+)*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|\n(?=\s*[-*#])")
-_CLAUSE_END = re.compile(r"[^\w\s'\u2019-]+|\n")
+_CLAUSE_END = re.compile(r"[^\w\s'\u2019\u200c\u200d-]+|\n")
 _HEADING = re.compile(
     r"^ {0,3}#{1,6}[ \t]+(\S.*)$|^(\S.*)\n[=-]{3,}[ \t]*$|<h[1-6]>([^<]*)</h[1-6]>", re.MULTILINE
 )
@@ -115,12 +117,13 @@ def example(pair: Pair, *, index: str, weight: float, now: datetime) -> ExampleF
 
 
 def words(text: str) -> list[str]:
-    """Words as people type them: identifiers fall apart, case and punctuation go.
+    """Words as people type them: identifiers fall apart, case and punctuation go, combining marks stay.
 
     >>> words("BaseEventLoop.run_forever")
     ['base', 'event', 'loop', 'run', 'forever']
     """
-    return [word.casefold() for word in _WORD.findall(_CAMEL.sub(" ", text).replace("_", " "))]
+    apart = _CAMEL.sub(" ", text).replace("_", " ")
+    return [apart[found.start() : found.end()].casefold() for found in _WORD.finditer(masked(apart))]
 
 
 def _candidates(document: DocumentChanged, idf: dict[str, float], asked: Sequence[str]) -> Iterator[Pair]:
@@ -143,8 +146,9 @@ def _readable(text: str) -> str:
     if " " not in text:
         text = " ".join(words(text))
     count = len(text.split())
-    letters = sum(c.isalpha() for c in text)
-    prose = sum(c.isalnum() or c.isspace() for c in text)
+    marks = sum(map(is_mark, text))
+    letters = marks + sum(c.isalpha() for c in text)
+    prose = marks + sum(c.isalnum() or c.isspace() for c in text)
     fits = SHORTEST <= count <= LONGEST and prose >= PROSE * len(text) and 2 * letters >= len(text)
     return text if fits else ""
 
@@ -161,7 +165,7 @@ def _key_phrases(text: str, idf: dict[str, float]) -> list[str]:
     """The best phrases of two words and more, none of which shares a word with another."""
     counts: Counter[tuple[str, ...]] = Counter()
     first: dict[tuple[str, ...], int] = {}
-    for place, clause in enumerate(_CLAUSE_END.split(text)):
+    for place, clause in enumerate(_clauses(text)):
         for run in _runs(words(clause), idf):
             for length in range(2, LONGEST_PHRASE + 1):
                 for start in range(len(run) - length + 1):
@@ -180,6 +184,14 @@ def _key_phrases(text: str, idf: dict[str, float]) -> list[str]:
         if len(best) == PHRASES:
             break
     return [" ".join(phrase) for phrase in best]
+
+
+def _clauses(text: str) -> Iterator[str]:
+    start = 0
+    for end in _CLAUSE_END.finditer(masked(text)):
+        yield text[start : end.start()]
+        start = end.end()
+    yield text[start:]
 
 
 def _runs(found: Sequence[str], idf: dict[str, float]) -> Iterator[list[str]]:

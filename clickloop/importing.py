@@ -30,7 +30,7 @@ _START = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Read:
-    """A row, and the message in it or the reason why there is none."""
+    """A row, and the message in it or the reason why there is none; neither where it carries no feedback."""
 
     row: Row
     message: Message | None
@@ -45,20 +45,25 @@ class Report:
 
     sent: Counter[str] = field(default_factory=Counter)
     """By topic."""
+    ignored: int = 0
+    """Events of actions that carry no feedback."""
     rejected: int = 0
 
     @property
     def rows(self) -> int:
-        return self.rejected + self.sent.total()
+        return self.sent.total() + self.ignored + self.rejected
 
     def line(self, *, dry_run: bool = False) -> str:
         """
         >>> Report(Counter(queries=1200, clicks=34), rejected=2).line()
         '1,236 rows: 1,200 queries, 34 clicks sent; 2 rejected'
+        >>> Report(Counter(clicks=34), ignored=1000).line()
+        '1,034 rows: 34 clicks sent; 1,000 ignored; 0 rejected'
         """
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in self.sent.items()) or "nothing"
         done = "would be sent" if dry_run else "sent"
-        return f"{self.rows:,} rows: {counts} {done}; {self.rejected:,} rejected"
+        ignored = f"; {self.ignored:,} ignored" if self.ignored else ""
+        return f"{self.rows:,} rows: {counts} {done}{ignored}; {self.rejected:,} rejected"
 
 
 def read_files(
@@ -78,7 +83,7 @@ def _read(path: Path, sources: Sources, topic: topics.Topic | None, now: datetim
         if row.value is not None:
             try:
                 message = sources.read_row(row.value, topic, now=now)
-                at = time_of(message)
+                at = at if message is None else time_of(message)
             except MessageError as error:
                 reason = str(error)
         yield Read(row, message, reason, at)
@@ -98,13 +103,15 @@ async def send(
     report = Report()
     waiting: list[tuple[topics.Topic, Message]] = []
     for read in found:
-        if read.message is None:
-            report.rejected += 1
-            reject(read)
-        else:
+        if read.message is not None:
             topic = topic_of(read.message)
             report.sent[topic.suffix] += 1
             waiting.append((topic, read.message))
+        elif read.reason:
+            report.rejected += 1
+            reject(read)
+        else:
+            report.ignored += 1
         if len(waiting) >= AT_ONCE:
             await _flush(producer, waiting)
         progress(report)

@@ -21,7 +21,8 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from clickloop import codec, offsets, topics
 from clickloop.errors import BrokerError, MessageError
-from clickloop.events import Header, Message, MessageQuarantined, OffsetRange
+from clickloop.events import Message, OffsetRange
+from clickloop.letters import letter_of
 from clickloop.logs import logger
 from clickloop.records import read_any_header_name
 
@@ -35,9 +36,6 @@ FETCH_WAIT_MS = 100
 """A broker answers as soon as there is data, but the embedded one looks only at fractions of this."""
 START_SECONDS = 15.0
 """A broker that has not answered a starting client by then is not there."""
-
-_LONGEST_KEY = 10_000
-_LONGEST_HEADERS = 50_000
 
 
 @dataclass(frozen=True)
@@ -264,7 +262,7 @@ class Producer:
     async def quarantine(self, *unusable: tuple[Record, MessageError], service: str, index: str) -> None:
         """Send messages that can't be used to ``dead-letters``, whole, each with its reason. Raises
         BrokerError."""
-        letters = [_letter(record, error, service=service, index=index) for record, error in unusable]
+        letters = [letter_of(record, error, service=service, index=index) for record, error in unusable]
         await self.send_all((topics.DEAD_LETTERS, letter) for letter in letters)
         if letters:
             first = letters[0]
@@ -275,31 +273,6 @@ class Producer:
                 offset=first.offset,
                 reason=first.reason[:200],
             )
-
-
-def _letter(record: Record, error: MessageError, *, service: str, index: str) -> MessageQuarantined:
-    return MessageQuarantined(
-        event_id=f"{record.topic}/{record.partition}/{record.offset}",
-        index=index,
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        # Base64 makes it a third longer, and the letter must fit into a message itself.
-        key=None if record.key is None else record.key[:_LONGEST_KEY],
-        value=(record.value or b"")[: codec.MAX_MESSAGE_BYTES // 2],
-        quarantined_at=codec.now(),
-        service=service,
-        error=type(error).__name__,
-        reason=str(error)[:1000],
-        headers=_kept(record.headers),
-    )
-
-
-def _kept(headers: Sequence[tuple[str, bytes]]) -> list[Header]:
-    """A record's headers for its letter; none of them where they are too long to fit in."""
-    kept = [Header(name=name, value=value) for name, value in headers if value is not None]
-    length = sum(len(header.name) + len(header.value) for header in kept)
-    return kept if length <= _LONGEST_HEADERS else []
 
 
 class Follower:

@@ -102,6 +102,8 @@ class Events:
         self._parts: list[IO[bytes]] = []
         self._waiting: list[Event] = []
         self.of_index: Counter[str] = Counter()
+        self.ignored = 0
+        """Events of actions that carry no feedback, which are not among these."""
 
     def add(self, event: Event) -> None:
         """Raises OSError where the folder has no room."""
@@ -149,6 +151,8 @@ def read_events(
     for read in read_files([path], sources, None, now=now):
         if isinstance(read.message, KINDS):
             events.add(read.message)
+        elif read.message is None and not read.reason:
+            events.ignored += 1
         else:
             unusable(read.row.place, _reason(read))
     return events
@@ -250,6 +254,8 @@ class Recording:
             raise SettingsError(f"{path}: no query, click or rating that can be read")
         if self.unreadable > SHOWN_ROWS:
             self._say(f"... and {self.unreadable - SHOWN_ROWS:,} more rows that can't be used")
+        if events.ignored:
+            self.fates["ignored"] = events.ignored
         self.index = _index(index, events)
         return form(counts(events.ordered(self.index), self.read), index=self.index, counts=self.fates)
 

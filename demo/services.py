@@ -73,7 +73,7 @@ def start_node(processes: ProcessGroup, place: Place, number: int) -> Node:
         "CLICKLOOP_QDRANT_URL": place.qdrant_url,
         "CLICKLOOP_MODE": "hybrid",
         # The demo has minutes, not weeks, to learn where its users look.
-        "CLICKLOOP_EXPLORATION": "0.1",
+        "CLICKLOOP_EXPLORATION": "0.25",
     }
     return Node(_start(processes, place, name, "search", env), f"http://127.0.0.1:{port}")
 

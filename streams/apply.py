@@ -49,6 +49,9 @@ def apply(
         except MessageError as error:
             unusable.append((letter(record), error, partition.is_live(topic.suffix, record.offset)))
             continue
+        if event is None:
+            partition.join.counts["ignored"] += 1
+            continue
         if event.index != index:
             continue
         if isinstance(event, QueryServed):

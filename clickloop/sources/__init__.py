@@ -21,7 +21,7 @@ from clickloop.errors import InvalidMessageError, MessageError, UnreadableMessag
 from clickloop.events import DocumentChanged, Message, QueryServed, ResultClicked, ResultPreferred, ResultRated
 from clickloop.sources import cloudevents, ubi
 from clickloop.sources.cloudevents import Context, Headers
-from clickloop.sources.mapping import KINDS, TIMES, Mapping, mappings_of
+from clickloop.sources.mapping import IDS, KINDS, TIMES, Mapping, mappings_of
 from clickloop.sources.values import EPOCH, moment, shown
 
 __all__ = ["Mapping", "Sources", "mappings_of", "time_of", "topic_of"]
@@ -34,7 +34,8 @@ _TOPICS: dict[type[Message], topics.Topic] = {
     DocumentChanged: topics.DOCUMENTS,
 }
 _NAMES: dict[str, type[Message]] = {kind.__name__: kind for kind in _TOPICS}
-_FEEDBACK = (ResultClicked, ResultRated)
+_FEEDBACK = (ResultClicked, ResultRated, ResultPreferred)
+_SHARED = {topics.CLICKS.suffix, topics.RATINGS.suffix}
 _UNNAMED = "-"
 
 
@@ -61,9 +62,9 @@ class Sources:
         self._every = every
         # Clicks and ratings often share one stream. There a mapping must say which records are its own.
         self._of_topic = {
-            topic: [m for m in every if m.kind is kind]
-            + [m for m in every if m.kind is not kind and {m.kind, kind} == set(_FEEDBACK) and m.when]
-            for kind, topic in ((kind, _TOPICS[kind]) for kind in KINDS.values())
+            _TOPICS[kind]: [m for m in every if m.topic == suffix]
+            + [m for m in every if m.topic != suffix and {m.topic, suffix} == _SHARED and m.when]
+            for suffix, kind in KINDS.items()
         }
 
     def read(
@@ -71,7 +72,8 @@ class Sources:
     ) -> Any:
         """The message in a record of ``topic``, which carries what apps send (or only what Clickloop does).
 
-        On clicks and ratings, UBI events and mapped records may be either. ``logged`` is when the broker took the
+        On clicks and ratings, UBI events and mapped records may be either, and None stands for a UBI event whose
+        action carries no feedback. ``logged`` is when the broker took the
         record, seconds since the epoch: the time of a foreign record that has none of its own.
 
         Raises UnreadableMessageError (no JSON) and InvalidMessageError (nothing that can be used, and why).
@@ -103,8 +105,8 @@ class Sources:
         headers: Headers,
         topic: topics.Topic,
         logged: float | None,
-    ) -> Message:
-        """The message in a record that is none of ours, for the reason ``own``. Raises MessageError."""
+    ) -> Message | None:
+        """The message, if any, in a record that is none of ours, for the reason ``own``. Raises MessageError."""
         if topic not in self._of_topic:
             raise own
         context, body = _opened(value, headers)
@@ -112,33 +114,37 @@ class Sources:
         if found is None:
             raise own
         kind, fields = found
-        if kind not in ((*_FEEDBACK, ResultPreferred) if topic.types[0] in _FEEDBACK else topic.types):
+        if kind is None:
+            _check_shared(topic)
+            return None
+        if kind not in (_FEEDBACK if topic.suffix in _SHARED else topic.types):
             raise InvalidMessageError(f"a {kind.__name__} on {topic.suffix}: its topic is {_TOPICS[kind].suffix}")
         return self._finished(kind, fields, context, logged)
 
-    def read_row(self, value: bytes, topic: topics.Topic | None = None, *, now: datetime) -> Message:
-        """The message in a row of a file, of any topic unless one is given.
+    def read_row(self, value: bytes, topic: topics.Topic | None = None, *, now: datetime) -> Message | None:
+        """The message in a row of a file, of any topic unless one is given; None where it carries no feedback.
 
-        A row may also have our messages' field names without ``type``, ``event_id`` and ``index``; without
-        ``topic``, the name of its time tells what it is. ``now`` is the time of documents that have none.
-        Raises MessageError.
+        A row may also have our messages' field names without ``type``, ``event_id`` and ``index``, and integers
+        for ids; without ``topic``, the name of its time tells what it is. ``now`` is the time of documents that
+        have none. Raises MessageError.
         """
         context, body = _opened(value, ())
         mappings = self._every if topic is None else self._of_topic[topic]
-        kind, fields = self._recognised(body, context, mappings, typed=True) or (None, dict(body))
+        kind, fields = self._recognised(body, context, mappings, typed=True) or (_named(body, topic), dict(body))
         if kind is None:
-            kind = topic.types[0] if topic else next((k for k, name in TIMES.items() if name in body), None)
-        if kind is None:
-            names = ", ".join(TIMES.values())
-            raise InvalidMessageError(f"no form that is known: no type, no UBI, no mapping's, none of {names}")
+            _check_shared(topic)
+            return None
         if topic is not None and kind not in topic.types:
             raise InvalidMessageError(f"a {kind.__name__}, which does not belong on {topic.suffix}")
-        return self._finished(kind, fields, context, now.timestamp() if kind is DocumentChanged else None)
+        numbered = _texts_of_ids(fields)
+        return self._finished(kind, numbered, context, now.timestamp() if kind is DocumentChanged else None)
 
     def _recognised(
         self, body: dict[str, Any], context: Context, mappings: Sequence[Mapping], *, typed: bool
-    ) -> tuple[type[Message], dict[str, Any]] | None:
+    ) -> tuple[type[Message] | None, dict[str, Any]] | None:
         """What a record that is not as ours are is, and its fields; None where its form is none that is known.
+
+        A kind of None is that of a UBI event whose action carries no feedback.
 
         ``typed`` records name our type and may leave out what CloudEvents or a file's row says otherwise.
         """
@@ -148,7 +154,7 @@ class Sources:
             return (kind, dict(body)) if typed else None
         mapping = next((m for m in mappings if m.when and m.takes(body)), None)
         if mapping is None and ubi.is_event(body):
-            return ubi.event(body)
+            return ubi.event(body) or (None, {})
         if mapping is None and ubi.is_query(body):
             return ubi.query(body)
         mapping = mapping or next((m for m in mappings if not m.when), None)
@@ -173,6 +179,32 @@ class Sources:
         same = msgspec.structs.replace(message, **{time_field: EPOCH}) if stamped else message
         digest = hashlib.blake2b(codec.encode(same), digest_size=16).hexdigest()
         return msgspec.structs.replace(message, event_id=digest)
+
+
+def _check_shared(topic: topics.Topic | None) -> None:
+    """Raises InvalidMessageError for a UBI event on a topic of no feedback."""
+    if topic is not None and topic.suffix not in _SHARED:
+        raise InvalidMessageError(f"a UBI event on {topic.suffix}: its topic is {topics.CLICKS.suffix}")
+
+
+def _named(body: dict[str, Any], topic: topics.Topic | None) -> type[Message]:
+    """What a row with our messages' field names is. Raises InvalidMessageError."""
+    if topic is not None:
+        return topic.types[0]
+    for kind, name in TIMES.items():
+        if name in body:
+            return kind
+    names = ", ".join(TIMES.values())
+    raise InvalidMessageError(f"no form that is known: no type, no UBI, no mapping's, none of {names}")
+
+
+def _texts_of_ids(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with text for ids that are integers, which topics don't take, and which CSV can't tell apart."""
+    out = {n: str(v) if n in IDS and type(v) is int else v for n, v in fields.items()}
+    results = out.get("results")
+    if isinstance(results, list):
+        out["results"] = [_texts_of_ids(result) if isinstance(result, dict) else result for result in results]
+    return out
 
 
 def _opened(value: bytes | None, headers: Headers) -> tuple[Context, dict[str, Any]]:

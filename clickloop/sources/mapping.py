@@ -18,7 +18,6 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from clickloop.codec import split_key
 from clickloop.errors import InvalidMessageError, SettingsError
 from clickloop.events import (
     DocumentChanged,
@@ -29,7 +28,7 @@ from clickloop.events import (
     ResultPreferred,
     ResultRated,
 )
-from clickloop.sources.values import MOST_RESULTS, TimeFormat, identity, moment, number, shown, whole
+from clickloop.sources.values import MOST_RESULTS, TimeFormat, identity, moment, number, pseudonym, shown, whole
 
 Suffix = Literal["queries", "clicks", "ratings", "documents"]
 
@@ -46,13 +45,16 @@ TIMES: dict[type[Message], str] = {
     ResultPreferred: "preferred_at",
     DocumentChanged: "changed_at",
 }
-_NEEDED = {
-    "queries": ("query_id", "query", "results"),
-    "clicks": ("query_id", "doc_id"),
-    "ratings": ("query_id", "doc_id", "rating"),
-    "documents": ("doc_id",),
+_NEEDED: dict[type[Message], tuple[str, ...]] = {
+    QueryServed: ("query_id", "query", "results"),
+    ResultClicked: ("query_id", "doc_id"),
+    ResultRated: ("query_id", "doc_id", "rating"),
+    ResultPreferred: ("query_id", "preferred", "alternative"),
+    DocumentChanged: ("doc_id",),
 }
-_IDS = frozenset({"event_id", "query_id", "doc_id", "split_key"})
+_PREFERENCE = ("preferred", "alternative")
+_RATINGS = frozenset({"rating", "accuracy", "relevance"})
+IDS = frozenset({"event_id", "query_id", "doc_id", "split_key", *_PREFERENCE})
 
 
 class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +63,7 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ``fields`` maps the message's names to dotted paths in the record; ``values`` are the same for every record.
     Beside the message's own names there are ``time`` (whatever the message calls it), ``user`` (which goes on as a
     pseudonym, as ``split_key``), ``results.doc_id`` and its like (paths within one result) and, for documents,
-    ``attributes.NAME``.
+    ``attributes.NAME``. A mapping to ratings that names ``preferred`` and ``alternative`` makes preferences.
     """
 
     topic: Suffix
@@ -73,10 +75,12 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     first_position: Literal[0, 1] = 1
     """What the app calls the topmost position."""
     rating_range: tuple[float, float] = (1.0, 5.0)
-    """The app's worst and best rating, which become 1 and 5."""
+    """The app's worst and best, which become 1 and 5: of the rating, and of accuracy and relevance."""
 
     @property
     def kind(self) -> type[Message]:
+        if self.topic == "ratings" and any(name in self.fields or name in self.values for name in _PREFERENCE):
+            return ResultPreferred
         return KINDS[self.topic]
 
     def takes(self, record: dict[str, Any]) -> bool:
@@ -88,8 +92,12 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def read(self, record: dict[str, Any]) -> dict[str, Any]:
         """The message's fields, as far as the record has them. Raises InvalidMessageError."""
-        out = dict(self.values)
-        attributes: dict[str, Any] = {}
+        out, attributes = dict[str, Any](), dict[str, Any]()
+        for name, value in self.values.items():
+            if name.startswith("attributes."):
+                attributes[name.removeprefix("attributes.")] = value
+            else:
+                out[name] = value
         time_field = TIMES[self.kind]
         for name, path in self.fields.items():
             value = at(record, path)
@@ -98,14 +106,14 @@ class Mapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if name in {"time", time_field}:
                 out[time_field] = moment(value, path, self.time_format)
             elif name == "user":
-                out["split_key"] = split_key(identity(value, path))
+                out["split_key"] = pseudonym(value, path)
             elif name.startswith("attributes."):
                 attributes[name.removeprefix("attributes.")] = value
-            elif name in _IDS:
+            elif name in IDS:
                 out[name] = identity(value, path)
             elif name == "position":
                 out[name] = self._position(value, path)
-            elif name == "rating":
+            elif name in _RATINGS:
                 out[name] = self._rating(value, path)
             elif name == "results":
                 out[name] = self._results(value, path)
@@ -168,8 +176,13 @@ def _mapping(name: str, content: Any) -> Mapping:
     for field in [*mapping.fields, *mapping.values]:
         if field not in own and not (mapping.topic == "documents" and field.startswith("attributes.")):
             known = ", ".join(sorted(own))
-            raise SettingsError(f"[sources.{name}]: a message on {mapping.topic} has no {field!r}; it has {known}")
-    for field in _NEEDED[mapping.topic]:
+            raise SettingsError(f"[sources.{name}]: a {mapping.kind.__name__} has no {field!r}; it has {known}")
+    for field in mapping.values:
+        if field in {"time", "user"} or field.startswith("results."):
+            raise SettingsError(
+                f"[sources.{name}]: {field!r} can't be in values: each record has its own (fields)"
+            )
+    for field in _NEEDED[mapping.kind]:
         if field not in mapping.fields and field not in mapping.values:
             raise SettingsError(f"[sources.{name}]: fields doesn't say where {field!r} is")
     if not mapping.rating_range[0] < mapping.rating_range[1]:

@@ -1,21 +1,23 @@
 """User Behavior Insights: query and event records as UBI's clients and the search engines' plugins write them.
 
 Standard: UBI 1.3.0 (https://o19s.github.io/ubi/). Clickloop asks for more where a record could not be used
-otherwise: a ``query_id``, the hits of a query, the object of an event, and a zone in every time.
+otherwise: a ``query_id``, the hits of a query, the object of a click or rating, and a zone in their times. Events
+of all other actions (``impression``, ``view``, ``page_exit``, an app's own) are taken, and teach nothing.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
-from clickloop.codec import split_key
 from clickloop.errors import InvalidMessageError
 from clickloop.events import Message, QueryServed, ResultClicked, ResultRated
-from clickloop.sources.values import MOST_RESULTS, identity, moment, number, shown, whole
+from clickloop.sources.values import MOST_RESULTS, identity, moment, number, pseudonym, shown, whole
 
 CLICKS = frozenset({"click", "click_through", "add_to_cart", "purchase", "watch"})
 """Actions by which a user takes a result."""
 RATINGS = frozenset({"rating", "rate"})
+LONGEST_ACTION = 100
 _USERS = ("client_id", "session_id", "user_id")
 
 
@@ -45,12 +47,17 @@ def query(record: dict[str, Any]) -> tuple[type[Message], dict[str, Any]]:
     return QueryServed, fields | _common(record, "served_at")
 
 
-def event(record: dict[str, Any]) -> tuple[type[Message], dict[str, Any]]:
-    """The fields of a ResultClicked or, for a rating, a ResultRated. Raises InvalidMessageError."""
+def event(record: dict[str, Any]) -> tuple[type[Message], dict[str, Any]] | None:
+    """The fields of a ResultClicked or, for a rating, a ResultRated; None where the action carries no feedback.
+
+    Raises InvalidMessageError.
+    """
     action = record["action_name"]
-    if not isinstance(action, str) or action not in CLICKS | RATINGS:
-        known = ", ".join(sorted(CLICKS | RATINGS))
-        raise InvalidMessageError(f"UBI action {shown(action)} is no click and no rating; those are {known}")
+    if not isinstance(action, str) or not 0 < len(action) <= LONGEST_ACTION:
+        raise InvalidMessageError(f"UBI action {shown(action)} is no name of 1 to {LONGEST_ACTION} characters")
+    if action not in CLICKS | RATINGS:
+        _check(record)
+        return None
     if not record.get("query_id"):
         raise InvalidMessageError(f"a UBI event {action!r} without query_id can't be joined with what was shown")
     attributes = _part(record, "event_attributes")
@@ -75,11 +82,27 @@ def event(record: dict[str, Any]) -> tuple[type[Message], dict[str, Any]]:
     return ResultClicked, fields | _common(record, "clicked_at")
 
 
+def _check(record: dict[str, Any]) -> None:
+    """Raises InvalidMessageError where an event that is not used any further is none as UBI has them."""
+    for name in ("query_id", *_USERS):
+        if record.get(name) is not None:
+            identity(record[name], name)
+    attributes = _part(record, "event_attributes")
+    _part(attributes, "object")
+    _part(attributes, "position")
+    time = record.get("timestamp")
+    try:
+        if time is not None:
+            datetime.fromisoformat(time)
+    except (TypeError, ValueError):
+        raise InvalidMessageError(f"timestamp of a UBI event is {shown(time)}, no ISO 8601 time") from None
+
+
 def _common(record: dict[str, Any], time_field: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    user = next((record[name] for name in _USERS if record.get(name)), None)
-    if user is not None:
-        fields["split_key"] = split_key(identity(user, "client_id"))
+    keys = (pseudonym(record[name], name) for name in _USERS if record.get(name))
+    if key := next(filter(None, keys), ""):
+        fields["split_key"] = key
     if record.get("timestamp") is not None:
         fields[time_field] = moment(record["timestamp"], "timestamp", "rfc3339")
     return fields

@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from clickloop.codec import FIRST_YEAR, LAST_YEAR
+from clickloop.codec import FIRST_YEAR, LAST_YEAR, split_key
 from clickloop.errors import InvalidMessageError
 
 TimeFormat = Literal["rfc3339", "epoch_s", "epoch_ms"]
@@ -23,6 +23,15 @@ def identity(value: Any, name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise InvalidMessageError(f"{name} is {shown(value)}, neither text nor an integer")
+
+
+def pseudonym(value: Any, name: str) -> str:
+    """The split key of a user by name; "" where the name is empty or blank, since many apps write that for no one.
+
+    Raises InvalidMessageError.
+    """
+    user = identity(value, name)
+    return split_key(user) if user.strip() else ""
 
 
 def moment(value: Any, name: str, form: TimeFormat) -> datetime | str:

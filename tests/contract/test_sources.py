@@ -50,7 +50,8 @@ async def test_records_of_any_source_become_examples_beside_our_own(any_broker: 
         ("q-4", stars, ()),
         ("q-5", {**ubi("q-5", UBI_EVENT), "timestamp": None}, [*BINARY, ("ce_time", AT.isoformat().encode())]),
         ("q-6", {**ubi("q-6", UBI_EVENT), "action_name": "rating", "event_attributes": rating}, ()),
-        ("q-7", ubi("q-7", {**UBI_EVENT, "action_name": "hover"}), BINARY),
+        ("q-7", ubi("q-7", {**UBI_EVENT, "event_attributes": {}}), BINARY),
+        *[(f"q-{n}", ubi(f"q-{n}", {**UBI_EVENT, "action_name": "item_hover"}), ()) for n in range(1, 8)] * 200,
     ]
     with ProcessGroup() as processes:
         process = processes.start(worker(broker, tmp_path, config=config))
@@ -79,7 +80,7 @@ async def test_records_of_any_source_become_examples_beside_our_own(any_broker: 
         ("q-6", "negative", 1.0),
     }
     (letter,) = letters
-    assert "UBI action 'hover'" in letter.reason
+    assert "without event_attributes.object.object_id" in letter.reason
     assert letter.headers == [Header(name=name, value=value) for name, value in BINARY]
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +18,7 @@ from clickloop.errors import SettingsError
 from clickloop.events import DocumentChanged, ExampleFormed, Message
 from clickloop.exporting import COLUMNS, Collected, Filter, Shape, collected
 from clickloop.files import Format, writer
+from clickloop.files import rows as file_rows
 from clickloop.kafka import Record
 from clickloop.sources import Sources
 
@@ -155,6 +157,21 @@ def test_every_shape_is_the_same_in_every_kind_of_file(
         expected = [{name: str(value) for name, value in row.items()} for row in expected]
     assert read == expected
     assert [list(row) for row in read] == [[name for name, _ in COLUMNS[shape]]]
+
+
+@pytest.mark.parametrize("text", ["one\rtwo", "one\r\ntwo", "\r", 'say "\r", please'])
+def test_a_carriage_return_in_a_text_begins_no_new_row_of_csv(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "out.csv"
+    expected: list[dict[str, Any]] = [{"query": text, "label": 1}, {"query": "plain", "label": 0}]
+    with writer(path, "csv", [("query", str), ("label", int)]) as write:
+        for row in expected:
+            write(row)
+    with path.open(encoding="utf-8", newline="") as stream:
+        assert list(csv.DictReader(stream)) == [{**row, "label": str(row["label"])} for row in expected]
+    lines = pa_csv.ParseOptions(newlines_in_values=True)
+    assert pa_csv.read_csv(path, parse_options=lines).to_pylist() == expected
+    assert [json.loads(row.value or b"")["query"] for row in file_rows(path)] == [text, "plain"]
+    assert path.read_bytes().endswith(b"\nplain,0\n")
 
 
 def test_preferences_begin_with_the_columns_that_trl_reads() -> None:

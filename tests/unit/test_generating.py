@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from clickloop import codec
@@ -57,6 +58,25 @@ def test_of_code_the_docstring_is_asked_for_and_not_the_code() -> None:
     found = made(document("d", CODE, title="BaseEventLoop.run_forever"))
     assert found["title"] == {"base event loop run forever"}
     assert found["sentence"] == {"Run the event loop until it is stopped"}
+
+
+THAI = "\u0e27\u0e34\u0e18\u0e35\u0e04\u0e37\u0e19 \u0e2a\u0e34\u0e19\u0e04\u0e49\u0e32"
+HINDI = "\u0939\u093f\u0928\u094d\u0926\u0940 \u0915\u093f\u0924\u093e\u092c"
+ARABIC = "\u0643\u0650\u062a\u064e\u0627\u0628\u064c \u062c\u064e\u062f\u0650\u064a\u062f"
+PERSIAN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \u0628\u0631\u0648\u0645"
+
+
+@pytest.mark.parametrize("text", [THAI, HINDI, ARABIC, PERSIAN], ids=["Thai", "Hindi", "Arabic", "Persian"])
+def test_words_of_every_script_stay_whole(text: str) -> None:
+    assert words(text) == text.split()
+    assert made(document("d", "", title=text)) == {"title": {text}}
+    found = made(document("d", f"A {text} is here now. The {text}, of {text}."))
+    assert found["sentence"] == {f"A {text} is here now"}
+    assert text in found["phrase"]
+
+
+def test_a_mark_without_a_letter_is_no_word() -> None:
+    assert words("\u2764\ufe0f red \u0301 caf\u0065\u0301_bar") == ["red", "cafe\u0301", "bar"]
 
 
 def test_what_is_nearly_the_title_is_not_asked_for_again() -> None:

@@ -54,6 +54,16 @@ def test_a_click_is_the_same_event_from_every_kind_of_file(tmp_path: Path) -> No
     assert isinstance(one, ResultClicked)
 
 
+def test_an_id_that_is_a_number_is_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
+    numbered = {**CLICK, "query_id": 81, "doc_id": 17}
+    lines, table, parquet = tmp_path / "a.jsonl", tmp_path / "a.csv", tmp_path / "a.parquet"
+    jsonl(lines, numbered)
+    table.write_text("query_id,doc_id,clicked_at,position\n81,17,2026-03-02T09:15:09Z,2\n")
+    pq.write_table(pa.Table.from_pylist([numbered]), parquet)
+    (one,), (two,), (three,) = messages(lines), messages(table), messages(parquet)
+    assert one == two == three
+
+
 def test_csv_has_nested_columns_lists_and_empty_cells(tmp_path: Path) -> None:
     path = tmp_path / "ubi.csv"
     path.write_text(
@@ -82,6 +92,42 @@ def test_parquet_has_lists_structures_and_nanoseconds(tmp_path: Path) -> None:
     assert first.served_at.microsecond == 123456
     assert isinstance(second, QueryServed)
     assert second.query_id == "q2"
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()], ids=str)
+def test_binary_columns_of_parquet_are_text_or_rejected(tmp_path: Path, kind: pa.DataType) -> None:
+    path = tmp_path / "clicks.parquet"
+    columns = {
+        "query_id": pa.array([b"q", b"q"], kind),
+        "doc_id": pa.array(["d\u00e9".encode(), b"\xff\xfe"], kind),
+    }
+    pq.write_table(pa.table({**columns, "clicked_at": [AT, AT]}), path)
+    good, bad = read(path)
+    assert isinstance(good.message, ResultClicked)
+    assert (good.message.query_id, good.message.doc_id) == ("q", "d\u00e9")
+    assert bad.message is None
+    assert bad.row.place == f"{path}:2"
+    assert "doc_id is binary, and no UTF-8 text" in bad.reason
+
+
+def test_binary_within_lists_is_text_and_a_sketch_stays_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "queries.parquet"
+    results = pa.array(
+        [[{"doc_id": b"d", "position": 1}]],
+        pa.list_(pa.struct([("doc_id", pa.binary()), ("position", pa.int64())])),
+    )
+    columns = {"query_id": ["q"], "query": [b"shoes"], "served_at": [AT], "sketch": [b"\xff\x00"]}
+    pq.write_table(pa.table({**columns, "results": results}), path)
+    (query,) = messages(path)
+    assert isinstance(query, QueryServed)
+    assert (query.query, query.results[0].doc_id, query.sketch) == ("shoes", "d", b"\xff\x00")
+
+
+def test_two_columns_of_one_name_are_a_users_mistake_in_parquet_too(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["doc_id", "doc_id"]), path)
+    with pytest.raises(SettingsError, match="two columns have one name"):
+        list(rows(path))
 
 
 def test_files_are_merged_by_time_and_keep_their_own_order(tmp_path: Path) -> None:
@@ -131,6 +177,43 @@ def test_every_bad_row_is_told_with_line_and_reason_and_the_good_ones_go_on(tmp_
     assert found[2].row.original == b"q,\xff,2026-03-02T09:15:09Z"
 
 
+OPEN_QUOTE = """query_id,clicked_at,doc_id
+q1,2026-03-02T09:15:01Z,d1
+q2,2026-03-02T09:15:02Z,"d2
+q3,2026-03-02T09:15:03Z,d3
+q4,2026-03-02T09:15:04Z,d4
+q5,2026-03-02T09:15:05Z,d5
+"""
+
+
+async def test_rows_behind_a_quote_that_is_not_closed_are_rejected_and_none_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "open.csv"
+    path.write_text(OPEN_QUOTE)
+    said: list[str] = []
+    with Rejects(tmp_path / "rejected.jsonl", said.append) as reject:
+        report = await send(read(path), None, reject=reject, progress=lambda _: None)
+    assert (report.rejected, report.sent) == (1, {"clicks": 1})
+    assert said[0].startswith(f"{path}:3: no readable CSV: ")
+    assert said[0].endswith("; lines 3 to 6 are one row: is a quote not closed?")
+    (kept,) = (json.loads(line) for line in (tmp_path / "rejected.jsonl").read_bytes().splitlines())
+    assert kept["row"].splitlines() == OPEN_QUOTE.splitlines()[2:]
+
+
+def test_an_open_quote_ends_at_the_next_one_or_at_the_longest_field(tmp_path: Path) -> None:
+    path, last = tmp_path / "open.csv", "q9,2026-03-02T09:15:09Z,d9\n"
+    path.write_text(OPEN_QUOTE + 'q7,2026-03-02T09:15:07Z,"d7"\n' + last)
+    first, rejected, good = read(path)
+    assert [r.row.place.rsplit(":", 1)[1] for r in (first, rejected, good)] == ["2", "3", "8"]
+    assert "lines 3 to 7" in rejected.reason
+    many = codec.MAX_MESSAGE_BYTES // len(last) * 2
+    path.write_text(OPEN_QUOTE + last * many)
+    first, rejected, *rest = read(path)
+    assert "field larger than field limit" in rejected.reason
+    assert len(rejected.row.original) > codec.MAX_MESSAGE_BYTES
+    assert len(rest) + rejected.row.original.count(b"\n") + 1 == many + 4
+    assert {r.reason for r in rest} == {""}
+
+
 def test_lines_of_any_length_and_content_are_rows(tmp_path: Path) -> None:
     long = b'{"a":"' + b"x" * codec.MAX_MESSAGE_BYTES + b'"}'
     path = jsonl(tmp_path / "x.jsonl", long, b"", b"\xff\xfe", b"[" * 5000, b"[1]", CLICK, long + long)
@@ -172,6 +255,17 @@ async def test_rejected_rows_are_kept_as_they_were(tmp_path: Path) -> None:
     assert kept[30]["row_base64"] == "/w=="
     assert len(said) == Rejects.SHOWN + 1
     assert "11 more rejected rows" in said[-1]
+
+
+async def test_actions_without_feedback_are_ignored_and_not_rejected(tmp_path: Path) -> None:
+    seen = {"action_name": "impression", "query_id": "q", "timestamp": AT.isoformat()}
+    path = jsonl(tmp_path / "x.jsonl", seen, CLICK, seen, {**seen, "event_attributes": 7})
+    said: list[str] = []
+    with Rejects(None, said.append) as reject:
+        report = await send(read(path), None, reject=reject, progress=lambda _: None)
+    assert (report.rows, report.ignored, report.rejected, report.sent) == (4, 2, 1, {"clicks": 1})
+    assert [line.split(":")[1] for line in said] == ["4"]
+    assert report.line() == "4 rows: 1 clicks sent; 2 ignored; 1 rejected"
 
 
 def test_the_closing_line_counts_what_was_done() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from clickloop.errors import SettingsError
 from clickloop.events import ExampleFormed
-from clickloop.recorded import UNNAMED, Events, counts, read_documents, read_events, read_judged
+from clickloop.recorded import UNNAMED, Events, Recording, counts, read_documents, read_events, read_judged
 from clickloop.sources import Sources, mappings_of
 from streams.recorded import form_examples
 
@@ -123,6 +123,25 @@ def test_what_cannot_be_read_is_told_and_stops_nothing(tmp_path: Path) -> None:
     assert [line.split(":")[1] for line in told] == ["2", "3", "4", "5", "6"]
     assert "DocumentChanged, which is no query, click or rating" in told[3]
     assert len(formed(events)[0]) == 1
+
+
+def test_actions_without_feedback_are_no_unusable_lines(tmp_path: Path) -> None:
+    seen = {"action_name": "impression", "query_id": "q1", "timestamp": START.isoformat()}
+    events, told = read(
+        written(tmp_path / "a.jsonl", [query(1), seen, click(1), {**seen, "timestamp": "soon"}, seen])
+    )
+    assert [line.split(":")[1] for line in told] == ["4"]
+    assert events.ignored == 2
+    assert len(formed(events)[0]) == 1
+
+
+def test_a_recording_says_how_many_actions_carried_no_feedback(tmp_path: Path) -> None:
+    seen = {"action_name": "impression", "query_id": "q1", "timestamp": START.isoformat()}
+    path = written(tmp_path / "a.jsonl", [query(1), seen, click(1)])
+    recording = Recording(tmp_path / "work", say=lambda _: None)
+    assert len(list(recording.examples(path, index="products", form=form_examples))) == 1
+    assert recording.unreadable == 0
+    assert (recording.fates["ignored"], recording.fates["joined"]) == (1, 1)
 
 
 def test_events_of_several_indexes_need_a_choice(tmp_path: Path) -> None:

@@ -39,6 +39,11 @@ UBI_QUERY: dict[str, Any] = {
     "query_response_hit_ids": ["sku-4", "sku-17"],
 }
 TOML = """
+[sources.duels]
+topic = "ratings"
+when = { "event.kind" = "duel" }
+fields = {query_id="search.id", preferred="won", alternative="lost", strength="by", time="at", user="who"}
+
 [sources.shop-clicks]
 topic = "clicks"
 when = { "event.kind" = "product_click" }
@@ -210,8 +215,19 @@ def test_numbered_documents_and_positions_from_zero_are_no_mistakes() -> None:
     ("change", "topic", "reason"),
     [
         ({"query_id": None}, topics.CLICKS, "without query_id can't be joined"),
-        ({"action_name": "impression", "query_id": None}, topics.CLICKS, "'impression' is no click and no rating"),
         ({"action_name": ["click"]}, topics.CLICKS, "action a list"),
+        ({"action_name": ""}, topics.CLICKS, "action '' is no name"),
+        ({"action_name": "x" * 101}, topics.CLICKS, "no name of 1 to 100 characters"),
+        ({"action_name": "impression", "event_attributes": []}, topics.CLICKS, "UBI event is a list"),
+        (
+            {"action_name": "impression", "event_attributes": {"object": 7}},
+            topics.CLICKS,
+            "object of a UBI event is 7",
+        ),
+        ({"action_name": "impression", "timestamp": "soon"}, topics.CLICKS, "'soon', no ISO 8601 time"),
+        ({"action_name": "impression", "timestamp": 1772442904}, topics.CLICKS, "1772442904, no ISO 8601 time"),
+        ({"action_name": "impression", "query_id": ["q"]}, topics.CLICKS, "query_id is a list"),
+        ({"action_name": "impression"}, topics.QUERIES, "a UBI event on queries: its topic is clicks"),
         ({"event_attributes": {}}, topics.CLICKS, "without event_attributes.object.object_id"),
         ({"event_attributes": []}, topics.CLICKS, "event_attributes of a UBI event is a list"),
         ({"event_attributes": {"object": {"object_id": 1.5}}}, topics.CLICKS, "object_id is 1.5"),
@@ -226,6 +242,33 @@ def test_a_ubi_event_that_cannot_be_used_says_why(
 ) -> None:
     with pytest.raises(InvalidMessageError, match=reason):
         read({**UBI_EVENT, **change}, topic)
+
+
+NO_FEEDBACK: list[dict[str, Any]] = [
+    {"action_name": "impression"},
+    {"action_name": "view", "query_id": None, "event_attributes": None},
+    {"action_name": "item_hover", "client_id": "", "timestamp": "2026-03-02T09:15:04"},
+    {"action_name": "on_search", "timestamp": None, "event_attributes": {}},
+    {"action_name": "page_exit", "event_attributes": {"object": {"currentPageName": "/"}, "position": {}}},
+]
+
+
+@pytest.mark.parametrize("change", NO_FEEDBACK, ids=lambda c: c["action_name"])
+def test_a_ubi_event_whose_action_carries_no_feedback_is_no_mistake(change: dict[str, Any]) -> None:
+    record = {**UBI_EVENT, **change}
+    for topic in (topics.CLICKS, topics.RATINGS):
+        assert read(record, topic) is None
+        assert read(envelope(record), topic) is None
+        assert row(record, topic) is None
+    assert row(record) is None
+
+
+def test_a_mapping_may_say_what_an_apps_own_action_is() -> None:
+    fields = {"query_id": "query_id", "doc_id": "event_attributes.object.object_id", "time": "timestamp"}
+    table = {"topic": "clicks", "when": {"action_name": "open"}, "fields": fields}
+    own = {**UBI_EVENT, "action_name": "open"}
+    assert read(own, topics.CLICKS) is None
+    assert read(own, topics.CLICKS, sources=Sources("products", mappings_of({"opens": table}))).doc_id == "sku-17"
 
 
 @pytest.mark.parametrize(
@@ -352,11 +395,54 @@ def test_an_apps_own_names_are_mapped() -> None:
     )
 
 
+@pytest.mark.parametrize("visitor", ["", " \t", None])
+def test_people_without_a_name_are_not_one_person(visitor: str | None) -> None:
+    click = {"event": {"kind": "product_click"}, "search": {"id": 9}, "sku": 17, "visitor": visitor}
+    assert read({**click, "ts": 0}, topics.CLICKS, sources=mapped()).split_key == ""
+    assert read({**UBI_EVENT, "client_id": visitor}, topics.CLICKS).split_key == ""
+    named = {**UBI_EVENT, "client_id": visitor, "user_id": "ann"}
+    assert read(named, topics.CLICKS).split_key == codec.split_key("ann")
+
+
 def test_one_stream_of_clicks_and_ratings_is_told_apart_by_when() -> None:
     stars = {"event": {"kind": "stars"}, "search": {"id": "q"}, "sku": "d", "stars": "5", "ts": AT.timestamp()}
     message = read(stars, topics.CLICKS, sources=mapped())
     assert isinstance(message, ResultRated)
     assert (message.rating, message.rated_at) == (3.0, AT)
+
+
+@pytest.mark.parametrize(
+    ("scale", "given", "stars"),
+    [([0, 1], (1.0, 0.95, 0.5), (5.0, 4.8, 3.0)), ([0, 10], (10, 0, "5"), (5.0, 1.0, 3.0))],
+)
+def test_an_apps_scale_is_that_of_accuracy_and_relevance_too(
+    scale: list[int], given: tuple[Any, ...], stars: tuple[float, ...]
+) -> None:
+    names = ("rating", "accuracy", "relevance")
+    fields = {"query_id": "q", "doc_id": "d", "time": "at", **{name: name for name in names}}
+    table = {"topic": "ratings", "rating_range": scale, "fields": fields}
+    record = {"q": "q", "d": "d", "at": AT.isoformat(), **dict(zip(names, given, strict=True))}
+    message = read(record, topics.RATINGS, sources=Sources("products", mappings_of({"stars": table})))
+    assert (message.rating, message.accuracy, message.relevance) == pytest.approx(stars)
+
+
+@pytest.mark.parametrize("topic", [topics.RATINGS, topics.CLICKS], ids=lambda t: t.suffix)
+def test_an_apps_own_preferences_are_mapped(topic: topics.Topic) -> None:
+    duel = {"event": {"kind": "duel"}, "search": {"id": 9}, "won": 17, "lost": "d", "by": "0.5", "who": "ann"}
+    message = read({**duel, "at": AT.isoformat()}, topic, sources=mapped())
+    assert message == ResultPreferred(
+        event_id=message.event_id,
+        index="products",
+        query_id="9",
+        preferred="17",
+        alternative="d",
+        preferred_at=AT,
+        strength=0.5,
+        split_key=codec.split_key("ann"),
+    )
+    assert (
+        mapped().read_row(json.dumps({**duel, "at": AT.isoformat()}).encode(), topics.RATINGS, now=AT) == message
+    )
 
 
 @pytest.mark.parametrize("hits", [["a", "b"], [{"sku": "a"}, {"sku": "b"}]], ids=["ids", "objects"])
@@ -372,6 +458,13 @@ def test_documents_are_mapped_too() -> None:
     assert isinstance(message, DocumentChanged)
     assert (message.doc_id, message.title, message.text) == ("4", "Shoe", "Grips.")
     assert message.attributes == {"brand": "Aria"}
+
+
+def test_an_attribute_may_be_the_same_for_every_document() -> None:
+    table = {"topic": "documents", "fields": {"doc_id": "sku", "attributes.brand": "brand"}}
+    sources = Sources("products", mappings_of({"shop": {**table, "values": {"attributes.shop": "north"}}}))
+    document = read({"sku": 4, "brand": "Aria"}, topics.DOCUMENTS, sources=sources)
+    assert document.attributes == {"shop": "north", "brand": "Aria"}
 
 
 def test_a_record_that_no_mapping_takes_may_still_be_ubis() -> None:
@@ -404,6 +497,23 @@ def test_a_mapped_record_that_cannot_be_used_names_the_apps_field(change: dict[s
         ('topic = "clicks"\nfields = { query_id = "q" }', "doesn't say where 'doc_id' is"),
         ('topic = "clicks"\nfields = { query_id = "q", doc_id = "d", colour = "c" }', "has no 'colour'"),
         ('topic = "clicks"\nfield = {}', "field"),
+        ('topic = "ratings"\nfields = { query_id = "q", preferred = "w" }', "where 'alternative' is"),
+        (
+            'topic = "ratings"\nfields = {query_id="q", preferred="w", alternative="l", rating="r"}',
+            "a ResultPreferred has no 'rating'",
+        ),
+        (
+            'topic = "clicks"\nfields = { query_id = "q", doc_id = "d" }\nvalues = { user = "ann" }',
+            "'user' can't be in values",
+        ),
+        (
+            'topic = "clicks"\nfields = { query_id = "q", doc_id = "d" }\nvalues = { time = 0 }',
+            "'time' can't be in values",
+        ),
+        (
+            'topic = "queries"\nfields = {query_id="q", query="t", results="r"}\nvalues = {"results.doc_id"="d"}',
+            "'results.doc_id' can't be in values",
+        ),
         (
             'topic = "ratings"\nrating_range = [5, 1]\nfields = {query_id="q", doc_id="d", rating="r"}',
             "rating_range",
@@ -419,7 +529,7 @@ def test_mappings_lie_in_the_settings_file(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "clickloop.toml").write_text(TOML)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CLICKLOOP_CONFIG", raising=False)
-    assert list(load_mappings()) == ["shop-clicks", "stars", "searches", "catalogue"]
+    assert list(load_mappings()) == ["duels", "shop-clicks", "stars", "searches", "catalogue"]
     (tmp_path / "clickloop.toml").write_text("sources = 3")
     with pytest.raises(SettingsError, match="sources is 3"):
         load_mappings()
@@ -439,6 +549,27 @@ def test_a_row_in_our_own_names_needs_neither_type_nor_id() -> None:
     assert message.position == 3
     assert row(click).event_id == message.event_id
     assert row({"doc_id": "d", "text": "t", "changed_at": AT.isoformat()}, topics.DOCUMENTS).text == "t"
+
+
+@pytest.mark.parametrize("typed", [{}, {"type": "ResultClicked"}], ids=["by its time", "by its type"])
+def test_integers_are_ids_in_a_row_of_a_file_and_not_on_a_topic(typed: dict[str, str]) -> None:
+    click = {**typed, "query_id": 81, "doc_id": 17, "event_id": 3, "split_key": 5, "clicked_at": AT.isoformat()}
+    message = row(click)
+    assert (message.query_id, message.doc_id, message.event_id, message.split_key) == ("81", "17", "3", "5")
+    for wrong in (True, 1.5, [1]):
+        with pytest.raises(InvalidMessageError, match="doc_id"):
+            row({**click, "doc_id": wrong})
+    on_topic = {"type": "ResultClicked", "index": "products", "event_id": "e", **click}
+    with pytest.raises(InvalidMessageError, match="got `int`"):
+        read(on_topic, topics.CLICKS)
+
+
+def test_integers_are_ids_within_results_and_preferences_too() -> None:
+    query = {"query_id": 81, "query": "shoes", "served_at": AT.isoformat()}
+    results = row({**query, "results": [{"doc_id": 17, "position": 1}]}).results
+    assert results == [Result(doc_id="17", position=1)]
+    preference = row({"query_id": 81, "preferred": 17, "alternative": 4, "preferred_at": AT.isoformat()})
+    assert (preference.preferred, preference.alternative) == ("17", "4")
 
 
 def test_a_row_of_any_form_is_what_it_says() -> None:
@@ -462,7 +593,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="u
 
 def shown_examples() -> list[tuple[str, str, str]]:
     """(kind, topic, text) of every fenced block that the page marks as an example."""
-    return re.findall(r"<!-- (sends|refused|settings) ?(\w*) -->\n```\w*\n(.*?)```", DOCS, re.DOTALL)
+    return re.findall(r"<!-- (sends|ignored|refused|settings) ?(\w*) -->\n```\w*\n(.*?)```", DOCS, re.DOTALL)
 
 
 def page_sources() -> Sources:
@@ -478,6 +609,8 @@ def test_every_example_of_the_page_is_read_or_refused_as_it_says(kind: str, suff
     if kind == "refused":
         with pytest.raises(MessageError):
             page_sources().read(body.encode(), headers, topic)
+    elif kind == "ignored":
+        assert page_sources().read(body.encode(), headers, topic) is None
     else:
         assert page_sources().read(body.encode(), headers, topic, logged=LOGGED).index in {"products", "shop"}
 

@@ -55,6 +55,17 @@ def test_unreadable_bytes_are_a_letter_and_what_follows_them_counts() -> None:
     assert [e.doc_id for e in found.examples] == ["a"]
 
 
+def test_actions_without_feedback_are_counted_and_have_no_effect() -> None:
+    state = partition()
+    applied(state, topics.QUERIES, *asked("q1"))
+    hover = b'{"action_name": "item_hover", "query_id": "q1", "timestamp": "2026-03-02T09:15:09Z"}'
+    hovers = [Record(offset, hover) for offset in range(1000)]
+    found = applied(state, topics.CLICKS, *hovers, Record(1000, codec.encode(click("a"))))
+    assert found.unusable == []
+    assert [e.doc_id for e in found.examples] == ["a"]
+    assert (state.join.counts["ignored"], state.join.counts["joined"]) == (1000, 1)
+
+
 def test_what_is_read_again_after_a_restart_sends_its_letter_no_second_time() -> None:
     state = partition(handled={topics.CLICKS.suffix: 8})
     found = applied(state, topics.CLICKS, Record(7, b"\xff{"), Record(8, b"\xff{"))

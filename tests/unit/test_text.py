@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clickloop.text import normal_text
+from clickloop.text import masked, normal_text
 
 
 @pytest.mark.parametrize("sign", map(chr, range(128)))
@@ -15,3 +15,34 @@ def test_plain_texts_fall_apart_as_all_others_do(sign: str) -> None:
 
 def test_case_accents_encoding_and_punctuation_make_no_difference() -> None:
     assert normal_text("  Où est le CAFE\u0301?") == normal_text("où est le café")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u0e01\u0e34\u0e19", "\u0e01\u0e37\u0e19"),  # Thai: eat, return
+        ("\u0926\u093f\u0928", "\u0926\u0940\u0928"),  # Hindi: day, poor
+        ("\u0643\u064e\u062a\u064e\u0628", "\u0643\u064f\u062a\u0650\u0628"),  # Arabic: he wrote, was written
+    ],
+    ids=["Thai", "Hindi", "Arabic"],
+)
+def test_texts_whose_vowels_are_marks_are_told_apart_by_them(one: str, other: str) -> None:
+    assert normal_text(one) == one
+    assert normal_text(one) != normal_text(other)
+
+
+def test_joiners_and_variation_selectors_make_no_difference() -> None:
+    assert (
+        normal_text("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")
+        == "\u0645\u06cc\u062e\u0648\u0627\u0647\u0645"
+    )
+    assert normal_text("shoes \u2764\ufe0f") == normal_text("shoes \u2764") == "shoes"
+
+
+@pytest.mark.parametrize(
+    "text", ["a_b c", "\u0e27\u0e34\u0e18\u0e35 a", "e\u0301\U000e0100\U0001f468\u200d\U0001f680"]
+)
+def test_a_masked_text_has_everything_in_its_place(text: str) -> None:
+    assert len(masked(text)) == len(text)
+    kept = [(new, old) for new, old in zip(masked(text), text, strict=True) if new != "_"]
+    assert all(new == old for new, old in kept)
