@@ -32,6 +32,9 @@ def gate_rows(gate: GateResult) -> Iterator[Row]:
             yield _row(f"golden {name}", m)
     for part in gate.slices:
         yield _row(f"mrr_at_10 of {part.slice} ({part.queries} queries)", part.mrr_at_10)
+    if gate.kept is not None:
+        still = str(round(gate.kept * gate.confirmed))
+        yield ["surely wanted, found", str(gate.confirmed), still, f"{gate.kept - 1.0:+.1%}", "-"]
     if gate.swaps is not None:
         yield _row(f"swaps agree ({gate.swaps.clicks} clicks)", gate.swaps.agreement)
     if gate.cost is not None:

@@ -305,6 +305,10 @@ class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Those with queries enough to say something, the worst first."""
     cost: CostResult | None = None
     swaps: SwapResult | None = None
+    confirmed: Count = 0
+    """Documents that users surely want and the parent finds in the whole corpus."""
+    kept: Share | None = None
+    """How many of them are found still; None where they are too few to tell."""
 
 
 class Lineage(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -151,8 +151,11 @@ def judge(
         for name in trials[0].before
     }
     found = sum(t.found_before for t in trials)
-    kept = sum(t.found_after for t in trials) / found if found >= FEWEST_CONFIRMED else 1.0
+    kept = sum(t.found_after for t in trials) / found if found >= FEWEST_CONFIRMED else None
     verdict, reasons = decide(metrics["mrr_at_10"], queries, kept, thresholds, margin=margin)
+    if kept is None:
+        few = f"{found} documents are surely wanted and found, {FEWEST_CONFIRMED} are needed"
+        reasons.append(f"whether documents were lost was not measured: {few}")
     slices = _slices(trials, weight, fewest=thresholds.min_queries, seed=seed)
     swaps = swap_result([t.agreement for t in trials if t.agreement], seed=seed)
     lost += [*_lost_on_domains(slices, thresholds), *_lost_on_swaps(swaps)]
@@ -165,6 +168,8 @@ def judge(
         slices=slices,
         cost=cost,
         swaps=swaps,
+        confirmed=found,
+        kept=kept,
     )
 
 
@@ -237,21 +242,23 @@ def _lost_on_domains(slices: Sequence[SliceResult], thresholds: Thresholds) -> I
 
 
 def decide(
-    mrr: Estimate, queries: int, kept: float, thresholds: Thresholds, *, margin: float = 0.0
+    mrr: Estimate, queries: int, kept: float | None, thresholds: Thresholds, *, margin: float = 0.0
 ) -> tuple[Verdict, list[str]]:
-    """Verdict and reasons from the figures alone. ``kept`` is the guard's share of documents still found."""
+    """Verdict and reasons from the figures alone. ``kept`` is the guard's share of documents still found, None
+    where they are too few to tell."""
     said = f"MRR@10 {mrr.change:+.1%}, 95 % interval {mrr.low:+.1%} to {mrr.high:+.1%}"
-    guard = f"{1.0 - kept:.1%} of the documents that users surely want are no longer found"
+    lost = 0.0 if kept is None else 1.0 - kept
+    guard = [] if kept is None else [f"{lost:.1%} of the documents that users surely want are no longer found"]
     if queries < thresholds.min_queries:
         return "inconclusive", [f"{queries} held-out queries, {thresholds.min_queries} are needed", said]
-    if 1.0 - kept > thresholds.max_lost_recall:
-        return "fail", [f"{guard}, at most {thresholds.max_lost_recall:.1%} may be lost", said]
+    if lost > thresholds.max_lost_recall:
+        return "fail", [f"{guard[0]}, at most {thresholds.max_lost_recall:.1%} may be lost", said]
     if mrr.high < 0.0:
         return "fail", [f"worse than its parent: {said}"]
     if mrr.low > 0.0:
-        return "pass", [f"better than its parent: {said}", guard]
+        return "pass", [f"better than its parent: {said}", *guard]
     if margin and mrr.change > 0.0 and mrr.low > -margin:
-        return "pass", [f"not behind the rung below, which has just passed: {said}", guard]
+        return "pass", [f"not behind the rung below, which has just passed: {said}", *guard]
     return "inconclusive", [f"can't be told from its parent: {said}"]
 
 

@@ -3,10 +3,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from clickloop.events import Estimate, GateResult
 from tests.unit.trainer_facts import world
-from trainer.gate import LADDER_MARGIN, GoldenTrial, Side, Thresholds, decide, judge, measure
+from trainer.gate import (
+    FEWEST_CONFIRMED,
+    LADDER_MARGIN,
+    GoldenTrial,
+    Side,
+    Thresholds,
+    Trial,
+    decide,
+    judge,
+    measure,
+)
 from trainer.model import Vectors, normalised
 
 THRESHOLDS = Thresholds(min_queries=50, max_lost_recall=0.1)
@@ -87,6 +98,18 @@ def test_a_candidate_that_buries_surely_wanted_documents_fails_however_it_orders
     result = judge([measure(sure, before, after)], thresholds=THRESHOLDS, seed=0)
     assert result.verdict == "fail"
     assert "no longer found" in result.reasons[0]
+
+
+@pytest.mark.parametrize("found", [0, FEWEST_CONFIRMED - 1, FEWEST_CONFIRMED])
+def test_no_share_of_lost_documents_is_told_that_too_few_were_there_to_measure(found: int):
+    better = {"mrr_at_10": np.full(60, 0.6)}
+    trial = Trial(np.ones(60), {"mrr_at_10": np.full(60, 0.5)}, better, found_before=found, found_after=0)
+    result = judge([trial], thresholds=THRESHOLDS, seed=0)
+    measured = found == FEWEST_CONFIRMED
+    assert (result.verdict, result.confirmed) == ("fail" if measured else "pass", found)
+    assert result.kept == (0.0 if measured else None)
+    assert any("no longer found" in reason for reason in result.reasons) == measured
+    assert any(f"not measured: {found} documents" in reason for reason in result.reasons) != measured
 
 
 def test_reasons_name_the_figures():
