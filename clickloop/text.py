@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 _JOINERS = "\u200c\u200d"
 """Shape the letters on their two sides; people leave them out."""
 
 
-class _Normal(dict[int, str]):
-    """What each code point becomes; filled as they are met."""
+REMEMBERED = 10_000
+"""Code points whose turn is looked up but once: more than any one script has. All of Unicode is a million."""
+
+
+class _Table(dict[int, str]):
+    """What each code point becomes, for ``str.translate``; filled as they are met."""
+
+    def __init__(self, turned: Callable[[str], str]) -> None:
+        self._turned = turned
 
     def __missing__(self, code: int) -> str:
-        sign = chr(code)
-        if sign in _JOINERS or _selects_variation(code):
-            self[code] = ""
-        else:
-            self[code] = sign if sign.isalnum() or sign == "_" or is_mark(sign) else " "
-        return self[code]
+        turned = self._turned(chr(code))
+        if len(self) < REMEMBERED:
+            self[code] = turned
+        return turned
 
 
-class _Masked(dict[int, str]):
-    def __missing__(self, code: int) -> str:
-        sign = chr(code)
-        self[code] = "_" if is_mark(sign) else sign
-        return self[code]
+def _normal(sign: str) -> str:
+    if sign in _JOINERS or _selects_variation(ord(sign)):
+        return ""
+    return sign if sign.isalnum() or sign == "_" or is_mark(sign) else " "
 
 
-_NORMAL = _Normal()
-_MASKED = _Masked()
+_NORMAL = _Table(_normal)
+_MASKED = _Table(lambda sign: "_" if is_mark(sign) else sign)
 
 
 def normal_text(text: str) -> str:

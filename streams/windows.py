@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from clickloop.text import normal_text
+
 T = TypeVar("T")
 
 MAX_WINDOW = 500
@@ -26,8 +28,13 @@ def number(name: str) -> int:
 
 
 def terms(query: str) -> tuple[int, ...]:
-    """The distinct words of a query, each as its number."""
-    return tuple({number(word) for word in _WORDS.findall(query.lower())})
+    """The distinct words of a query, each as its number.
+
+    >>> len(terms("to sort a list, to sort")), len(terms("\u0e27\u0e34\u0e18\u0e35 sort"))
+    (3, 2)
+    """
+    words = _WORDS.findall(query.lower()) if query.isascii() else normal_text(query).split()
+    return tuple({number(word) for word in words if len(word) > 1})
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clickloop import text
 from clickloop.text import masked, normal_text
 
 
@@ -31,6 +32,13 @@ def test_texts_whose_vowels_are_marks_are_told_apart_by_them(one: str, other: st
     assert normal_text(one) != normal_text(other)
 
 
+def test_no_text_makes_the_tables_grow_without_end() -> None:
+    every = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    assert normal_text(every) == normal_text(every)
+    assert len(masked(every)) == len(every)
+    assert max(len(text._NORMAL), len(text._MASKED)) <= text.REMEMBERED
+
+
 def test_joiners_and_variation_selectors_make_no_difference() -> None:
     assert (
         normal_text("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")
@@ -40,9 +48,9 @@ def test_joiners_and_variation_selectors_make_no_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a_b c", "\u0e27\u0e34\u0e18\u0e35 a", "e\u0301\U000e0100\U0001f468\u200d\U0001f680"]
+    "words", ["a_b c", "\u0e27\u0e34\u0e18\u0e35 a", "e\u0301\U000e0100\U0001f468\u200d\U0001f680"]
 )
-def test_a_masked_text_has_everything_in_its_place(text: str) -> None:
-    assert len(masked(text)) == len(text)
-    kept = [(new, old) for new, old in zip(masked(text), text, strict=True) if new != "_"]
+def test_a_masked_text_has_everything_in_its_place(words: str) -> None:
+    assert len(masked(words)) == len(words)
+    kept = [(new, old) for new, old in zip(masked(words), words, strict=True) if new != "_"]
     assert all(new == old for new, old in kept)
