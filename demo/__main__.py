@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from demo.stage import Options
 
 MINIMUM_EXAMPLES = 100
-EXAMPLES = 6_000
+EXAMPLES = 8_000
 EXAMPLES_FOR_FULL = 20_000
 """Two towers have more to learn than a map on the query has."""
 

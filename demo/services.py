@@ -72,8 +72,8 @@ def start_node(processes: ProcessGroup, place: Place, number: int) -> Node:
         "CLICKLOOP_DATA_DIR": str(place.run / name),
         "CLICKLOOP_QDRANT_URL": place.qdrant_url,
         "CLICKLOOP_MODE": "hybrid",
-        # The demo has minutes, not weeks, to learn where its users look.
-        "CLICKLOOP_EXPLORATION": "0.25",
+        # The demo has a minute, not weeks, to learn where its users look: every other answer has a pair swapped.
+        "CLICKLOOP_EXPLORATION": "0.5",
     }
     return Node(_start(processes, place, name, "search", env), f"http://127.0.0.1:{port}")
 
