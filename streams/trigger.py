@@ -50,6 +50,8 @@ class NotNow:
     """Why there is no retrain at this moment."""
 
     reason: str
+    until: float | None = None
+    """The answer stays so until then unless something is heard; None: for as long as nothing is."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Outlook:
     figures: dict[str, float]
     failures: int
     """Commands in a row, up to the latest, whose gate was failed."""
+    until: float | None
+    """When time alone may change this next; None for never."""
 
     @property
     def holding(self) -> list[Case]:
@@ -215,12 +219,13 @@ class Trigger:
         """A command with its ranges and reason, or the reason why there is none. Changes nothing."""
         outlook = self.outlook(now)
         if outlook.held_back:
-            return NotNow(outlook.held_back)
+            return NotNow(outlook.held_back, outlook.until)
         holding = outlook.holding
         if not holding or not outlook.ranges:
-            return NotNow(", and ".join(case.text for case in outlook.cases if not case.holds) or "no examples")
+            reason = ", and ".join(case.text for case in outlook.cases if not case.holds) or "no examples"
+            return NotNow(reason, outlook.until)
         if not outlook.kinds:
-            return NotNow(f"no rung is expected to pay for its time ({holding[0].text})")
+            return NotNow(f"no rung is expected to pay for its time ({holding[0].text})", outlook.until)
         return Retrain(
             command_id=_command_id(self._settings.index, outlook.ranges),
             index=self._settings.index,
@@ -244,9 +249,10 @@ class Trigger:
             examples=facts.examples, moved=moved, gain_per_hour=self._settings.gain_per_hour
         )
         expected = self._history.expect(kinds, examples=facts.examples, moved=moved)
+        cases = [rule.case(facts) for rule in self._rules]
         return Outlook(
             held_back=self._waiting_for(now) or self._too_dear(now, expected.seconds) or self._lacking(),
-            cases=[rule.case(facts) for rule in self._rules],
+            cases=cases,
             ranges=self.ranges,
             kinds=kinds,
             expected=expected,
@@ -261,6 +267,7 @@ class Trigger:
                 "learnt_from_runs": float(expected.runs),
             },
             failures=self._failures(),
+            until=self._next_moment(now, cases),
         )
 
     def expect(self, kinds: Sequence[VersionKind]) -> Expectation:
@@ -317,12 +324,8 @@ class Trigger:
         if self.paused:
             return "paused by an operator"
         flight = self._in_flight
-        if flight is not None:
-            silent = now - flight.last_heard
-            ended = bool(flight.command.ended) and silent > QUIET_SECONDS
-            lost = silent > flight.wish.budget_seconds + GRACE_SECONDS
-            if not ended and not lost:
-                return f"command {flight.wish.command_id} is in flight"
+        if flight is not None and now < _given_up_at(flight):
+            return f"command {flight.wish.command_id} is in flight"
         if self._ended_at is None:
             return ""
         failures = self._failures()
@@ -354,14 +357,27 @@ class Trigger:
 
     def _left_today(self, now: float) -> float:
         """Seconds of training that may still be spent in the 24 hours up to now."""
-        runs = [*self._spent.values()]
-        runs += [
+        spent = sum(seconds for at, seconds in self._runs() if at <= now < at + DAY_SECONDS)
+        return max(0.0, self._settings.daily_budget_seconds - spent)
+
+    def _runs(self) -> list[tuple[float, float]]:
+        """When each run ended, and how many seconds of training it took."""
+        broken = [
             (c.broken_at, c.broken_at - c.issued)
             for c in self._commands.values()
             if c.broken_at is not None and c.issued is not None
         ]
-        spent = sum(seconds for at, seconds in runs if now - DAY_SECONDS < at <= now)
-        return max(0.0, self._settings.daily_budget_seconds - spent)
+        return [*self._spent.values(), *broken]
+
+    def _next_moment(self, now: float, cases: Sequence[Case]) -> float | None:
+        """When time alone may next change a verdict, or take away what stands in the way."""
+        moments = [case.due for case in cases if case.due is not None]
+        if self._in_flight is not None:
+            moments.append(_given_up_at(self._in_flight))
+        if self._ended_at is not None:
+            moments.append(self._ended_at + self._cool_down(self._failures()))
+        moments += [at + DAY_SECONDS for at, _ in self._runs()]
+        return min((moment for moment in moments if moment > now), default=None)
 
     def _failures(self) -> int:
         """Commands in a row that failed, up to the latest. One that was inconclusive says nothing."""
@@ -424,6 +440,12 @@ class Trigger:
         )
         self._pending["folded"] = folded
         self._pending.move_to_end("folded", last=False)
+
+
+def _given_up_at(flight: _InFlight) -> float:
+    """When a command is over though its end has not been heard."""
+    lost = flight.last_heard + flight.wish.budget_seconds + GRACE_SECONDS
+    return min(lost, flight.last_heard + QUIET_SECONDS) if flight.command.ended else lost
 
 
 def _rules(settings: StreamsSettings) -> list[Rule]:
