@@ -10,6 +10,7 @@ command, and chooses its rungs where the setting ``kinds`` is ``auto``.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,13 +23,13 @@ from clickloop.events import (
     ModelVersionPublished,
     NodeReported,
     OffsetRange,
-    SliceCounts,
     TrainingProgressed,
     VersionKind,
 )
-from streams.balance import Balance, parsed, summed
-from streams.buffer import covers, merge_ranges
+from streams.balance import Balance, parsed
+from streams.buffer import merge_ranges
 from streams.payoff import LADDER, Expectation, History
+from streams.pending import Pending, is_covered
 from streams.policies import DAY_SECONDS, Case, Facts, Manual, Moved, NewDocuments, Rule, Schedule, Threshold
 from streams.settings import StreamsSettings
 
@@ -36,8 +37,6 @@ LATEST = 3
 """Windows of each partition that count for drift."""
 ENTER, LEAVE = 2 / 3, 1 / 3
 """A detector must find so many of them different before it is drift, and fewer than so many before it is over."""
-MAX_PENDING = 20_000
-"""Reports that are kept apart while no command covers them; beyond it the two oldest become one."""
 MAX_COMMANDS = 1000
 QUIET_SECONDS = 120.0
 """A command one of whose rungs has ended, and that is silent for so long, is over."""
@@ -75,18 +74,6 @@ class Outlook:
 
 
 @dataclass(slots=True)
-class _Pending:
-    """A report that no command covers yet."""
-
-    offset: int
-    window_end: float
-    queries: int
-    examples: int
-    ranges: list[OffsetRange]
-    slices: list[SliceCounts]
-
-
-@dataclass(slots=True)
 class _Command:
     """A command in the log, and what is known of its end. Whichever is read first makes the entry."""
 
@@ -117,7 +104,7 @@ class Trigger:
         self._settings = settings
         self._rules = _rules(settings)
         self._balance = Balance(parsed(settings.domain_minimums), parsed(settings.difficulty_minimums))
-        self._pending: OrderedDict[str, _Pending] = OrderedDict()
+        self._pending = Pending()
         self._latest: dict[int, deque[tuple[str, ...]]] = defaultdict(lambda: deque(maxlen=LATEST))
         self._drifting: set[str] = set()
         self._moved: deque[float] = deque(maxlen=LATEST)
@@ -152,21 +139,16 @@ class Trigger:
         """A window was measured. A report with a known id takes the place of that one."""
         end = event.window_end.timestamp()
         if any(
-            c.issued is not None and _is_covered(event.ranges, end, c.ranges, c.issued)
+            c.issued is not None and is_covered(event.ranges, end, c.ranges, c.issued)
             for c in self._commands.values()
         ):
             return
-        known = self._pending.get(event.event_id)
-        ranges = merge_ranges([*event.ranges, *(known.ranges if known else [])])
-        self._pending[event.event_id] = _Pending(
-            known.offset if known else offset, end, event.queries, event.examples, ranges, event.slices
-        )
-        if event.measurements and known is None:
+        known = event.event_id in self._pending
+        self._pending.add(event, offset=offset)
+        if event.measurements and not known:
             self._latest[event.partition].append(tuple(m.detector for m in event.measurements if m.exceeded))
             self._moved += [m.value for m in event.measurements if m.detector == "topic_shares" and m.exceeded]
             self._watch()
-        if len(self._pending) > MAX_PENDING:
-            self._fold()
 
     def retrain(self, command: Retrain) -> None:
         """A command is in the log, whoever sent it: the reports that it covers are done with."""
@@ -175,11 +157,7 @@ class Trigger:
             return
         known.issued = issued = command.issued_at.timestamp()
         known.ranges = merge_ranges(command.ranges)
-        self._pending = OrderedDict(
-            (event_id, p)
-            for event_id, p in self._pending.items()
-            if not _is_covered(p.ranges, p.window_end, known.ranges, issued)
-        )
+        self._pending.drop_covered(known.ranges, issued)
         self._latest.clear()
         self._drifting.clear()
         self._moved.clear()
@@ -259,7 +237,7 @@ class Trigger:
             figures={
                 "examples": float(facts.examples),
                 "threshold": float(self._settings.threshold),
-                "queries": float(sum(p.queries for p in self._pending.values())),
+                "queries": float(self._pending.totals.queries),
                 "drifted_windows": float(facts.drifted_windows),
                 "measured_windows": float(facts.measured_windows),
                 "expected_gain": round(expected.gain, 6),
@@ -287,7 +265,7 @@ class Trigger:
     @property
     def ranges(self) -> list[OffsetRange]:
         """Where the new examples lie."""
-        return merge_ranges(r for p in self._pending.values() for r in p.ranges)
+        return list(self._pending.totals.ranges)
 
     def is_new(self, report: DriftMeasured) -> bool:
         """No command covers this report."""
@@ -296,17 +274,17 @@ class Trigger:
     @property
     def low_water(self) -> int | None:
         """Offset of the oldest report that no command covers."""
-        return min((p.offset for p in self._pending.values()), default=None)
+        return self._pending.low_water
 
     @property
     def new_examples(self) -> int:
-        return sum(p.examples for p in self._pending.values())
+        return self._pending.totals.examples
 
     def _facts(self, now: float) -> Facts:
         counts = self._drift_counts()
         measured = sum(len(latest) for latest in self._latest.values())
         issued = [c.issued for c in self._commands.values() if c.issued is not None]
-        oldest = [p.window_end for p in self._pending.values()]
+        oldest = self._pending.totals.oldest
         return Facts(
             now=now,
             examples=self.new_examples,
@@ -315,7 +293,7 @@ class Trigger:
             measured_windows=measured,
             documents=self.documents,
             trained_documents=self._trained_documents,
-            since=max(issued, default=None) if issued else min(oldest, default=None),
+            since=max(issued) if issued else oldest if oldest < math.inf else None,
         )
 
     # What stands in the way
@@ -353,7 +331,7 @@ class Trigger:
         )
 
     def _lacking(self) -> str:
-        return self._balance.lacking(part for p in self._pending.values() for part in p.slices)
+        return self._balance.lacking(self._pending.slices())
 
     def _left_today(self, now: float) -> float:
         """Seconds of training that may still be spent in the 24 hours up to now."""
@@ -427,20 +405,6 @@ class Trigger:
     def _count_text(self) -> str:
         return f"{self.new_examples} new examples (threshold {self._settings.threshold})"
 
-    def _fold(self) -> None:
-        _, first = self._pending.popitem(last=False)
-        _, second = self._pending.popitem(last=False)
-        folded = _Pending(
-            min(first.offset, second.offset),
-            max(first.window_end, second.window_end),
-            first.queries + second.queries,
-            first.examples + second.examples,
-            merge_ranges([*first.ranges, *second.ranges]),
-            summed([*first.slices, *second.slices]),
-        )
-        self._pending["folded"] = folded
-        self._pending.move_to_end("folded", last=False)
-
 
 def _given_up_at(flight: _InFlight) -> float:
     """When a command is over though its end has not been heard."""
@@ -461,13 +425,6 @@ def _rules(settings: StreamsSettings) -> list[Rule]:
     if settings.schedule:
         known["schedule"] = Schedule.parse(settings.schedule, least=least)
     return [known[name] for name in settings.policies]
-
-
-def _is_covered(
-    ranges: Sequence[OffsetRange], window_end: float, command: Sequence[OffsetRange], issued_at: float
-) -> bool:
-    """Its examples are in the command's ranges; a window without examples was over when the command came."""
-    return covers(command, ranges) if ranges else window_end <= issued_at
 
 
 def _command_id(index: str, ranges: Sequence[OffsetRange]) -> str:
