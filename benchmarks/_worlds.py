@@ -62,24 +62,37 @@ class World:
         return chosen
 
 
+Outcome = tuple[str, int | None]
+"""The version that answered a query, and the rank of the click on it, if any."""
+
+
 def fill(
-    window: Sample, queries: Sequence[Query], before: Sequence[int | None], rng: np.random.Generator
-) -> list[int | None]:
-    """Let people ask, click and rate; what was asked in the window ``before`` closes. Returns the click ranks."""
-    for best in before:
-        window.close("v1", best)
-    clicked: list[int | None] = []
+    window: Sample,
+    queries: Sequence[Query],
+    before: Sequence[Outcome],
+    rng: np.random.Generator,
+    versions: Sequence[str] = ("v1",),
+) -> list[Outcome]:
+    """Let people ask, click and rate; what was asked in the window ``before`` closes. Returns what came of it.
+
+    Each query is answered by one of ``versions``, by chance.
+    """
+    for version, best in before:
+        window.close(version, best)
+    outcomes: list[Outcome] = []
     examined, liked, rates = rng.random(len(queries)), rng.random(len(queries)), rng.random(len(queries))
     for number, query in enumerate(queries):
-        window.query(str(number), query.text, query.sketch, "v1")
+        version = versions[int(rng.integers(len(versions)))] if len(versions) > 1 else versions[0]
+        window.query(str(number), query.text, query.sketch, version)
         seen = query.rank > 0 and examined[number] < 1.0 / query.rank
-        clicked.append(query.rank if seen and liked[number] < 0.8 else None)
-        if clicked[-1] is not None:
-            window.click(str(number), query.document, best_before=None, best_now=query.rank)
+        clicked = seen and liked[number] < 0.8
+        outcomes.append((version, query.rank if clicked else None))
+        if clicked:
+            window.click(str(number), query.document, version, best_before=None, best_now=query.rank)
         if rates[number] < 0.1:
             mood = 4.2 if query.rank in (1, 2, 3) else 2.8
-            window.ratings.add(float(np.clip(np.rint(rng.normal(mood, 0.9)), 1, 5)))
-    return clicked
+            window.ratings.of(version).add(float(np.clip(np.rint(rng.normal(mood, 0.9)), 1, 5)))
+    return outcomes
 
 
 def simulated(seed: int) -> World:

@@ -179,7 +179,7 @@ def _dry_run(settings: StreamsSettings, since: float, as_json: bool) -> None:
     log = cli.finish(_read_log(settings, since=since))
     given = [t.message for t in log if isinstance(t.message, Retrain) and t.at >= since]
     by_operators = sum("manual" in command.reason.policies for command in given)
-    fired = list(replay(settings, log, since=since))
+    fired = list(replay(settings, log, since=since, until=time.time()))
     if as_json:
         for command in fired:
             typer.echo(codec.encode(command))

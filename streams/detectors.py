@@ -3,27 +3,32 @@
 They know no policy, and decide nothing. Every detector has one method, ``measure(window, reference, rng)``, and
 its own level: the share of windows of an unmoving world in which it may be wrong. ``default_detectors`` budgets
 the levels so that all of them together stay below 1 %.
+
+What people ask is the same whichever version answers. What comes of it is not: there the versions are strata, and
+a window's answers are compared with those that the same version gave before. A version that gave too few of them
+is left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clickloop.events import Measurement
-from streams.windows import Sample, Sums
+from streams.windows import MAX_VERSIONS, MIN_QUERIES, Asked, Sample, Strata, Sums
 
 Floats = NDArray[np.float32]
 Statistic = Callable[[Floats], NDArray[np.floating]]
 """Takes labels (b, n + m), 1 for the window's and 0 for the reference's, and gives (b,) figures."""
+Row = tuple[str, tuple[int, ...]]
+"""What is used in one query or click, each as its number, and the stratum that it is compared in."""
 
-MIN_QUERIES = 50
-"""Below this a window's figures say too little to be calibrated."""
 MIN_RATINGS = 30
 MIN_IN_TOPIC = 10
 TOPICS = 8
@@ -48,8 +53,8 @@ def default_detectors() -> tuple[Detector, ...]:
     """All detectors. Their levels add up to 0.55 % of windows; ``click_trend`` has no level, and adds little."""
     return (
         QueryDistance(level=0.001),
-        NewShare("new_terms", lambda sample: [query.terms for query in sample.asked], level=0.001),
-        NewShare("new_documents", lambda sample: sample.documents, level=0.001),
+        NewShare("new_terms", used_terms, level=0.001),
+        NewShare("new_documents", clicked_documents, level=0.001),
         TopicShares(level=0.0005),
         TopicClicks(level=0.0005),
         MeanMoved("click_mrr", lambda sample: sample.clicks, level=0.0005),
@@ -59,23 +64,43 @@ def default_detectors() -> tuple[Detector, ...]:
     )
 
 
+def used_terms(sample: Sample) -> list[Row]:
+    """The words of each query. They are the same whichever version answers."""
+    return [("", query.terms) for query in sample.asked]
+
+
+def clicked_documents(sample: Sample) -> list[Row]:
+    """The document of each click."""
+    return [(click.version, (click.document,)) for click in sample.clicked]
+
+
 def _permuted(
-    name: str, statistic: Statistic, sizes: tuple[int, int], *, level: float, rng: np.random.Generator
+    name: str,
+    statistic: Statistic,
+    sizes: tuple[int, int],
+    *,
+    level: float,
+    rng: np.random.Generator,
+    strata: Sequence[str] = (),
 ) -> Measurement:
     """The statistic of the window with its permutation p-value; large ones are unusual.
 
-    ``sizes`` are those of window and reference, n and m. There are as many shuffles as tell a p-value of
-    ``level``, and fewer where it is clearly large (Besag and Clifford, "Sequential Monte Carlo p-values",
-    Biometrika 1991).
+    ``sizes`` are those of window and reference, n and m. Where ``strata`` names one for each of the n + m, labels
+    are shuffled within it. There are as many shuffles as tell a p-value of ``level``, and fewer where it is
+    clearly large (Besag and Clifford, "Sequential Monte Carlo p-values", Biometrika 1991).
     """
     shuffles = round(1.0 / level) - 1
+    named = np.array(strata or [""] * sum(sizes))
+    groups = [np.flatnonzero(named == name) for name in np.unique(named)]
     labels = np.zeros((1, sum(sizes)), dtype=np.float32)
     labels[0, : sizes[0]] = 1.0
     observed = float(statistic(labels)[0])
     beyond, done, chunk, p = 0, 0, 25, 0.0
     while done < shuffles and not p:
         size = min(chunk, shuffles - done)
-        shuffled = rng.permuted(np.repeat(labels, size, axis=0), axis=1)
+        shuffled = np.repeat(labels, size, axis=0)
+        for group in groups:
+            shuffled[:, group] = rng.permuted(shuffled[:, group], axis=1)
         for count, hit in enumerate(np.asarray(statistic(shuffled)) >= observed - 1e-9, start=1):
             beyond += int(hit)
             if beyond >= 10:
@@ -99,10 +124,10 @@ class QueryDistance:
         self._level = level
 
     def measure(self, window: Sample, reference: Sample, rng: np.random.Generator) -> Measurement | None:
-        found = _sketches(window, reference)
+        found = _sketches(window.asked, reference.asked)
         if found is None:
             return None
-        pooled, _, (n, m) = found
+        pooled, n, m = found.vectors, *found.sizes
         squared = 2.0 - 2.0 * (pooled @ pooled.T)
         distances = np.sqrt(np.maximum(squared, 0.0), out=squared)
         everything = distances.sum()
@@ -121,23 +146,25 @@ class QueryDistance:
 class NewShare:
     """Share of what is used in the window (words, clicked documents) that the reference never uses.
 
-    ``of`` gives a sample's rows, each a query's or a click's numbers. Against shuffled splits of the two samples:
-    a young reference knows little, and the shuffling accounts for that.
+    ``of`` gives a sample's rows. Against shuffled splits of the two samples: a young reference knows little, and
+    the shuffling accounts for that.
     """
 
-    def __init__(self, name: str, of: Callable[[Sample], Sequence[tuple[int, ...]]], *, level: float) -> None:
+    def __init__(self, name: str, of: Callable[[Sample], Sequence[Row]], *, level: float) -> None:
         self.name = name
         self._of = of
         self._level = level
 
     def measure(self, window: Sample, reference: Sample, rng: np.random.Generator) -> Measurement | None:
-        rows = [*self._of(window), *self._of(reference)]
-        n = len(self._of(window))
-        m = len(rows) - n
+        new, old = self._of(window), self._of(reference)
+        kept = _known([stratum for stratum, _ in old])
+        new, old = ([row for row in rows if row[0] in kept] for rows in (new, old))
+        n, m = len(new), len(old)
         if n < MIN_QUERIES or m < MIN_QUERIES:
             return None
+        rows = [*new, *old]
         known: dict[int, int] = {}
-        places = [(row, known.setdefault(one, len(known))) for row, used in enumerate(rows) for one in used]
+        places = [(row, known.setdefault(one, len(known))) for row, (_, used) in enumerate(rows) for one in used]
         if not places:
             return None
         used = np.zeros((n + m, len(known)), dtype=np.float32)
@@ -153,7 +180,8 @@ class NewShare:
             fresh = np.where(in_window >= total - 0.5, in_window, 0.0).sum(axis=1) + labels @ once
             return np.asarray(fresh / np.maximum(labels @ uses, 1.0), dtype=np.float64)
 
-        return _permuted(self.name, new_share, (n, m), level=self._level, rng=rng)
+        strata = [stratum for stratum, _ in rows]
+        return _permuted(self.name, new_share, (n, m), level=self._level, rng=rng, strata=strata)
 
 
 class TopicShares:
@@ -170,11 +198,11 @@ class TopicShares:
         self._topics = topics
 
     def measure(self, window: Sample, reference: Sample, rng: np.random.Generator) -> Measurement | None:
-        found = _sketches(window, reference)
+        found = _sketches(window.asked, reference.asked)
         if found is None:
             return None
-        pooled, _, (n, m) = found
-        member = _clusters(pooled, self._topics, rng)
+        n, m = found.sizes
+        member = _clusters(found.vectors, self._topics, rng)
         total = member.sum(axis=0)
 
         def variation(labels: Floats) -> NDArray[np.floating]:
@@ -198,11 +226,13 @@ class TopicClicks:
         self._topics = topics
 
     def measure(self, window: Sample, reference: Sample, rng: np.random.Generator) -> Measurement | None:
-        found = _sketches(window, reference)
+        kept = _known([query.version for query in reference.asked])
+        new, old = ([q for q in sample.asked if q.version in kept] for sample in (window, reference))
+        found = _sketches(new, old)
         if found is None:
             return None
-        pooled, ranks, sizes = found
-        member = _clusters(pooled, self._topics, rng)
+        member = _clusters(found.vectors, self._topics, rng)
+        ranks = np.array([query.reciprocal_rank for query in found.queries], dtype=np.float32)
         ranked = member * ranks[:, None]
         total, rank_sums = member.sum(axis=0), ranked.sum(axis=0)
         many = np.maximum(total, 1.0)
@@ -219,21 +249,24 @@ class TopicClicks:
             fall = (rank_outside / outside - rank_inside / inside) / error
             return np.asarray(np.where(enough, fall, 0.0).max(axis=1), dtype=np.float64)
 
-        return _permuted(self.name, largest_fall, sizes, level=self._level, rng=rng)
+        strata = [query.version for query in found.queries]
+        return _permuted(self.name, largest_fall, found.sizes, level=self._level, rng=rng, strata=strata)
 
 
 class MeanMoved:
-    """A mean, and whether it got worse than the reference's (one-sided two-sample test).
+    """A mean, and whether it got worse than the reference's (one-sided two-sample test, stratified by version).
 
-    The variance is that of both samples together: a window with few clicks has a small one of its own, and would
-    be believed too soon. ``worse`` is -1 where falling is worse, 1 where rising is. The value is the window's
-    mean; ``threshold`` is the mean from which on it would be beyond chance.
+    The reference's means are weighted by what each version answered in the window (direct standardisation), so a
+    change of the shares is no change of the mean. The variance is that of both samples together: a window with few
+    clicks has a small one of its own, and would be believed too soon. ``worse`` is -1 where falling is worse, 1
+    where rising is. The value is the window's mean; ``threshold`` is the mean from which on it would be beyond
+    chance.
     """
 
     def __init__(
         self,
         name: str,
-        of: Callable[[Sample], Sums],
+        of: Callable[[Sample], Strata],
         *,
         level: float = 0.0005,
         worse: float = -1.0,
@@ -251,30 +284,37 @@ class MeanMoved:
         reference: Sample,
         rng: np.random.Generator,  # noqa: ARG002
     ) -> Measurement | None:
-        new, old = self._of(window), self._of(reference)
-        if new.count < self._least or old.count < self._least:
+        strata = [(self._of(window)[version], self._of(reference)[version]) for version in self._of(window)]
+        strata = [(new, old) for new, old in strata if old.count >= self._least]
+        count = sum(new.count for new, _ in strata)
+        if count < self._least:
             return None
-        both = Sums(new.count + old.count, new.total + old.total, new.squares + old.squares)
-        error = math.sqrt(both.variance * (1.0 / new.count + 1.0 / old.count))
+        mean = sum(new.total for new, _ in strata) / count
+        expected = sum(new.count * old.mean for new, old in strata) / count
+        variance = sum(
+            _together(new, old).variance * (new.count + new.count**2 / old.count) for new, old in strata
+        )
+        error = math.sqrt(variance) / count
         if error == 0.0:
             return None
-        p = _normal_tail(self._worse * (new.mean - old.mean) / error)
+        p = _normal_tail(self._worse * (mean - expected) / error)
         return Measurement(
             detector=self.name,
-            value=round(new.mean, 6),
-            threshold=round(old.mean + self._worse * _normal_quantile(self._level) * error, 6),
+            value=round(mean, 6),
+            threshold=round(expected + self._worse * _normal_quantile(self._level) * error, 6),
             p_value=p,
             exceeded=p <= self._level,
         )
 
 
 class ClickTrend:
-    """Whether the click MRR has fallen, at once or bit by bit, since the served version came.
+    """Whether the click MRR of a version has fallen, at once or bit by bit, since that version came.
 
-    ADWIN over the outcomes of the impressions, as they close (Bifet and Gavaldà, "Learning from time-changing data
-    with adaptive windowing", SDM 2007; river's). It tells a change once; a fall stays exceeded for ``windows``
-    windows, so that who looks at several of them sees it. The value is the mean since the last change, the
-    threshold the mean before the fall.
+    ADWIN over the outcomes of a version's impressions, as they close (Bifet and Gavaldà, "Learning from
+    time-changing data with adaptive windowing", SDM 2007; river's). It tells a change once; a fall stays exceeded
+    for ``windows`` windows, so that who looks at several of them sees it. The value is the mean since the last
+    change, the threshold the mean before the fall. Of several versions that answer, it tells of one that fell, or
+    else of the one that answers most.
     """
 
     name = "click_trend"
@@ -282,9 +322,7 @@ class ClickTrend:
     def __init__(self, *, delta: float = 0.002, windows: int = 3) -> None:
         self._delta = delta
         self._windows = windows
-        self._version = ""
-        self._left = 0
-        self._restart()
+        self._trends: OrderedDict[str, _Trend] = OrderedDict()
 
     def measure(
         self,
@@ -292,31 +330,51 @@ class ClickTrend:
         reference: Sample,  # noqa: ARG002
         rng: np.random.Generator,  # noqa: ARG002
     ) -> Measurement | None:
-        if window.outcomes_of != self._version:
-            self._version = window.outcomes_of
-            self._restart()
-        self._left = max(0, self._left - 1)
-        for outcome in window.outcomes:
-            before = self._adwin.estimation
-            self._adwin.update(outcome)
-            if self._adwin.drift_detected and self._adwin.estimation < before:
-                self._left, self._before = self._windows, before
-        if self._adwin.width < MIN_QUERIES:
+        for trend in self._trends.values():
+            trend.left = max(0, trend.left - 1)
+        for version, outcome in window.outcomes:
+            trend = self._trend(version)
+            if trend.fell(outcome):
+                trend.left = self._windows
+        answering = sorted(window.clicks, key=lambda version: window.clicks[version].count, reverse=True)
+        known = [self._trends[version] for version in answering if version in self._trends]
+        known = [trend for trend in known if trend.adwin.width >= MIN_QUERIES]
+        if not known:
             return None
-        fallen = self._left > 0
+        told = next((trend for trend in known if trend.left), known[0])
         return Measurement(
             detector=self.name,
-            value=round(self._adwin.estimation, 6),
-            threshold=round(self._before, 6) if fallen else None,
-            exceeded=fallen,
+            value=round(told.adwin.estimation, 6),
+            threshold=round(told.before, 6) if told.left else None,
+            exceeded=told.left > 0,
         )
 
-    def _restart(self) -> None:
+    def _trend(self, version: str) -> _Trend:
+        if version not in self._trends:
+            self._trends[version] = _Trend(self._delta)
+            if len(self._trends) > MAX_VERSIONS:
+                self._trends.popitem(last=False)
+        self._trends.move_to_end(version)
+        return self._trends[version]
+
+
+class _Trend:
+    """One version's outcomes. A fall is told for ``left`` more windows; ``before`` is the mean until then."""
+
+    def __init__(self, delta: float) -> None:
         from river.drift import ADWIN
 
-        self._adwin: Any = ADWIN(delta=self._delta)
-        self._left = 0
-        self._before = 0.0
+        self.adwin: Any = ADWIN(delta=delta)
+        self.left = 0
+        self.before = 0.0
+
+    def fell(self, outcome: float) -> bool:
+        before = self.adwin.estimation
+        self.adwin.update(outcome)
+        if not self.adwin.drift_detected or self.adwin.estimation >= before:
+            return False
+        self.before = before
+        return True
 
 
 def _normal_tail(z: float) -> float:
@@ -334,26 +392,40 @@ def _normal_quantile(level: float) -> float:
     return NormalDist().inv_cdf(1.0 - level)
 
 
-def _sketches(window: Sample, reference: Sample) -> tuple[Floats, Floats, tuple[int, int]] | None:
-    """Sketches of both samples as unit vectors (n + m, length), their reciprocal click ranks, and (n, m).
+def _together(one: Sums, other: Sums) -> Sums:
+    return Sums(one.count + other.count, one.total + other.total, one.squares + other.squares)
 
-    Sketches of another length than most of the window's, and zeros, are left out. None where too few remain.
-    """
-    lengths = Counter(len(query.sketch) for query in window.asked if query.sketch).most_common(1)
+
+def _known(strata: Sequence[str]) -> set[str]:
+    """Those that are often enough in the reference for a window to be compared with it."""
+    return {stratum for stratum, count in Counter(strata).items() if count >= MIN_QUERIES}
+
+
+@dataclass(frozen=True)
+class _Sketched:
+    """The queries of both samples, the window's first, with their sketches as unit vectors (n + m, length)."""
+
+    queries: Sequence[Asked]
+    vectors: Floats
+    sizes: tuple[int, int]
+
+
+def _sketches(window: Sequence[Asked], reference: Sequence[Asked]) -> _Sketched | None:
+    """Sketches of another length than most of the window's, and zeros, are left out. None where too few remain."""
+    lengths = Counter(len(query.sketch) for query in window if query.sketch).most_common(1)
     if not lengths:
         return None
-    vectors, ranks, sizes = [], [], []
-    for sample in (window, reference):
-        kept = [query for query in sample.asked if len(query.sketch) == lengths[0][0] and any(query.sketch)]
-        raw = np.frombuffer(b"".join(query.sketch for query in kept), dtype=np.int8)
-        vectors.append(raw.reshape(len(kept), -1).astype(np.float32) if kept else None)
-        ranks += [query.reciprocal_rank for query in kept]
-        sizes.append(len(kept))
-    if min(sizes) < MIN_QUERIES:
+    new, old = (
+        [query for query in queries if len(query.sketch) == lengths[0][0] and any(query.sketch)]
+        for queries in (window, reference)
+    )
+    if min(len(new), len(old)) < MIN_QUERIES:
         return None
-    pooled = np.concatenate([part for part in vectors if part is not None])
-    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
-    return pooled, np.array(ranks, dtype=np.float32), (sizes[0], sizes[1])
+    queries = [*new, *old]
+    raw = np.frombuffer(b"".join(query.sketch for query in queries), dtype=np.int8)
+    vectors = raw.reshape(len(queries), -1).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return _Sketched(queries, vectors, (len(new), len(old)))
 
 
 def _clusters(vectors: Floats, count: int, rng: np.random.Generator, *, rounds: int = 8) -> Floats:

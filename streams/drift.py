@@ -1,8 +1,11 @@
 """Has the world moved? A window is measured against a reference; the figures decide nothing.
 
-The reference of a partition is its earlier windows since the served version last changed: what the model
-that serves now has been seeing. A new version starts it afresh. Windows that a detector found to be different
-don't join it, so that what is new stays new until a model has learnt it.
+The reference of a partition is its earlier windows, whichever versions answered. What depends on the version that
+answered, clicks and ratings, is compared with what the same version earned before, so that neither a new version
+nor a change of its share of the traffic is taken for a change of the world.
+
+Windows that a detector found to be different don't join the reference, so that what is new stays new until a model
+has learnt it. That is once most queries are answered by a version that came later: it starts the reference afresh.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from clickloop.events import Measurement
-from streams.detectors import MIN_QUERIES, Detector, default_detectors
-from streams.windows import Reference, Sample
+from streams.detectors import Detector, default_detectors
+from streams.windows import MIN_QUERIES, Reference, Sample
 
 
 class DriftWatch:
@@ -20,22 +23,27 @@ class DriftWatch:
     def __init__(self, *, detectors: tuple[Detector, ...] | None = None, seed: int = 0) -> None:
         self._detectors = default_detectors() if detectors is None else detectors
         self._rng = np.random.default_rng(seed)
+        self._unlearnt: frozenset[str] = frozenset()
+        """While windows are different: the versions that were there when the first one was."""
         self.reference = Reference()
-
-    def window(self) -> Sample:
-        """An empty window, to be filled and measured."""
-        return Sample(outcomes_of=self.reference.version)
 
     def measure(self, window: Sample) -> list[Measurement]:
         """Compare a window with the reference, which it joins unless it is different. Empty for the first one."""
         if window.queries < MIN_QUERIES:
             return []
-        if window.version != self.reference.version:
-            self.reference.restart(window.version)
+        if not self.reference.sample.queries or self._is_learnt(window):
+            self._unlearnt = frozenset()
+            self.reference.restart()
             self.reference.add(window, self._rng)
             return []
         found = [d.measure(window, self.reference.sample, self._rng) for d in self._detectors]
         measurements = [m for m in found if m is not None]
         if not any(m.exceeded for m in measurements):
             self.reference.add(window, self._rng)
+        elif not self._unlearnt:
+            self._unlearnt = frozenset([*self.reference.sample.clicks, *window.clicks])
         return measurements
+
+    def _is_learnt(self, window: Sample) -> bool:
+        """Whether a version that can have learnt what is new has taken over."""
+        return bool(self._unlearnt) and window.version not in self._unlearnt

@@ -34,6 +34,7 @@ from streams.join import Arrival, Impression, Join, Joined
 from streams.quality import Quality
 from streams.settings import StreamsSettings
 from streams.trust import CLOCK_SKEW, Judgement, Limits, Trust
+from streams.windows import Sample
 
 QUERIES = topics.QUERIES.suffix
 INPUTS = (QUERIES, topics.CLICKS.suffix, topics.RATINGS.suffix)
@@ -141,7 +142,7 @@ class Partition:
         self._counts = Counts()
         self._slices: Counter[tuple[str, Difficulty | None]] = Counter()
         self._ranges: list[OffsetRange] = []
-        self._sample = self._watch.window()
+        self._sample = Sample()
         self._sample_since = now
         self._window_start = now
         self._rebuilding = any(self._handled.values())
@@ -290,7 +291,7 @@ class Partition:
 
     def _measure(self, now: float) -> list[Measurement]:
         measurements = self._watch.measure(self._sample)
-        self._sample, self._sample_since = self._watch.window(), now
+        self._sample, self._sample_since = Sample(), now
         return measurements
 
     def _settle(self, joined: Joined, effects: Effects, now: float) -> None:
@@ -342,7 +343,9 @@ class Partition:
         before = feedback.best_position
         best = position if before is None else min(before, position)
         feedback.best_position = best
-        self._sample.click(impression.query_id, event.doc_id, best_before=before, best_now=best)
+        self._sample.click(
+            impression.query_id, event.doc_id, impression.version, best_before=before, best_now=best
+        )
         if arrival.live:
             self._counts.click(impression.arm, impression.version, best_before=before, best_now=best)
 
@@ -352,7 +355,7 @@ class Partition:
         if arrival.live and trust > 0.0:
             self._counts.rating(event.rating)
         if trust > 0.0:
-            self._sample.ratings.add(event.rating)
+            self._sample.ratings.of(impression.version).add(event.rating)
 
     def _prefer(
         self, impression: Impression, feedback: Feedback, event: ResultPreferred, arrival: Arrival

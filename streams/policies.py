@@ -47,6 +47,8 @@ class Case:
     policy: Policy
     holds: bool
     text: str
+    due: float | None = None
+    """When time alone may change the verdict; None where it doesn't."""
 
 
 class Rule(Protocol):
@@ -141,7 +143,7 @@ class Schedule:
         else:
             due = (since - (self.at or 0.0)) // DAY_SECONDS * DAY_SECONDS + DAY_SECONDS + (self.at or 0.0)
         if facts.now < due:
-            return Case("schedule", False, f"schedule {self.text}: due in {due - facts.now:.0f} s")
+            return Case("schedule", False, f"schedule {self.text}: due in {due - facts.now:.0f} s", due)
         if facts.examples < self.least:
             few = f"{facts.examples} new examples, fewer than {self.least}"
             return Case("schedule", False, f"schedule {self.text}: due, but {few}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,32 +46,60 @@ def time_of(message: Message) -> float | None:
     return None
 
 
-def replay(settings: StreamsSettings, log: Iterable[Told], *, since: float) -> Iterator[Retrain]:
-    """The commands that the trigger would have given from ``since`` on, in the order of time.
+def replay(settings: StreamsSettings, log: Iterable[Told], *, since: float, until: float) -> Iterator[Retrain]:
+    """The commands that the trigger would have given from ``since`` to ``until``, in the order of time.
 
     Up to then everything is heard as it was. From then on the trigger's own commands and what came of them are
     passed over, and those of operators are heard. Each command that it gives is taken to cost what it was expected
-    to, and to pass its gate.
+    to, and to pass its gate. It decides at each message, and between them whenever time alone may change the
+    answer.
     """
-    trigger = Trigger(settings)
+    supposed = _Supposed(Trigger(settings))
     heard: set[str] = set()
-    flight: tuple[float, Retrain] | None = None
+    now = since
     for told in sorted(log, key=lambda told: told.at):
-        if flight is not None and told.at >= flight[0]:
-            _finish(trigger, flight[1], flight[0])
-            flight = None
-        if told.at >= since and _passed_over(told.message, heard):
-            continue
+        if told.at > until:
+            break
+        if told.at >= since:
+            yield from supposed.decide(now, told.at)
+            now = told.at
+            if _passed_over(told.message, heard):
+                continue
         if isinstance(told.message, Retrain):
             heard.add(told.message.command_id)
-        trigger.hear(told.message, offset=told.offset)
-        if told.at < since:
-            continue
-        wish = trigger.decide(told.at)
-        if isinstance(wish, Retrain):
-            yield wish
-            trigger.retrain(wish)
-            flight = told.at + trigger.expect(wish.kinds).seconds, wish
+        supposed.trigger.hear(told.message, offset=told.offset)
+    yield from supposed.decide(now, math.nextafter(until, math.inf))
+
+
+class _Supposed:
+    """The trigger, and the run that it would have begun."""
+
+    def __init__(self, trigger: Trigger) -> None:
+        self.trigger = trigger
+        self._flight: tuple[float, Retrain] | None = None
+
+    def decide(self, start: float, end: float) -> Iterator[Retrain]:
+        """At ``start``, and then before ``end``, while the log is silent, whenever the answer may be another."""
+        now = start
+        while now < end:
+            self._land(now)
+            if self._flight is not None:
+                now, _ = self._flight
+                continue
+            wish = self.trigger.decide(now)
+            if isinstance(wish, Retrain):
+                yield wish
+                self.trigger.retrain(wish)
+                self._flight = now + self.trigger.expect(wish.kinds).seconds, wish
+            else:
+                now = math.inf if wish.until is None else wish.until
+        self._land(end)
+
+    def _land(self, now: float) -> None:
+        if self._flight is not None and now >= self._flight[0]:
+            at, command = self._flight
+            self._flight = None
+            _finish(self.trigger, command, at)
 
 
 def _passed_over(message: Message, heard: set[str]) -> bool:

@@ -10,6 +10,7 @@ command, and chooses its rungs where the setting ``kinds`` is ``auto``.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,13 +23,13 @@ from clickloop.events import (
     ModelVersionPublished,
     NodeReported,
     OffsetRange,
-    SliceCounts,
     TrainingProgressed,
     VersionKind,
 )
-from streams.balance import Balance, parsed, summed
-from streams.buffer import covers, merge_ranges
+from streams.balance import Balance, parsed
+from streams.buffer import merge_ranges
 from streams.payoff import LADDER, Expectation, History
+from streams.pending import Pending, is_covered
 from streams.policies import DAY_SECONDS, Case, Facts, Manual, Moved, NewDocuments, Rule, Schedule, Threshold
 from streams.settings import StreamsSettings
 
@@ -36,8 +37,6 @@ LATEST = 3
 """Windows of each partition that count for drift."""
 ENTER, LEAVE = 2 / 3, 1 / 3
 """A detector must find so many of them different before it is drift, and fewer than so many before it is over."""
-MAX_PENDING = 20_000
-"""Reports that are kept apart while no command covers them; beyond it the two oldest become one."""
 MAX_COMMANDS = 1000
 QUIET_SECONDS = 120.0
 """A command one of whose rungs has ended, and that is silent for so long, is over."""
@@ -50,6 +49,8 @@ class NotNow:
     """Why there is no retrain at this moment."""
 
     reason: str
+    until: float | None = None
+    """The answer stays so until then unless something is heard; None: for as long as nothing is."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,12 @@ class Outlook:
     figures: dict[str, float]
     failures: int
     """Commands in a row, up to the latest, whose gate was failed."""
+    until: float | None
+    """When time alone may change this next; None for never."""
 
     @property
     def holding(self) -> list[Case]:
         return [case for case in self.cases if case.holds]
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A report that no command covers yet."""
-
-    offset: int
-    window_end: float
-    queries: int
-    examples: int
-    ranges: list[OffsetRange]
-    slices: list[SliceCounts]
 
 
 @dataclass(slots=True)
@@ -113,7 +104,7 @@ class Trigger:
         self._settings = settings
         self._rules = _rules(settings)
         self._balance = Balance(parsed(settings.domain_minimums), parsed(settings.difficulty_minimums))
-        self._pending: OrderedDict[str, _Pending] = OrderedDict()
+        self._pending = Pending()
         self._latest: dict[int, deque[tuple[str, ...]]] = defaultdict(lambda: deque(maxlen=LATEST))
         self._drifting: set[str] = set()
         self._moved: deque[float] = deque(maxlen=LATEST)
@@ -148,21 +139,16 @@ class Trigger:
         """A window was measured. A report with a known id takes the place of that one."""
         end = event.window_end.timestamp()
         if any(
-            c.issued is not None and _is_covered(event.ranges, end, c.ranges, c.issued)
+            c.issued is not None and is_covered(event.ranges, end, c.ranges, c.issued)
             for c in self._commands.values()
         ):
             return
-        known = self._pending.get(event.event_id)
-        ranges = merge_ranges([*event.ranges, *(known.ranges if known else [])])
-        self._pending[event.event_id] = _Pending(
-            known.offset if known else offset, end, event.queries, event.examples, ranges, event.slices
-        )
-        if event.measurements and known is None:
+        known = event.event_id in self._pending
+        self._pending.add(event, offset=offset)
+        if event.measurements and not known:
             self._latest[event.partition].append(tuple(m.detector for m in event.measurements if m.exceeded))
             self._moved += [m.value for m in event.measurements if m.detector == "topic_shares" and m.exceeded]
             self._watch()
-        if len(self._pending) > MAX_PENDING:
-            self._fold()
 
     def retrain(self, command: Retrain) -> None:
         """A command is in the log, whoever sent it: the reports that it covers are done with."""
@@ -171,11 +157,7 @@ class Trigger:
             return
         known.issued = issued = command.issued_at.timestamp()
         known.ranges = merge_ranges(command.ranges)
-        self._pending = OrderedDict(
-            (event_id, p)
-            for event_id, p in self._pending.items()
-            if not _is_covered(p.ranges, p.window_end, known.ranges, issued)
-        )
+        self._pending.drop_covered(known.ranges, issued)
         self._latest.clear()
         self._drifting.clear()
         self._moved.clear()
@@ -215,12 +197,13 @@ class Trigger:
         """A command with its ranges and reason, or the reason why there is none. Changes nothing."""
         outlook = self.outlook(now)
         if outlook.held_back:
-            return NotNow(outlook.held_back)
+            return NotNow(outlook.held_back, outlook.until)
         holding = outlook.holding
         if not holding or not outlook.ranges:
-            return NotNow(", and ".join(case.text for case in outlook.cases if not case.holds) or "no examples")
+            reason = ", and ".join(case.text for case in outlook.cases if not case.holds) or "no examples"
+            return NotNow(reason, outlook.until)
         if not outlook.kinds:
-            return NotNow(f"no rung is expected to pay for its time ({holding[0].text})")
+            return NotNow(f"no rung is expected to pay for its time ({holding[0].text})", outlook.until)
         return Retrain(
             command_id=_command_id(self._settings.index, outlook.ranges),
             index=self._settings.index,
@@ -244,16 +227,17 @@ class Trigger:
             examples=facts.examples, moved=moved, gain_per_hour=self._settings.gain_per_hour
         )
         expected = self._history.expect(kinds, examples=facts.examples, moved=moved)
+        cases = [rule.case(facts) for rule in self._rules]
         return Outlook(
             held_back=self._waiting_for(now) or self._too_dear(now, expected.seconds) or self._lacking(),
-            cases=[rule.case(facts) for rule in self._rules],
+            cases=cases,
             ranges=self.ranges,
             kinds=kinds,
             expected=expected,
             figures={
                 "examples": float(facts.examples),
                 "threshold": float(self._settings.threshold),
-                "queries": float(sum(p.queries for p in self._pending.values())),
+                "queries": float(self._pending.totals.queries),
                 "drifted_windows": float(facts.drifted_windows),
                 "measured_windows": float(facts.measured_windows),
                 "expected_gain": round(expected.gain, 6),
@@ -261,6 +245,7 @@ class Trigger:
                 "learnt_from_runs": float(expected.runs),
             },
             failures=self._failures(),
+            until=self._next_moment(now, cases),
         )
 
     def expect(self, kinds: Sequence[VersionKind]) -> Expectation:
@@ -280,7 +265,7 @@ class Trigger:
     @property
     def ranges(self) -> list[OffsetRange]:
         """Where the new examples lie."""
-        return merge_ranges(r for p in self._pending.values() for r in p.ranges)
+        return list(self._pending.totals.ranges)
 
     def is_new(self, report: DriftMeasured) -> bool:
         """No command covers this report."""
@@ -289,17 +274,17 @@ class Trigger:
     @property
     def low_water(self) -> int | None:
         """Offset of the oldest report that no command covers."""
-        return min((p.offset for p in self._pending.values()), default=None)
+        return self._pending.low_water
 
     @property
     def new_examples(self) -> int:
-        return sum(p.examples for p in self._pending.values())
+        return self._pending.totals.examples
 
     def _facts(self, now: float) -> Facts:
         counts = self._drift_counts()
         measured = sum(len(latest) for latest in self._latest.values())
         issued = [c.issued for c in self._commands.values() if c.issued is not None]
-        oldest = [p.window_end for p in self._pending.values()]
+        oldest = self._pending.totals.oldest
         return Facts(
             now=now,
             examples=self.new_examples,
@@ -308,7 +293,7 @@ class Trigger:
             measured_windows=measured,
             documents=self.documents,
             trained_documents=self._trained_documents,
-            since=max(issued, default=None) if issued else min(oldest, default=None),
+            since=max(issued) if issued else oldest if oldest < math.inf else None,
         )
 
     # What stands in the way
@@ -317,12 +302,8 @@ class Trigger:
         if self.paused:
             return "paused by an operator"
         flight = self._in_flight
-        if flight is not None:
-            silent = now - flight.last_heard
-            ended = bool(flight.command.ended) and silent > QUIET_SECONDS
-            lost = silent > flight.wish.budget_seconds + GRACE_SECONDS
-            if not ended and not lost:
-                return f"command {flight.wish.command_id} is in flight"
+        if flight is not None and now < _given_up_at(flight):
+            return f"command {flight.wish.command_id} is in flight"
         if self._ended_at is None:
             return ""
         failures = self._failures()
@@ -350,18 +331,31 @@ class Trigger:
         )
 
     def _lacking(self) -> str:
-        return self._balance.lacking(part for p in self._pending.values() for part in p.slices)
+        return self._balance.lacking(self._pending.slices())
 
     def _left_today(self, now: float) -> float:
         """Seconds of training that may still be spent in the 24 hours up to now."""
-        runs = [*self._spent.values()]
-        runs += [
+        spent = sum(seconds for at, seconds in self._runs() if at <= now < at + DAY_SECONDS)
+        return max(0.0, self._settings.daily_budget_seconds - spent)
+
+    def _runs(self) -> list[tuple[float, float]]:
+        """When each run ended, and how many seconds of training it took."""
+        broken = [
             (c.broken_at, c.broken_at - c.issued)
             for c in self._commands.values()
             if c.broken_at is not None and c.issued is not None
         ]
-        spent = sum(seconds for at, seconds in runs if now - DAY_SECONDS < at <= now)
-        return max(0.0, self._settings.daily_budget_seconds - spent)
+        return [*self._spent.values(), *broken]
+
+    def _next_moment(self, now: float, cases: Sequence[Case]) -> float | None:
+        """When time alone may next change a verdict, or take away what stands in the way."""
+        moments = [case.due for case in cases if case.due is not None]
+        if self._in_flight is not None:
+            moments.append(_given_up_at(self._in_flight))
+        if self._ended_at is not None:
+            moments.append(self._ended_at + self._cool_down(self._failures()))
+        moments += [at + DAY_SECONDS for at, _ in self._runs()]
+        return min((moment for moment in moments if moment > now), default=None)
 
     def _failures(self) -> int:
         """Commands in a row that failed, up to the latest. One that was inconclusive says nothing."""
@@ -411,19 +405,11 @@ class Trigger:
     def _count_text(self) -> str:
         return f"{self.new_examples} new examples (threshold {self._settings.threshold})"
 
-    def _fold(self) -> None:
-        _, first = self._pending.popitem(last=False)
-        _, second = self._pending.popitem(last=False)
-        folded = _Pending(
-            min(first.offset, second.offset),
-            max(first.window_end, second.window_end),
-            first.queries + second.queries,
-            first.examples + second.examples,
-            merge_ranges([*first.ranges, *second.ranges]),
-            summed([*first.slices, *second.slices]),
-        )
-        self._pending["folded"] = folded
-        self._pending.move_to_end("folded", last=False)
+
+def _given_up_at(flight: _InFlight) -> float:
+    """When a command is over though its end has not been heard."""
+    lost = flight.last_heard + flight.wish.budget_seconds + GRACE_SECONDS
+    return min(lost, flight.last_heard + QUIET_SECONDS) if flight.command.ended else lost
 
 
 def _rules(settings: StreamsSettings) -> list[Rule]:
@@ -439,13 +425,6 @@ def _rules(settings: StreamsSettings) -> list[Rule]:
     if settings.schedule:
         known["schedule"] = Schedule.parse(settings.schedule, least=least)
     return [known[name] for name in settings.policies]
-
-
-def _is_covered(
-    ranges: Sequence[OffsetRange], window_end: float, command: Sequence[OffsetRange], issued_at: float
-) -> bool:
-    """Its examples are in the command's ranges; a window without examples was over when the command came."""
-    return covers(command, ranges) if ranges else window_end <= issued_at
 
 
 def _command_id(index: str, ranges: Sequence[OffsetRange]) -> str:

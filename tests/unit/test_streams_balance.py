@@ -84,7 +84,7 @@ def test_a_report_that_is_told_again_counts_once() -> None:
 
 
 def test_folded_reports_keep_what_is_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.trigger.MAX_PENDING", 2)
+    monkeypatch.setattr("streams.pending.MAX_PENDING", 2)
     rule = trigger()
     for number in range(1, 7):
         rule.report(told(number, SliceCounts(examples=1, domain="shoes", difficulty="hard")), offset=number)

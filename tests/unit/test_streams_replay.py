@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import pytest
 
 from clickloop.commands import Pause, Reason, Retrain
 from clickloop.events import Message, OffsetRange
@@ -24,20 +27,22 @@ def reports(count: int, *, every: float = 10.0, examples: int = 20, **more: Any)
     ]
 
 
-def command(name: str, *ranges: OffsetRange, policy: str, when: float) -> Retrain:
+def command(
+    name: str, *ranges: OffsetRange, policy: str, when: float, kinds: Sequence[str] = ("adapter",)
+) -> Retrain:
     return Retrain(
         command_id=name,
         index="default",
         issued_at=at(when),
-        kinds=["adapter"],
+        kinds=list(kinds),  # type: ignore[arg-type]
         ranges=list(ranges),
         reason=Reason(policies=[policy], text="test"),  # type: ignore[list-item]
     )
 
 
-def fired(log: list[Told], *, since: float = 0.0, **changes: Any) -> list[Retrain]:
+def fired(log: list[Told], *, since: float = 0.0, until: float = 600.0, **changes: Any) -> list[Retrain]:
     options: dict[str, Any] = {"kinds": ["adapter"], "cool_down_seconds": 30.0, **changes}
-    return list(replay(StreamsSettings(**options), log, since=NOON + since))
+    return list(replay(StreamsSettings(**options), log, since=NOON + since, until=NOON + until))
 
 
 def times(commands: list[Retrain]) -> list[float]:
@@ -48,7 +53,7 @@ def test_it_fires_whenever_the_settings_say_so_with_cool_down_and_run_between() 
     log = told(*reports(30))
     assert times(fired(log)) == [40.0, 90.0, 140.0, 190.0, 240.0, 290.0]
     assert times(fired(log, threshold=200)) == [90.0, 190.0, 290.0]
-    assert times(fired(log, cool_down_seconds=100.0)) == [40.0, 150.0, 260.0]
+    assert times(fired(log, cool_down_seconds=100.0)) == [40.0, 142.0, 244.0, 346.0], "each run takes 2 s"
     assert fired(log, threshold=10_000) == []
 
 
@@ -60,7 +65,90 @@ def test_each_commands_ranges_begin_where_the_last_ones_end() -> None:
 
 def test_a_run_takes_as_long_as_earlier_ones_did() -> None:
     log = told(trained("v0", "k0", seconds=100.0, when=-500.0), *reports(30))
-    assert times(fired(log)) == [40.0, 170.0]
+    assert times(fired(log)) == [40.0, 170.0, 300.0]
+
+
+def ticked(log: list[Told], *, until: float, step: float, **changes: Any) -> float | None:
+    """When the rule fires first if it is asked at every step, as a worker asks it."""
+    rule, now, left = Trigger(StreamsSettings(**changes)), 0.0, sorted(log, key=lambda told: told.at)
+    while now <= until:
+        while left and left[0].at <= NOON + now:
+            heard = left.pop(0)
+            rule.hear(heard.message, offset=heard.offset)
+        if isinstance(rule.decide(NOON + now), Retrain):
+            return now
+        now += step
+    return None
+
+
+NIGHT: dict[str, Any] = {"policies": ["schedule"], "schedule": "03:00"}
+"""NOON is 22:13:20 UTC."""
+THREE = 17_200.0
+LOST = command(
+    "lost", range_(0, 0, 20), policy="manual", when=-50.0, kinds=["adapter", "query_encoder"]
+)  # its budget is an hour
+
+
+@pytest.mark.parametrize(
+    ("log", "settings", "expected"),
+    [
+        (reports(6), NIGHT, THREE),
+        ([*reports(6), report(9, examples=5, ranges=[range_(0, 900, 905)], when=37_000.0)], NIGHT, THREE),
+        (reports(6), {"policies": ["schedule"], "schedule": "90m"}, 5400.0),
+        ([LOST, *reports(10)], {}, 4150.0),
+        ([LOST, progress("lost", "adapter", "done", when=-20.0), *reports(10)], {}, 100.0),
+        ([LOST, progress("lost", "adapter", "failed", when=0.0), *reports(10)], {}, 900.0),
+        (
+            [trained("v0", "k0", seconds=700.0, when=-80_000.0), *reports(6)],
+            {"daily_budget_seconds": 1000.0},
+            6400.0,
+        ),
+        (reports(2), {}, None),
+    ],
+    ids=[
+        "time of day",
+        "time of day before the next report",
+        "interval",
+        "lost command",
+        "silent command",
+        "back-off",
+        "budget of the day",
+        "never",
+    ],
+)
+def test_it_fires_between_messages_when_a_rule_that_is_always_asked_would(
+    log: list[Message], settings: dict[str, Any], expected: float | None
+) -> None:
+    options: dict[str, Any] = {
+        "kinds": ["adapter"],
+        "cool_down_seconds": 30.0,
+        "failed_cool_down_seconds": 900.0,
+        **settings,
+    }
+    found = times(fired(told(*log), until=40_000.0, **options))
+    assert found[:1] == ([] if expected is None else [expected])
+    assert ticked(told(*log), until=20_000.0, step=50.0, **options) == expected
+
+
+def test_nothing_is_heard_or_done_after_the_end() -> None:
+    log = told(*reports(30))
+    assert times(fired(log, until=140.0)) == [40.0, 90.0, 140.0]
+    assert times(fired(log, until=139.0)) == [40.0, 90.0]
+    assert fired(told(*reports(6)), until=THREE - 1.0, **NIGHT) == []
+
+
+def test_a_schedule_fires_night_after_night_while_there_is_something_new() -> None:
+    day = 86_400.0
+    log = told(*[one for n in range(3) for one in reports_of_day(n)])
+    assert times(fired(log, until=5 * day, **NIGHT)) == [THREE, THREE + day, THREE + 2 * day]
+
+
+def reports_of_day(day: int) -> list[Message]:
+    start, first = day * 86_400.0, day * 6
+    return [
+        report(n, examples=20, when=start + n, ranges=[range_(0, n * 20, (n + 1) * 20)])
+        for n in range(first, first + 6)
+    ]
 
 
 def test_what_the_trigger_really_did_is_passed_over_and_what_operators_did_is_heard() -> None:

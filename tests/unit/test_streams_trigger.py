@@ -407,6 +407,31 @@ def test_pending_reports_are_bounded_and_no_range_is_lost() -> None:
     assert rule.low_water == 0
 
 
+def test_reports_that_are_told_one_by_one_add_up_as_they_do_after_a_restart() -> None:
+    watched = trigger(threshold=10**9)
+    told: list[tuple[int, int]] = []
+    for number, examples in [(0, 60), (1, 20), (1, 30), (2, 0), (3, 50)]:
+        told.append((number, examples))
+        tell(watched, number, examples, when=number)
+        restarted = trigger(threshold=10**9)
+        for one in told:
+            tell(restarted, *one, when=one[0])
+        for rule in (watched, restarted):
+            assert isinstance(rule.decide(NOON + 5), NotNow)
+        assert watched.outlook(NOON + 5) == restarted.outlook(NOON + 5)
+    wish = commanded(trigger_with(told[:2]), 2)
+    watched.retrain(wish)
+    assert watched.ranges == [range_(0, 100, 350)]
+    assert watched.new_examples == 80
+
+
+def trigger_with(told: list[tuple[int, int]]) -> Trigger:
+    rule = trigger(threshold=10)
+    for number, examples in told:
+        tell(rule, number, examples, when=number)
+    return rule
+
+
 def test_ranges_merge_to_one_for_each_partition() -> None:
     merged = merge_ranges([range_(1, 5, 9), range_(0, 3, 4), range_(1, 0, 6)])
     assert merged == [range_(0, 3, 4), range_(1, 0, 9)]
