@@ -206,7 +206,7 @@ def _simulated(quick: bool) -> Group:
 
 
 def _several_versions(quick: bool, versions: Versions) -> Group:
-    streams = 6 if quick else 30
+    streams = 2 if quick else 30
     group = Group()
     say(f"{versions.__name__}: {3 * streams} streams ...")
     group.run(lambda seed: simulated(4000 + seed), "none", streams, before=12, after=0, versions=versions)
