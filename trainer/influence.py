@@ -1,5 +1,5 @@
-"""No document may teach out of all proportion: the last defence against a flood of clicks, and the only one that
-sees all of a run's examples at once.
+"""No document may teach out of all proportion: the last defence against a flood of clicks, or of low ratings, and
+the only one that sees all of a run's examples at once.
 
 A document that claims far more than its share has been pushed, or is so well known that it needs no more teaching.
 Either way it keeps at most as many examples as the average document has: those whose keys click the most other
@@ -13,10 +13,13 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import mean, median
+from typing import Literal
 
 from msgspec.structs import replace
 
 from clickloop.events import ExampleFormed
+
+Label = Literal["positive", "negative"]
 
 OUT_OF_PROPORTION = 10.0
 """Times the median document's claim."""
@@ -30,11 +33,15 @@ SHARES = frozenset({"document_share", "query_share"})
 def proportionate(examples: Sequence[ExampleFormed], *, max_share: float) -> list[ExampleFormed]:
     """The examples without the surplus of documents that claim more than ``max_share`` of all, in their order.
 
-    A claim is a positive example of someone's feedback, whatever it weighs: what the stream rules have quarantined
-    is a claim as well.
+    A claim is an example of someone's feedback, whatever it weighs: what the stream rules have quarantined is a
+    claim as well. Claims for a document and claims against it, which are low ratings, are held to this apart.
     With ``max_share`` 0 nothing is left out.
     """
-    claims = Counter(example.doc_id for example in examples if _is_claim(example))
+    return _of_label("negative", _of_label("positive", examples, max_share), max_share)
+
+
+def _of_label(label: Label, examples: Sequence[ExampleFormed], max_share: float) -> list[ExampleFormed]:
+    claims = Counter(example.doc_id for example in examples if _is_claim(example, label))
     if not claims or not max_share:
         return list(examples)
     limit = max(FREE, max_share * claims.total(), OUT_OF_PROPORTION * median(claims.values()))
@@ -42,10 +49,10 @@ def proportionate(examples: Sequence[ExampleFormed], *, max_share: float) -> lis
     if not pushed:
         return list(examples)
     usual = mean([count for doc_id, count in claims.items() if doc_id not in pushed] or [FREE])
-    kept = _most_credible(examples, pushed, each=round(usual))
+    kept = _most_credible(examples, label, pushed, each=round(usual))
     chosen = []
     for example in examples:
-        if example.doc_id not in pushed or not _is_claim(example):
+        if example.doc_id not in pushed or not _is_claim(example, label):
             chosen.append(example)
         elif example.example_id in kept:
             # Its key did nothing wrong: what the stream took away for the document's sake is given back.
@@ -54,11 +61,11 @@ def proportionate(examples: Sequence[ExampleFormed], *, max_share: float) -> lis
     return chosen
 
 
-def _is_claim(example: ExampleFormed) -> bool:
-    return example.label == "positive" and example.origin == "clicks"
+def _is_claim(example: ExampleFormed, label: Label) -> bool:
+    return example.label == label and example.origin == "clicks"
 
 
-def _most_credible(examples: Sequence[ExampleFormed], pushed: set[str], *, each: int) -> set[str]:
+def _most_credible(examples: Sequence[ExampleFormed], label: Label, pushed: set[str], *, each: int) -> set[str]:
     """Ids of at most ``each`` examples of every pushed document."""
     breadth: defaultdict[str, set[str]] = defaultdict(set)
     for example in examples:
@@ -66,7 +73,7 @@ def _most_credible(examples: Sequence[ExampleFormed], pushed: set[str], *, each:
             breadth[example.split_key].add(example.doc_id)
     candidates: defaultdict[str, list[tuple[int, bytes, str]]] = defaultdict(list)
     for example in examples:
-        if example.doc_id not in pushed or not _is_claim(example):
+        if example.doc_id not in pushed or not _is_claim(example, label):
             continue
         if example.weight > 0.0 or example.reason in SHARES:
             chance = hashlib.blake2b(example.example_id.encode(), digest_size=8).digest()

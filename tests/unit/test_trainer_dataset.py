@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from clickloop.events import ExampleFormed
 from clickloop.text import normal_text
 from tests.unit.trainer_facts import documents, example, world
 from trainer.dataset import PASSED_OVER, RATED, Clicks, after_synthetic, moments, prepare
@@ -97,6 +98,28 @@ def test_a_document_that_claims_out_of_proportion_teaches_no_more_than_the_avera
     assert not [text for text in clicks.queries if text.startswith("f")], "those go first who click nothing else"
     assert len(prepare([*people, *farm], documents(40)).clicks) == 450
     assert len(prepare(people, documents(40), max_document_share=0.02).clicks) == 400, "people lose nothing"
+
+
+def test_a_flood_of_low_ratings_is_held_to_what_people_say_against_other_documents():
+    people = [
+        example(f"query {n}", f"d{n % 40:04}", number=n, label="negative", rating=1, weight=1.0, key=f"user-{n}")
+        for n in range(80)
+    ]
+    flood = [
+        example(
+            f"query {n % 9}", "d0007", number=1000 + n, label="negative", rating=1, weight=1.0, key=f"farm-{n}"
+        )
+        for n in range(200)
+    ]
+    shown = example("query 0", "d0000", number=5000)
+
+    def against(examples: list[ExampleFormed], document: int) -> float:
+        clicks = prepare([*examples, shown], documents(40), max_document_share=0.02).clicks
+        return sum(of_it.get(document, 0.0) for of_it in clicks.unwanted.values())
+
+    assert against(people, 7) == against(people, 8) == 2 * RATED
+    assert against([*people, *flood], 8) == 2 * RATED
+    assert against([*people, *flood], 7) <= 3 * RATED
 
 
 def test_what_was_passed_over_or_rated_low_is_unwanted_as_far_as_it_was_not_clicked():
