@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
 from clickloop import lora
-from clickloop.errors import ArtifactError
+from clickloop.errors import ArtifactError, SettingsError
 from clickloop.model_store import ModelStore
 from trainer.workers import Workers
 
@@ -155,12 +155,17 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def pick_device(name: str) -> str:
-    """The device's name as torch knows it; ``auto`` takes an accelerator where there is one."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """The device's name as torch knows it; ``auto`` takes an accelerator where there is one.
+
+    Raises SettingsError for one that isn't there.
+    """
+    cuda, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
+    kind, _, number = name.partition(":")
+    if kind == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    if (kind == "cuda" and int(number or 0) >= cuda) or (kind == "mps" and not mps):
+        raise SettingsError(f"device {name}: torch finds no such device here; use auto or cpu")
+    return name
 
 
 def load_encoder(folder: Path, device: str) -> SentenceTransformer:

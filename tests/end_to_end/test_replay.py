@@ -207,6 +207,18 @@ def test_a_mistake_is_one_line_and_two(
     assert said in lines[0]
 
 
+def test_a_device_that_is_not_there_is_one_line_and_two(
+    points: list[EntryPoint],
+    files: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CLICKLOOP_DEVICE", "cuda:99")
+    assert called(files, tmp_path) == 2
+    assert "device cuda:99: torch finds no such device here" in capsys.readouterr().err
+
+
 def _named() -> dict[str, Any]:
     return {"type": "ResultClicked", "event_id": "c", "index": "products", "query_id": "q", "doc_id": "d3",
             "clicked_at": "2026-01-05T00:00:03Z"}  # fmt: skip
