@@ -49,10 +49,10 @@ def scratch_folder(work_dir: Path, version: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def leave_nothing(work_dir: Path, version: str) -> None:
+def leave_nothing(work_dir: Path, index: str, version: str) -> None:
     """Remove what was only needed until the version was in the store. What others still need stays."""
-    for kept in (work_dir / MAKING / version, Checkpoints.folder(work_dir, version)):
-        shutil.rmtree(kept, ignore_errors=True)
+    shutil.rmtree(work_dir / MAKING / version, ignore_errors=True)
+    Checkpoints.remove_folder(Checkpoints.folder(work_dir, index, version))
 
 
 def describe(

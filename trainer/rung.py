@@ -145,7 +145,7 @@ class Ladder:
             if self._store.has(version):
                 published = self._store.published(version)
                 # Whoever made it may have died before it could clear up.
-                leave_nothing(self._settings.work_dir, version)
+                leave_nothing(self._settings.work_dir, self._settings.index, version)
             else:
                 if data is None:
                     data = await read()
@@ -192,7 +192,7 @@ class Ladder:
             below if manifest.lineage.command_id == command.command_id else None,
         )
         started = time.monotonic()
-        checkpoints = Checkpoints(settings.work_dir, version)
+        checkpoints = Checkpoints(settings.work_dir, settings.index, version)
         trained, trials, then = Trained(), list[Trial](), dict[int, Adapter]()
         left = deadline(seconds)
         for number, moment in enumerate(past):

@@ -175,10 +175,10 @@ async def test_what_a_killed_maker_left_of_a_whole_version_goes_and_anothers_sta
     """A rung that is in the making has its checkpoint there, and goes on from it."""
     [made] = await climbs.run("c1", ["adapter"])
     work = tmp_path / "work"
-    for folder in ("checkpoints", "making"):
+    for folder in ("checkpoints/default", "making"):
         for version in (made.version, "another"):
             (work / folder / version).mkdir(parents=True)
             (work / folder / version / "moment-1.safetensors").write_bytes(b"weights")
     assert await climbs.run("c1", ["adapter"]) == [made]
     assert climbs.rungs["adapter"].parents == [], "it was not made again"
-    assert [path.parent.name for path in work.glob("*/*/moment-1.safetensors")] == ["another", "another"]
+    assert [path.parent.name for path in work.rglob("moment-1.safetensors")] == ["another", "another"]
