@@ -75,6 +75,7 @@ class Outcome:
             "clicks": self.read["clicks"],
             "ratings": self.read["ratings"],
             "examples": climbed.examples,
+            "dropped_examples": climbed.dropped,
             "unreadable": self.unreadable,
             "quarantined": self.fates["not_shown"] + climbed.quarantined,
             "feedback": dict(sorted(self.fates.items())),

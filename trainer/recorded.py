@@ -46,9 +46,9 @@ def climb(
     A run on the same data and settings finds its versions there, and trains nothing anew. ``judged`` speaks only
     of ``documents``. Raises SettingsError, ArtifactError.
     """
-    run = recorded(documents, examples, index=index, work=work, base_model=base_model)
+    run = recorded(documents, examples, index=index, work=work, base_model=base_model, say=say)
     settings, corpus, kept, ladder = run.settings, run.documents, run.examples, run.ladder
-    data = data_of(kept, corpus, settings)
+    data = data_of(kept, corpus, settings, dropped=run.dropped)
     command = _command(run, kinds, budget_seconds)
     start = ladder.base()
     told = Lines(say)
@@ -58,7 +58,8 @@ def climb(
         rungs = _with_truth(ladder, rungs, Truth(judged, corpus), corpus, start, told)
     passed = [rung.version for rung in rungs if rung.verdict == "pass"]
     weighing = sum(example.weight > 0.0 for example in kept)
-    return Climbed(rungs, start.version, passed[-1] if passed else start.version, weighing, len(kept) - weighing)
+    live = passed[-1] if passed else start.version
+    return Climbed(rungs, start.version, live, weighing, len(kept) - weighing, run.dropped)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Recorded:
     documents: list[Document]
     examples: list[ExampleFormed]
     """In their last revision, oldest impression first."""
+    dropped: int
+    """Older ones, for which there was no room."""
     ladder: Ladder
 
     def digest(self, *facts: object) -> str:
@@ -90,6 +93,7 @@ def recorded(
     index: str,
     work: Path,
     base_model: str | None,
+    say: Say,
 ) -> Recorded:
     """Raises SettingsError."""
     settings = TrainerSettings.load(
@@ -102,7 +106,13 @@ def recorded(
         collector.keep(example)
     # No one but this process reads these versions, so they are neither signed nor checked for a signature.
     ladder = Ladder(settings, ModelStore(settings.store_url, cache=settings.work_dir / "cache"))
-    return Recorded(settings, corpus, collector.result().examples, ladder)
+    read = collector.result()
+    if read.dropped:
+        say(
+            f"the oldest {read.dropped:,} of {len(read.examples) + read.dropped:,} examples are left out "
+            f"(max_examples is {settings.max_examples:,})"
+        )
+    return Recorded(settings, corpus, read.examples, read.dropped, ladder)
 
 
 def _command(run: Recorded, kinds: Sequence[VersionKind], budget_seconds: float) -> Retrain:

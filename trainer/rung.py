@@ -58,6 +58,8 @@ class Data:
     """How many of the examples are older than the ranges."""
     replayed_share: float = 0.0
     """of all examples"""
+    dropped: int = 0
+    """The oldest examples, for which there was no room (``max_examples``)."""
 
 
 def data_of(
@@ -68,6 +70,7 @@ def data_of(
     given: Clicks | None = None,
     ranges: Sequence[OffsetRange] = (),
     replayed: int = 0,
+    dropped: int = 0,
 ) -> Data:
     """The examples, oldest impression first, as all rungs see them."""
     prepared = prepare(
@@ -78,7 +81,7 @@ def data_of(
         max_document_share=settings.max_document_share,
     )
     share = replayed / len(examples) if replayed else 0.0
-    return Data(prepared, documents, given, list(ranges), replayed, share)
+    return Data(prepared, documents, given, list(ranges), replayed, share, dropped)
 
 
 @dataclass(frozen=True)
@@ -238,14 +241,14 @@ class Ladder:
             run_id=run_name(command.command_id),
             strategy=command.strategy,
             ranges=data.ranges or command.ranges,
-            examples=past[-1].known.examples,
+            examples=int(past[-1].known.counted().sum()),
             documents=len(corpus),
             base_model=settings.base_model,
             settings=settings.for_lineage()
             | self._circumstances()
             | trained.notes
             | looked_at(data.prepared.examination)
-            | {"steps": trained.steps, "replayed_examples": data.replayed},
+            | {"steps": trained.steps, "replayed_examples": data.replayed, "dropped_examples": data.dropped},
             seed=settings.seed,
             code_version=clickloop.__version__,
             train_seconds=time.monotonic() - started,

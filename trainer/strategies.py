@@ -145,7 +145,7 @@ def of_pairs(pairs: Sequence[tuple[str, int, float]]) -> Clicks:
         document=np.asarray([document for _, document, _ in pairs], dtype=np.int64),
         weight=weight,
         evidence=weight,
-        examples=len(pairs),
+        examples=np.ones(len(pairs), dtype=np.int64),
     )
 
 

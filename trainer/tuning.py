@@ -97,7 +97,7 @@ def tune(
     """``trials`` trials, those of earlier runs on the same data included. Raises SettingsError, ArtifactError."""
     end = time.monotonic() + budget_seconds
     with alone(work / "tune.lock"):
-        run = recorded(documents, examples, index=index, work=work, base_model=base_model)
+        run = recorded(documents, examples, index=index, work=work, base_model=base_model, say=say)
         today = today_of(run.settings, kind)
         told = Lines(say)
         told.kind = kind

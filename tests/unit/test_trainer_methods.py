@@ -125,8 +125,9 @@ def test_a_stop_ends_training_at_once():
 def test_progress_counts_up_to_its_total_with_a_finite_loss():
     seen: list[Progress] = []
     clicks, corpus = world(queries=300)
-    AdapterMethod().train(job(clicks, corpus, report=seen.append))
+    trained = AdapterMethod().train(job(clicks, corpus, report=seen.append))
     assert seen[-1].step == seen[-1].steps > 0
+    assert trained.steps == len(seen), "one descent here, for there are no pieces of documents"
     assert all(p.loss is not None and np.isfinite(p.loss) for p in seen)
 
 

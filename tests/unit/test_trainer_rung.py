@@ -169,6 +169,12 @@ async def test_the_lineage_says_on_how_many_swapped_clicks_the_examination_rests
     assert made.lineage.settings["examined_at_5"] != pytest.approx(Examination().curve(5)[-1], abs=1e-2)
 
 
+async def test_the_lineage_says_how_many_examples_had_no_room(climbs: Climbs) -> None:
+    climbs.data = replace(climbs.data, dropped=400)
+    [made] = await climbs.run("c1", ["adapter"])
+    assert made.lineage.settings["dropped_examples"] == 400
+
+
 async def test_what_a_killed_maker_left_of_a_whole_version_goes_and_anothers_stays(
     climbs: Climbs, tmp_path: Path
 ) -> None:
