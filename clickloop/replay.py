@@ -229,7 +229,9 @@ def replay(
     rungs: Annotated[str, typer.Option(help="Rungs of the ladder, comma-separated, in this order.")] = (
         "adapter,query_encoder"
     ),
-    budget: Annotated[float, typer.Option(min=1.0, help="Longest training in seconds, of all rungs.")] = 3600.0,
+    budget: Annotated[
+        float, typer.Option(min=1.0, help="Longest encoding and training in seconds, of all rungs.")
+    ] = 3600.0,
     json_file: JsonFile = None,
     base_model: BaseModel = None,
     index: OneIndex = "",

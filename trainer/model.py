@@ -106,10 +106,12 @@ def encode(
     texts: Sequence[str],
     *,
     on_batch: Callable[[int], None] | None = None,
+    on_vectors: Callable[[NDArray[np.int64], Vectors], None] | None = None,
 ) -> Vectors:
     """(n, dim) float32, normalised. Long texts go together with long ones, so little is padding.
 
-    ``on_batch`` is told after each batch how many texts are done; what it raises ends the work.
+    ``on_batch`` is told after each batch how many texts are done; what it raises ends the work. ``on_vectors`` is
+    given the batch's rows and their vectors before that.
     """
     out = np.zeros((len(texts), int(encoder.get_embedding_dimension() or 0)), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")
@@ -130,6 +132,8 @@ def encode(
         for rows, found in zip(batches, vectors, strict=True):
             out[rows] = found
             done += len(rows)
+            if on_vectors is not None:
+                on_vectors(rows, normalised(found))
             if on_batch is not None:
                 on_batch(done)
     return normalised(out)

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -40,8 +41,8 @@ from trainer.truth import DEPTH, Truth, top
 
 COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 100.0}
 """How the budget is shared among a command's rungs, as measured on CPUs."""
-TRAINING_SHARE: dict[VersionKind, float] = {"adapter": 0.9, "query_encoder": 0.9, "full": 0.8}
-"""Part of a rung's time that training may take; the rest is for encoding, gate and publishing."""
+TRAINING_SHARE = 0.9
+"""Part of a rung's time that training may take, and what it must encode; the rest is for gate and publishing."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Ladder:
         """Each of the command's rungs, as soon as it is published. What passed is the next one's parent.
 
         A version that is in the store already is not made again, and ``read`` is only called where one is not.
-        Raises TrainingError where the data are too few, StoppedError, ArtifactError.
+        Raises TrainingError where the data are too few or the budget is too small, StoppedError, ArtifactError.
         """
         left = deadline(command.budget_seconds)
         margin = 0.0
@@ -155,7 +156,7 @@ class Ladder:
                     check_enough(data, self._settings, first=parent.parent is None)
                 share = COST[kind] / sum(COST[k] for k in command.kinds[number:])
                 published, then = await self._train(
-                    command, kind, version, parent, data, told, below, margin=margin, seconds=share * left()
+                    command, kind, version, parent, data, told, below, margin=margin, share=share, left=left
                 )
             yield published
             gate = published.manifest.gate
@@ -173,10 +174,15 @@ class Ladder:
         below: Mapping[int, Adapter],
         *,
         margin: float,
-        seconds: float,
+        share: float,
+        left: Callable[[], float],
     ) -> tuple[Published, dict[int, Adapter]]:
         """The rung and, where it is but an adapter, what it was with so many moments to go; ``below`` is that of
-        the rung below."""
+        the rung below.
+
+        It may take its ``share`` of the command's seconds that are ``left`` when all is encoded: encoding serves
+        the rungs above as well.
+        """
         settings = self._settings
         await told.stage(kind, "encoding", version=version)
         loaded = await asyncio.to_thread(
@@ -186,6 +192,7 @@ class Ladder:
             data.prepared.clicks,
             data.prepared.synthetic if data.given is None else data.given,
             on_text=told.encoding,
+            seconds_left=left,
         )
         parent, corpus = loaded.parent, loaded.corpus
         method = method_of(kind, command.strategy, settings)
@@ -197,11 +204,12 @@ class Ladder:
         started = time.monotonic()
         checkpoints = Checkpoints(settings.work_dir, settings.index, version)
         trained, trials, then = Trained(), list[Trial](), dict[int, Adapter]()
+        seconds = share * left()
         left = deadline(seconds)
         for number, moment in enumerate(past):
             step = f"moment {number + 1} of {len(past)}"
             await told.stage(kind, "training", version=version, message=step)
-            share = TRAINING_SHARE[kind] * len(moment.known) / sum(len(m.known) for m in past[number:])
+            part = TRAINING_SHARE * len(moment.known) / sum(len(m.known) for m in past[number:])
             job = Job(
                 moment.parent,
                 moment.known,
@@ -210,11 +218,16 @@ class Ladder:
                 settings.seed,
                 told.from_thread,
                 trained,
-                deadline(share * left()),
+                deadline(part * left()),
+                partial(self.loader.seconds_to_encode, parent.document_encoder),
                 checkpoints.of(f"moment-{number + 1}", *self._facts(command, manifest, corpus)),
                 self._ranks,
             )
             trained = await asyncio.to_thread(method.train, job)
+            if not trained.steps and job.seconds_left() <= 0.0:
+                raise TrainingError(
+                    f"{max(seconds, 0.0):.1f} s of the budget were left for {kind}: no step was done"
+                )
             await told.stage(kind, "gate", version=version, message=step)
             if len(moment.later):
                 before, after = await asyncio.to_thread(_sides, moment.parent, trained, corpus, moment.later, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from clickloop.commands import Reason, Retrain
+from clickloop.errors import TrainingError
 from clickloop.events import VersionKind
 from clickloop.model_store import Manifest, ModelStore
 from clickloop.propensity import Examination
@@ -18,7 +20,7 @@ from trainer.dataset import Clicks, Prepared, moments
 from trainer.loading import Loaded
 from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.model import Adapter
-from trainer.rung import Data, Ladder, with_parents
+from trainer.rung import TRAINING_SHARE, Data, Ladder, with_parents
 from trainer.settings import TrainerSettings
 
 
@@ -66,9 +68,12 @@ class Recorder:
     moments: int
     parents: list[Adapter | None] = field(default_factory=list)
     made: list[Adapter] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """That it had left."""
 
     def train(self, job: Job) -> Trained:
         self.parents.append(job.parent.adapter)
+        self.seconds.append(job.seconds_left())
         map_ = Adapter.identity(24)
         self.made.append(Adapter(map_.weight * (1.0 + len(self.made)), map_.bias))
         return Trained(adapter=self.made[-1])
@@ -92,7 +97,12 @@ class Climbs:
     data: Data
 
     async def run(
-        self, command_id: str, kinds: list[VersionKind], parent: Manifest | None = None
+        self,
+        command_id: str,
+        kinds: list[VersionKind],
+        parent: Manifest | None = None,
+        *,
+        budget: float = 3600.0,
     ) -> list[Manifest]:
         for rung in self.rungs.values():
             rung.parents.clear()
@@ -104,6 +114,7 @@ class Climbs:
             kinds=kinds,
             ranges=[],
             reason=Reason(policies=["manual"], text="test"),
+            budget_seconds=budget,
         )
 
         async def read() -> Data:
@@ -167,6 +178,36 @@ async def test_the_lineage_says_on_how_many_swapped_clicks_the_examination_rests
     assert examination is not None
     assert made.lineage.settings["examined_at_5"] == pytest.approx(examination.curve(5)[-1], abs=1e-4)
     assert made.lineage.settings["examined_at_5"] != pytest.approx(Examination().curve(5)[-1], abs=1e-2)
+
+
+async def test_the_budget_begins_before_anything_is_encoded(
+    climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = climbs.ladder.loader.load
+
+    def slow(*given: Any, **more: Any) -> Loaded:
+        time.sleep(0.3)
+        return load(*given, **more)
+
+    monkeypatch.setattr(climbs.ladder.loader, "load", slow)
+    await climbs.run("c1", ["query_encoder"], budget=20.0)
+    last = climbs.rungs["query_encoder"].seconds[-1]
+    assert 0.0 < last < TRAINING_SHARE * 19.7
+
+
+async def test_a_rung_that_had_no_time_for_a_step_is_not_published(
+    climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = climbs.ladder.loader.load
+
+    def slow(*given: Any, **more: Any) -> Loaded:
+        time.sleep(0.1)
+        return load(*given, **more)
+
+    monkeypatch.setattr(climbs.ladder.loader, "load", slow)
+    with pytest.raises(TrainingError, match=r"0\.0 s of the budget were left for adapter: no step was done"):
+        await climbs.run("c1", ["adapter"], budget=0.05)
+    assert len(climbs.rungs["adapter"].made) == 1, "the first moment told"
 
 
 async def test_the_lineage_says_how_many_examples_had_no_room(climbs: Climbs) -> None:
