@@ -7,6 +7,7 @@ how far it is, and announces what was published: the service on topics, a replay
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,8 @@ COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full":
 """How the budget is shared among a command's rungs, as measured on CPUs."""
 TRAINING_SHARE = 0.9
 """Part of a rung's time that training may take, and what it must encode; the rest is for gate and publishing."""
+VECTOR_DIGITS = 16
+"""Of digests that tell vectors apart, and guard nothing."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,7 @@ class Ladder:
             | self._circumstances()
             | trained.notes
             | looked_at(data.prepared.examination)
+            | seen_vectors(corpus, past[-1].known, loaded.domain)
             | {"steps": trained.steps, "replayed_examples": data.replayed, "dropped_examples": data.dropped},
             seed=settings.seed,
             code_version=clickloop.__version__,
@@ -349,6 +353,18 @@ def looked_at(examination: Examination | None) -> Notes:
     if examination is None:
         return {}
     return {"swapped_clicks": examination.swapped_clicks, "examined_at_5": round(examination.curve(5)[-1], 4)}
+
+
+def seen_vectors(corpus: Corpus, *asked: Clicks) -> Notes:
+    """For the lineage: digests that tell whether another run had the same vectors to train on, to the bit."""
+    queries = hashlib.sha256()
+    for part in asked:
+        queries.update(np.ascontiguousarray(part.vectors).data)
+    documents = hashlib.sha256(np.ascontiguousarray(corpus.vectors).data)
+    return {
+        "document_vectors_sha256": documents.hexdigest()[:VECTOR_DIGITS],
+        "query_vectors_sha256": queries.hexdigest()[:VECTOR_DIGITS],
+    }
 
 
 def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:

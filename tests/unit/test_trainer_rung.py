@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clickloop.commands import Reason, Retrain
@@ -178,6 +179,36 @@ async def test_the_lineage_says_on_how_many_swapped_clicks_the_examination_rests
     assert examination is not None
     assert made.lineage.settings["examined_at_5"] == pytest.approx(examination.curve(5)[-1], abs=1e-4)
     assert made.lineage.settings["examined_at_5"] != pytest.approx(Examination().curve(5)[-1], abs=1e-2)
+
+
+async def test_the_lineage_tells_apart_the_vectors_that_were_trained_against(
+    climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder gives a text other last bits in other company."""
+    load, nudged = climbs.ladder.loader.load, list[str]()
+
+    def nudging(*given: Any, **more: Any) -> Loaded:
+        loaded = load(*given, **more)
+        corpus, clicks = loaded.corpus, loaded.clicks
+        if "documents" in nudged:
+            corpus = replace(corpus, vectors=np.nextafter(corpus.vectors, np.float32(2)))
+        if "queries" in nudged:
+            clicks = replace(clicks, vectors=np.nextafter(clicks.vectors, np.float32(2)))
+        return replace(loaded, corpus=corpus, clicks=clicks)
+
+    monkeypatch.setattr(climbs.ladder.loader, "load", nudging)
+
+    async def digests(command_id: str, *names: str) -> list[object]:
+        nudged[:] = names
+        [made] = await climbs.run(command_id, ["adapter"])
+        return [made.lineage.settings[f"{of}_vectors_sha256"] for of in ("document", "query")]
+
+    documents, queries = await digests("c1")
+    assert await digests("c2") == [documents, queries]
+    other, same = await digests("c3", "documents")
+    assert (other != documents, same) == (True, queries)
+    same, other = await digests("c4", "queries")
+    assert (same, other != queries) == (documents, True)
 
 
 async def test_the_budget_begins_before_anything_is_encoded(
