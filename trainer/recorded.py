@@ -18,6 +18,7 @@ from clickloop import codec
 from clickloop.commands import Reason, Retrain
 from clickloop.errors import TrainingError
 from clickloop.events import DocumentChanged, ExampleFormed, Verdict, VersionKind
+from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.recorded import Climbed, Judged, RungResult, Say
 from trainer.examples import Document, ExampleCollector, document_of
@@ -72,12 +73,15 @@ class Recorded:
     """In their last revision, oldest impression first."""
     dropped: int
     """Older ones, for which there was no room."""
+    golden: GoldenSet
     ladder: Ladder
 
     def digest(self, *facts: object) -> str:
-        """A name for everything that versions come from: these facts, settings, code, documents and examples."""
+        """A name for all that versions and their verdicts come from: these facts, settings, code, documents,
+        examples and golden set."""
         settings = self.settings
-        name = hashlib.sha256(repr((*facts, settings.base_model, settings.for_lineage())).encode())
+        about = (*facts, settings.base_model, settings.for_lineage(), self.golden.digest)
+        name = hashlib.sha256(repr(about).encode())
         name.update(clickloop.__version__.encode())
         for document in self.documents:
             name.update(document.doc_id.encode() + b"\0" + document.digest)
@@ -95,7 +99,7 @@ def recorded(
     base_model: str | None,
     say: Say,
 ) -> Recorded:
-    """Raises SettingsError."""
+    """Raises SettingsError, ArtifactError."""
     settings = TrainerSettings.load(
         index=index, store_url=f"file://{work.resolve()}/store", work_dir=work / "trainer", base_model=base_model
     )
@@ -105,14 +109,15 @@ def recorded(
     for example in examples:
         collector.keep(example)
     # No one but this process reads these versions, so they are neither signed nor checked for a signature.
-    ladder = Ladder(settings, ModelStore(settings.store_url, cache=settings.work_dir / "cache"))
+    store = ModelStore(settings.store_url, cache=settings.work_dir / "cache")
+    ladder, golden = Ladder(settings, store), read_golden(store, settings.index)
     read = collector.result()
     if read.dropped:
         say(
             f"the oldest {read.dropped:,} of {len(read.examples) + read.dropped:,} examples are left out "
             f"(max_examples is {settings.max_examples:,})"
         )
-    return Recorded(settings, corpus, read.examples, read.dropped, ladder)
+    return Recorded(settings, corpus, read.examples, read.dropped, golden, ladder)
 
 
 def _command(run: Recorded, kinds: Sequence[VersionKind], budget_seconds: float) -> Retrain:

@@ -238,17 +238,16 @@ class Ladder:
             if trained.adapter and trained.encoder is None:
                 then[len(past) - 1 - number] = trained.adapter
         golden = await asyncio.to_thread(golden_trial, self._golden(), parent, trained, corpus, told)
-        thresholds = Thresholds(
-            settings.gate_min_queries,
-            settings.gate_max_lost_recall,
-            settings.gate_max_golden_loss,
-            settings.gate_max_domain_loss,
-            settings.gate_max_slowdown,
-        )
         asked = past[-1].later.queries or past[-1].known.queries
         cost = await asyncio.to_thread(cost_of, parent, trained, asked, seed=settings.seed)
         gate = await asyncio.to_thread(
-            judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin, golden=golden, cost=cost
+            judge,
+            trials,
+            thresholds=thresholds_of(settings),
+            seed=settings.seed,
+            margin=margin,
+            golden=golden,
+            cost=cost,
         )
 
         await told.stage(kind, "publishing", version=version, verdict=gate.verdict)
@@ -391,6 +390,16 @@ def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
             f"{prepared.positives} of {total} examples are positive, a share of "
             f"{settings.min_positive_share:g} is needed (min_positive_share)"
         )
+
+
+def thresholds_of(settings: TrainerSettings) -> Thresholds:
+    return Thresholds(
+        settings.gate_min_queries,
+        settings.gate_max_lost_recall,
+        settings.gate_max_golden_loss,
+        settings.gate_max_domain_loss,
+        settings.gate_max_slowdown,
+    )
 
 
 def golden_trial(

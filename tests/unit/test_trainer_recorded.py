@@ -7,8 +7,19 @@ from pathlib import Path
 import pytest
 
 from clickloop.events import DocumentChanged
+from clickloop.golden import GoldenSet, write_golden
+from clickloop.model_store import ModelStore
+from clickloop.recorded import Judged
 from tests.unit.trainer_facts import START, example
 from trainer.recorded import Recorded, recorded
+
+
+def test_a_golden_set_that_is_new_asks_for_new_verdicts(tmp_path: Path) -> None:
+    before = read(tmp_path, 100).digest("adapter")
+    assert read(tmp_path, 100).digest("adapter") == before
+    store = ModelStore(f"file://{tmp_path.resolve()}/store")
+    write_golden(store, "default", GoldenSet([Judged("query 1", {"d0001": 1.0})]))
+    assert read(tmp_path, 100).digest("adapter") != before
 
 
 def read(work: Path, examples: int, said: list[str] | None = None) -> Recorded:
