@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,16 +40,19 @@ def climb(
     work: Path,
     budget_seconds: float,
     base_model: str | None,
+    source: Mapping[str, str],
     say: Say,
 ) -> Climbed:
     """Train, judge and publish ``kinds`` into a store of their own in ``work``, from the base model.
 
     A run on the same data and settings finds its versions there, and trains nothing anew. ``judged`` speaks only
-    of ``documents``. Raises SettingsError, ArtifactError.
+    of ``documents``; ``source`` says for the lineage where all of it comes from.
+
+    Raises SettingsError, ArtifactError.
     """
     run = recorded(documents, examples, index=index, work=work, base_model=base_model, say=say)
     settings, corpus, kept, ladder = run.settings, run.documents, run.examples, run.ladder
-    data = data_of(kept, corpus, settings, dropped=run.dropped)
+    data = data_of(kept, corpus, settings, dropped=run.dropped, source=dict(source))
     command = _command(run, kinds, budget_seconds)
     start = ladder.base()
     told = Lines(say)

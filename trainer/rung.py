@@ -64,6 +64,10 @@ class Data:
     """of all examples"""
     dropped: int = 0
     """The oldest examples, for which there was no room (``max_examples``)."""
+    source: Notes = field(default_factory=dict)
+    """For the lineage: of what is in no log, where it comes from."""
+    examples: Sequence[ExampleFormed] = ()
+    """Kept beside the version where no ranges name them."""
 
 
 def data_of(
@@ -75,6 +79,7 @@ def data_of(
     ranges: Sequence[OffsetRange] = (),
     replayed: int = 0,
     dropped: int = 0,
+    source: Notes | None = None,
 ) -> Data:
     """The examples, oldest impression first, as all rungs see them."""
     prepared = prepare(
@@ -85,7 +90,7 @@ def data_of(
         max_document_share=settings.max_document_share,
     )
     share = replayed / len(examples) if replayed else 0.0
-    return Data(prepared, documents, given, list(ranges), replayed, share, dropped)
+    return Data(prepared, documents, given, list(ranges), replayed, share, dropped, source or {}, examples)
 
 
 @dataclass(frozen=True)
@@ -262,6 +267,7 @@ class Ladder:
             settings=settings.for_lineage()
             | self._circumstances()
             | trained.notes
+            | data.source
             | looked_at(data.prepared.examination)
             | seen_vectors(corpus, past[-1].known, loaded.domain)
             | {"steps": trained.steps, "replayed_examples": data.replayed, "dropped_examples": data.dropped},
@@ -273,7 +279,10 @@ class Ladder:
         new = describe(version=version, kind=kind, parent=manifest, lineage=lineage, gate=gate)
         if kind == "full" and gate.verdict == "pass":
             await asyncio.to_thread(self.loader.keep, version, corpus.documents, after.documents)
-        published = await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
+        enclosed = data.examples if not lineage.ranges else ()
+        published = await asyncio.to_thread(
+            publish, self._store, settings.work_dir, new, parent, trained, examples=enclosed
+        )
         checkpoints.remove()
         return published, then
 

@@ -267,13 +267,14 @@ class Trainer:
             where, prefix=prefix, index=command.index, sources=self._sources
         )
         await self._quarantine(read.unreadable + unreadable)
-        given = await asyncio.to_thread(taught, command, documents, seed=self._settings.seed)
+        brought = await asyncio.to_thread(taught, command, documents, seed=self._settings.seed)
         examples = with_replayed(read, replayed).examples
         data = data_of(
             examples,
             documents,
             self._settings,
-            given=given,
+            given=brought.pairs if brought else None,
+            source=brought.source if brought else {},
             ranges=ranges,
             replayed=len(replayed),
             dropped=read.dropped,
