@@ -147,7 +147,6 @@ def train_ours(given: Task, vectors: Vectors, base: Any, epochs: int, seed: int)
         document=np.asarray(given.wanted, dtype=np.int64),
         weight=ones,
         evidence=ones,
-        examples=len(ones),
         vectors=encode(base, given.queries),
     )
     documents = [Document(str(n), text, content_digest("", text)) for n, text in enumerate(given.documents)]

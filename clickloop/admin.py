@@ -189,7 +189,7 @@ def _wish(settings: Settings, topic: topics.Topic, command: Command) -> None:
 def retrain(
     kind: Annotated[list[str] | None, typer.Option(help="Rung: adapter, query_encoder, full. Repeatable.")] = None,
     parent: Annotated[str, typer.Option(help="Version to start from; empty is the live one.")] = "",
-    budget_seconds: Annotated[float, typer.Option(help="Longest training time.")] = 3600.0,
+    budget_seconds: Annotated[float, typer.Option(help="Longest time to encode and train, in seconds.")] = 3600.0,
     strategy: Annotated[Strategy, typer.Option(help="What to train on, and from which model.")] = "incremental",
     pairs: Annotated[
         str, typer.Option(help="For fine_tune: URL or path, of the trainer's, of query and doc_id.")

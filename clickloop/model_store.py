@@ -6,7 +6,7 @@ Layout under the store's URL::
                        encoder/          sentence-transformers folder (kinds query_encoder and full)
                        lora/             low-rank changes to that encoder, where it was trained so
                        adapter.safetensors   linear map on the query vector, where the version has one
-                       gate.json  README.md
+                       gate.json  README.md  examples.jsonl.zst
     vectors/<space>/...                  document vectors by content digest (clickloop/vector_store.py)
     removed/<version>.json               manifest of a version that was pruned: it stays part of others' lineage
 

@@ -91,6 +91,8 @@ class Climbed(msgspec.Struct, frozen=True):
     """That weigh anything, in their last revision."""
     quarantined: int
     """That weigh nothing."""
+    dropped: int = 0
+    """The oldest ones, for which there was no room; in none of the other counts."""
 
 
 class Events:

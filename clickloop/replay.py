@@ -24,6 +24,7 @@ from clickloop import cli
 from clickloop.accounts import METRIC_NAMES
 from clickloop.errors import SettingsError
 from clickloop.events import Estimate, VersionKind
+from clickloop.manifest import sha256_file
 from clickloop.recorded import Climbed, Recording, RungResult, Say
 from clickloop.service import missing
 
@@ -75,6 +76,7 @@ class Outcome:
             "clicks": self.read["clicks"],
             "ratings": self.read["ratings"],
             "examples": climbed.examples,
+            "dropped_examples": climbed.dropped,
             "unreadable": self.unreadable,
             "quarantined": self.fates["not_shown"] + climbed.quarantined,
             "feedback": dict(sorted(self.fates.items())),
@@ -99,6 +101,7 @@ def replay_files(options: Options, parts: Parts, *, say: Say) -> Outcome:
         work=options.work,
         budget_seconds=options.budget_seconds,
         base_model=options.base_model,
+        source=source_of(options.documents, options.events),
         say=say,
     )
     return Outcome(
@@ -111,6 +114,14 @@ def replay_files(options: Options, parts: Parts, *, say: Say) -> Outcome:
         recording.fates,
         time.monotonic() - started,
     )
+
+
+def source_of(documents: Path, events: Path) -> dict[str, str]:
+    """For the lineage of what is trained: the files that it comes from."""
+    named = {"documents_file": documents.name, "events_file": events.name}
+    files = {"documents_sha256": documents, "events_sha256": events}
+    # A pipe can be read only once, and was.
+    return named | {name: sha256_file(path) for name, path in files.items() if path.is_file()}
 
 
 # What is said of it
@@ -228,7 +239,9 @@ def replay(
     rungs: Annotated[str, typer.Option(help="Rungs of the ladder, comma-separated, in this order.")] = (
         "adapter,query_encoder"
     ),
-    budget: Annotated[float, typer.Option(min=1.0, help="Longest training in seconds, of all rungs.")] = 3600.0,
+    budget: Annotated[
+        float, typer.Option(min=1.0, help="Longest encoding and training in seconds, of all rungs.")
+    ] = 3600.0,
     json_file: JsonFile = None,
     base_model: BaseModel = None,
     index: OneIndex = "",

@@ -118,7 +118,7 @@ class StreamsSettings(Settings):
         ge=0,
         description="auto trains a rung that is expected to raise MRR by this share for each hour it takes",
     )
-    budget_seconds: float = Field(3600.0, gt=0, description="longest time that one command may train")
+    budget_seconds: float = Field(3600.0, gt=0, description="longest time that one command may encode and train")
     daily_budget_seconds: float = Field(
         86_400.0, gt=0, description="training time that the trigger may spend in any 24 hours"
     )

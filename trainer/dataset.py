@@ -65,8 +65,8 @@ class Clicks:
     """(rows,) evidence times the clipped inverse of the chance to be examined: what undoes position bias"""
     evidence: Floats
     """(rows,) how often it was clicked by someone who is trusted; a good rating counts RATED times"""
-    examples: int = 0
-    """How many positive examples the rows were made from."""
+    examples: Indexes = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(queries,) how many positive examples each query's rows were made from; empty where none were counted"""
     unwanted: dict[int, dict[int, float]] = field(default_factory=dict)
     """Query index → documents that were rated low, called the worse one of two, or passed over above a click → how
     much speaks against them, beyond what speaks for them, in trusted clicks"""
@@ -90,6 +90,10 @@ class Clicks:
         share = self.weight / max(float(self.weight.mean()), 1e-12)
         return np.asarray(share * self.evidence.mean(), dtype=np.float32)
 
+    def counted(self) -> Indexes:
+        """(queries,) the examples of each, 0 where they were not counted."""
+        return self.examples if len(self.examples) else np.zeros(len(self.queries), dtype=np.int64)
+
     def facts(self) -> tuple[bytes, ...]:
         """All that training may depend on but the vectors, for telling one set of clicks from another."""
         texts, against = "\0".join(self.queries).encode(), repr((self.debiased, self.unwanted)).encode()
@@ -105,14 +109,13 @@ class Clicks:
         number = np.full(len(self.queries), -1, dtype=np.int64)
         number[kept] = np.arange(len(kept))
         rows = number[self.query] >= 0 if len(self.query) else np.zeros(0, dtype=bool)
-        share = float(rows.mean()) if len(rows) else 0.0
         return Clicks(
             queries=[self.queries[i] for i in kept],
             query=number[self.query[rows]],
             document=self.document[rows],
             weight=self.weight[rows],
             evidence=self.evidence[rows],
-            examples=round(self.examples * share),
+            examples=self.examples[kept] if len(self.examples) else self.examples,
             unwanted={int(number[q]): d for q, d in self.unwanted.items() if number[q] >= 0},
             labels={int(number[q]): of_it for q, of_it in self.labels.items() if number[q] >= 0},
             votes={int(number[q]): of_it for q, of_it in self.votes.items() if number[q] >= 0},
@@ -163,7 +166,8 @@ def prepare(
     labelled: dict[int, set[str]] = {}
     votes: dict[int, list[Vote]] = {}
     made: list[ExampleFormed] = []
-    unknown = positives = 0
+    of_query = Counter[int]()
+    unknown = 0
     newest: datetime | None = None
     for example in examples:
         newest = max(newest, example.formed_at) if newest else example.formed_at
@@ -196,7 +200,7 @@ def prepare(
             row = rows.setdefault((query, document), [0.0, 0.0])
             row[0] += evidence * correction
             row[1] += evidence
-            positives += 1
+            of_query[query] += 1
             labelled.setdefault(query, set()).update(slices_of(example))
             if trust >= BELIEVED and (vote := vote_of(example, position)):
                 votes.setdefault(query, []).append(vote)
@@ -214,7 +218,7 @@ def prepare(
         document=pairs[:, 1],
         weight=weights[:, 0],
         evidence=weights[:, 1],
-        examples=positives,
+        examples=np.asarray([of_query[query] for query in range(len(queries))], dtype=np.int64),
         unwanted=unwanted,
         labels={query: frozenset(names) for query, names in labelled.items() if names},
         votes=votes,
@@ -238,7 +242,7 @@ def _synthetic(made: Sequence[ExampleFormed], position: Mapping[str, int]) -> Cl
         document=np.asarray([position[example.doc_id] for example in made], dtype=np.int64),
         weight=weight,
         evidence=weight,
-        examples=len(made),
+        examples=np.ones(len(made), dtype=np.int64),
     )
 
 
@@ -253,7 +257,7 @@ def after_synthetic(synthetic: Clicks, clicks: Clicks) -> Clicks:
         document=np.concatenate([synthetic.document, clicks.document]),
         weight=np.concatenate([synthetic.weight * _weight_of_evidence(clicks), clicks.weight]),
         evidence=np.concatenate([synthetic.evidence, clicks.evidence]),
-        examples=synthetic.examples + clicks.examples,
+        examples=np.concatenate([synthetic.counted(), clicks.counted()]),
         unwanted={query + count: documents for query, documents in clicks.unwanted.items()},
         labels={query + count: names for query, names in clicks.labels.items()},
         votes={query + count: votes for query, votes in clicks.votes.items()},
@@ -317,7 +321,7 @@ def joined(clicks: Clicks, others: Clicks) -> Clicks:
         document=np.concatenate([clicks.document, others.document]),
         weight=np.concatenate([clicks.weight, others.weight * weight]),
         evidence=np.concatenate([clicks.evidence, others.evidence * evidence]),
-        examples=clicks.examples,
+        examples=np.concatenate([clicks.counted(), np.zeros_like(others.counted())]),
         unwanted=clicks.unwanted,
         debiased=clicks.debiased,
         vectors=np.concatenate([clicks.vectors, others.vectors]),

@@ -59,5 +59,4 @@ def domain_queries(documents: Sequence[Document], *, seed: int) -> Clicks:
         document=np.asarray([number for _, number in pairs], dtype=np.int64),
         weight=ones,
         evidence=ones,
-        examples=0,
     )

@@ -7,11 +7,13 @@ queries stay in this process: they come from people.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from clickloop.errors import TrainingError
@@ -28,6 +30,38 @@ MOST_QUERIES = 100_000
 
 OnText = Callable[[int, int], None]
 """Told how many texts are done, and of how many."""
+SecondsLeft = Callable[[], float]
+
+_CHARACTERS = 4
+"""Of a token, about."""
+_SAMPLE = 64
+"""Texts that tell a pace; the first of few would count for too much."""
+
+
+def _endless() -> float:
+    return float("inf")
+
+
+@dataclass
+class Pace:
+    """How fast texts are encoded here, by what was encoded last."""
+
+    characters: float = 0.0
+    seconds: float = 0.0
+
+    def saw(self, characters: float, seconds: float) -> None:
+        """What was seen before counts half as much from now on: a machine is not always as busy."""
+        self.characters, self.seconds = self.characters / 2 + characters, self.seconds / 2 + seconds
+
+    def expected(self, characters: float) -> float:
+        """Seconds."""
+        return characters * self.seconds / self.characters
+
+
+def characters_read(encoder: SentenceTransformer, texts: Sequence[str]) -> int:
+    """About so many characters of the texts does the encoder look at."""
+    most = _CHARACTERS * (encoder.max_seq_length or 512)
+    return sum(min(len(text), most) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -50,24 +84,44 @@ class Loader:
         self._device = device
         self._seed = seed
         self._queries: OrderedDict[tuple[str, str], Vectors] = OrderedDict()
+        self._pace = Pace()
 
     def load(
-        self, manifest: Manifest, documents: list[Document], clicks: Clicks, synthetic: Clicks, *, on_text: OnText
+        self,
+        manifest: Manifest,
+        documents: list[Document],
+        clicks: Clicks,
+        synthetic: Clicks,
+        *,
+        on_text: OnText,
+        seconds_left: SecondsLeft = _endless,
     ) -> Loaded:
-        """The parent, the corpus in its space, and clicks and documents' pieces as its encoder sees them."""
+        """The parent, the corpus in its space, and clicks and documents' pieces as its encoder sees them.
+
+        Raises TrainingError where the time is up before all is encoded. What was, is not encoded again.
+        """
+
+        def counted(done: int, texts: int) -> None:
+            on_text(done, texts)
+            if done < texts and seconds_left() <= 0.0:
+                raise TrainingError(
+                    f"the budget of time was spent with {done:,} of {texts:,} texts encoded; documents' vectors "
+                    "are kept, and the next run goes on from them"
+                )
+
         model = load_model(self._store, manifest.version, self._device)
         of_documents = load_space(self._store, model, self._device)
         texts = {document.digest: document.text for document in documents}
-        vectors = self._stored(manifest.space, texts, of_documents, on_text)
+        vectors = self._stored(manifest.space, texts, of_documents, counted)
         domain = domain_queries(documents, seed=self._seed)
         pieces = {hashlib.sha256(text.encode()).digest(): text for text in domain.queries}
-        of_pieces = self._stored(f"{manifest.encoder}-pieces", pieces, model.encoder, on_text)
+        of_pieces = self._stored(f"{manifest.encoder}-pieces", pieces, model.encoder, counted)
         digests = [hashlib.sha256(text.encode()).digest() for text in domain.queries]
         return Loaded(
             Parent(manifest.version, model.encoder, model.adapter, of_documents, model.low_rank),
             Corpus(documents, _stacked(vectors, [document.digest for document in documents])),
-            replace(clicks, vectors=self._asked(manifest.encoder, clicks.queries, model.encoder, on_text)),
-            replace(synthetic, vectors=self._asked(manifest.encoder, synthetic.queries, model.encoder, on_text)),
+            replace(clicks, vectors=self._asked(manifest.encoder, clicks.queries, model.encoder, counted)),
+            replace(synthetic, vectors=self._asked(manifest.encoder, synthetic.queries, model.encoder, counted)),
             replace(domain, vectors=_stacked(of_pieces, digests)),
         )
 
@@ -77,6 +131,16 @@ class Loader:
         texts = {document.digest: document.text for document in documents}
         vectors = self._stored(model.space, texts, load_space(self._store, model, self._device), on_text)
         return model, _stacked(vectors, [document.digest for document in documents])
+
+    def seconds_to_encode(self, encoder: SentenceTransformer, texts: Sequence[str]) -> float:
+        """About how long it will take, told by what was encoded before, or else by a few of the texts."""
+        if not texts:
+            return 0.0
+        if not self._pace.characters:
+            sample, begun = texts[:: -(-len(texts) // _SAMPLE)], time.monotonic()
+            encode(encoder, sample)
+            self._pace.saw(characters_read(encoder, sample), time.monotonic() - begun)
+        return self._pace.expected(characters_read(encoder, texts))
 
     def keep(self, space: str, documents: Sequence[Document], vectors: Vectors) -> None:
         """Leave a new space's vectors where the nodes look for them, so that their backfill only reads."""
@@ -90,25 +154,48 @@ class Loader:
         store = VectorStore(self._store.url, space)
         store.load_new()
         missing = store.missing(texts)
-        if missing:
-            encoded = encode(
-                encoder, [texts[digest] for digest in missing], on_batch=lambda n: on_text(n, len(missing))
+        done: dict[bytes, Vectors] = {}
+        try:
+            self._encode(
+                encoder,
+                [texts[digest] for digest in missing],
+                on_text,
+                lambda rows, vectors: done.update(zip((missing[i] for i in rows), vectors, strict=True)),
             )
-            store.add({digest: encoded[i] for i, digest in enumerate(missing)})
+        finally:
+            store.add(done)
         return store
 
     def _asked(self, version: str, queries: list[str], encoder: SentenceTransformer, on_text: OnText) -> Vectors:
         """(queries, dim) float32; what an earlier run has encoded is not encoded again."""
         new = [text for text in dict.fromkeys(queries) if (version, text) not in self._queries]
-        if new:
-            encoded = encode(encoder, new, on_batch=lambda n: on_text(n, len(new)))
-            self._queries.update({(version, text): encoded[i] for i, text in enumerate(new)})
+        self._encode(
+            encoder,
+            new,
+            on_text,
+            lambda rows, vectors: self._queries.update(
+                zip(((version, new[i]) for i in rows), vectors, strict=True)
+            ),
+        )
         if not queries:
             return encode(encoder, [])
         found = np.stack([self._queries[version, text] for text in queries])
         while len(self._queries) > MOST_QUERIES:
             self._queries.popitem(last=False)
         return found
+
+    def _encode(
+        self,
+        encoder: SentenceTransformer,
+        texts: Sequence[str],
+        on_text: OnText,
+        on_vectors: Callable[[NDArray[np.int64], Vectors], None],
+    ) -> None:
+        """Give ``on_vectors`` each batch's rows and vectors as soon as they are there."""
+        begun = time.monotonic()
+        encode(encoder, texts, on_batch=lambda done: on_text(done, len(texts)), on_vectors=on_vectors)
+        if len(texts) >= _SAMPLE:
+            self._pace.saw(characters_read(encoder, texts), time.monotonic() - begun)
 
 
 def _stacked(store: VectorStore, digests: Sequence[bytes]) -> Vectors:

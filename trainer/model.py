@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
 from clickloop import lora
-from clickloop.errors import ArtifactError
+from clickloop.errors import ArtifactError, SettingsError
 from clickloop.model_store import ModelStore
 from trainer.workers import Workers
 
@@ -106,10 +106,12 @@ def encode(
     texts: Sequence[str],
     *,
     on_batch: Callable[[int], None] | None = None,
+    on_vectors: Callable[[NDArray[np.int64], Vectors], None] | None = None,
 ) -> Vectors:
     """(n, dim) float32, normalised. Long texts go together with long ones, so little is padding.
 
-    ``on_batch`` is told after each batch how many texts are done; what it raises ends the work.
+    ``on_batch`` is told after each batch how many texts are done; what it raises ends the work. ``on_vectors`` is
+    given the batch's rows and their vectors before that.
     """
     out = np.zeros((len(texts), int(encoder.get_embedding_dimension() or 0)), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")
@@ -130,6 +132,8 @@ def encode(
         for rows, found in zip(batches, vectors, strict=True):
             out[rows] = found
             done += len(rows)
+            if on_vectors is not None:
+                on_vectors(rows, normalised(found))
             if on_batch is not None:
                 on_batch(done)
     return normalised(out)
@@ -155,12 +159,17 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def pick_device(name: str) -> str:
-    """The device's name as torch knows it; ``auto`` takes an accelerator where there is one."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """The device's name as torch knows it; ``auto`` takes an accelerator where there is one.
+
+    Raises SettingsError for one that isn't there.
+    """
+    cuda, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
+    kind, _, number = name.partition(":")
+    if kind == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    if (kind == "cuda" and int(number or 0) >= cuda) or (kind == "mps" and not mps):
+        raise SettingsError(f"device {name}: torch finds no such device here; use auto or cpu")
+    return name
 
 
 def load_encoder(folder: Path, device: str) -> SentenceTransformer:

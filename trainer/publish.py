@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+import cramjam
 import msgspec
 from tokenizers import Tokenizer
 
+from clickloop import codec
 from clickloop.accounts import gate_rows
 from clickloop.errors import ArtifactError
-from clickloop.events import GateResult, Lineage, ModelVersionPublished, VersionKind
+from clickloop.events import ExampleFormed, GateResult, Lineage, ModelVersionPublished, VersionKind
 from clickloop.model_store import ENCODER, Manifest, ModelStore, Published
 from trainer.methods.base import Parent, Trained
 from trainer.methods.checkpoint import Checkpoints
+from trainer.strategies import PRESETS
 
 TOKENIZER = "tokenizer.json"
+EXAMPLES = "examples.jsonl.zst"
 MAKING = "making"
 _DIGITS = 12
 
@@ -49,10 +53,10 @@ def scratch_folder(work_dir: Path, version: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def leave_nothing(work_dir: Path, version: str) -> None:
+def leave_nothing(work_dir: Path, index: str, version: str) -> None:
     """Remove what was only needed until the version was in the store. What others still need stays."""
-    for kept in (work_dir / MAKING / version, Checkpoints.folder(work_dir, version)):
-        shutil.rmtree(kept, ignore_errors=True)
+    shutil.rmtree(work_dir / MAKING / version, ignore_errors=True)
+    Checkpoints.remove_folder(Checkpoints.folder(work_dir, index, version))
 
 
 def describe(
@@ -76,7 +80,9 @@ def describe(
     )
 
 
-def write_artifact(folder: Path, manifest: Manifest, parent: Parent, trained: Trained) -> None:
+def write_artifact(
+    folder: Path, manifest: Manifest, parent: Parent, trained: Trained, examples: Sequence[ExampleFormed] = ()
+) -> None:
     """Fill ``folder`` with everything but the manifest."""
     if trained.low_rank is not None:
         trained.low_rank.save(folder)
@@ -89,14 +95,28 @@ def write_artifact(folder: Path, manifest: Manifest, parent: Parent, trained: Tr
         adapter.save(folder)
     gate = msgspec.json.encode(manifest.gate)
     (folder / "gate.json").write_bytes(msgspec.json.format(gate, indent=2))
-    card = model_card(manifest, low_rank=trained.low_rank is not None)
+    if examples:
+        raw = b"".join(codec.encode(example) + b"\n" for example in examples)
+        (folder / EXAMPLES).write_bytes(bytes(cramjam.zstd.compress(raw)))
+    card = model_card(manifest, low_rank=trained.low_rank is not None, enclosed=bool(examples))
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def publish(store: ModelStore, work_dir: Path, manifest: Manifest, parent: Parent, trained: Trained) -> Published:
-    """Write the artifact and put it into the store. A version that is there already stays as it is."""
+def publish(
+    store: ModelStore,
+    work_dir: Path,
+    manifest: Manifest,
+    parent: Parent,
+    trained: Trained,
+    *,
+    examples: Sequence[ExampleFormed] = (),
+) -> Published:
+    """Write the artifact and put it into the store. A version that is there already stays as it is.
+
+    ``examples`` go with it: those that can't be read again from a log.
+    """
     with scratch_folder(work_dir, manifest.version) as folder:
-        write_artifact(folder, manifest, parent, trained)
+        write_artifact(folder, manifest, parent, trained, examples)
         if (folder / ENCODER).is_dir() and manifest.space != manifest.version:
             # A space that is torn costs room alone: what is its own is stored anew then, and the store says so.
             with suppress(ArtifactError):
@@ -146,10 +166,10 @@ def announcement(published: Published, *, index: str, at: datetime) -> ModelVers
     )
 
 
-def model_card(manifest: Manifest, *, low_rank: bool = False) -> str:
+def model_card(manifest: Manifest, *, low_rank: bool = False, enclosed: bool = False) -> str:
     """README.md of the artifact: what it is, how it was made, what the gate saw, how to use it.
 
-    ``low_rank``: it holds low-rank changes to the encoder.
+    ``low_rank``: it holds low-rank changes to the encoder; ``enclosed``: its examples lie beside it.
     """
     lineage, gate = manifest.lineage, manifest.gate
     lines = [
@@ -177,18 +197,38 @@ def model_card(manifest: Manifest, *, low_rank: bool = False) -> str:
         lines += [f"- {reason}" for reason in gate.reasons]
         lines += ["", "| metric | before | after | change | 95 % interval |", "| --- | --- | --- | --- | --- |"]
         lines += [f"| {' | '.join(row)} |" for row in gate_rows(gate)]
-    lines += [
-        "",
-        "## Examples",
-        "",
-        "The exact offsets `[start, end)` that it was trained and judged on:",
-        "",
-        "| topic | partition | start | end |",
-        "| --- | --- | --- | --- |",
-    ]
-    lines += [f"| {r.topic} | {r.partition} | {r.start} | {r.end} |" for r in lineage.ranges]
+    lines += ["", "## Examples", "", *_examples(lineage, enclosed)]
     lines += ["", "## Use", "", *_usage(manifest, low_rank), ""]
     return "\n".join(lines)
+
+
+def _examples(lineage: Lineage, enclosed: bool) -> list[str]:
+    """Where what it was trained and judged on is to be found."""
+    known, lines, clicks = lineage.settings, list[str](), "judged on"
+    match next((preset.taught_by for name, preset in PRESETS.items() if name == lineage.strategy), "clicks"):
+        case "clicks":
+            clicks = "trained and judged on"
+        case "documents":
+            lines += ["Trained on queries made from the documents, as far as its parent believed them.", ""]
+        case "file":
+            file = f"`{known.get('pairs_uri')}` (SHA-256 `{known.get('pairs_sha256')}`)"
+            lines += [f"Trained on the pairs of {file} whose documents are in the index.", ""]
+    if lineage.ranges:
+        lines += [f"The exact offsets `[start, end)` of the clicks that it was {clicks}:", ""]
+        lines += ["| topic | partition | start | end |", "| --- | --- | --- | --- |"]
+        lines += [f"| {r.topic} | {r.partition} | {r.start} | {r.end} |" for r in lineage.ranges]
+    elif enclosed:
+        lines += [f"The examples that it was {clicks} are in `{EXAMPLES}` beside this file."]
+        if "events_sha256" in known:
+            file = f"`{known.get('events_file')}` (SHA-256 `{known['events_sha256']}`)"
+            lines += [f"They were formed from the recorded events of {file}."]
+    else:
+        lines += ["No clicks were read."]
+    if replayed := known.get("replayed_examples"):
+        lines += ["", f"With them {replayed} older examples were learnt again, a sample of what lay before."]
+    if dropped := known.get("dropped_examples"):
+        lines += ["", f"The {dropped} oldest of them had no room (`max_examples`), and were left out."]
+    return lines
 
 
 def _usage(manifest: Manifest, low_rank: bool) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from clickloop import codec
 from clickloop.commands import Reason, Retrain
 from clickloop.errors import TrainingError
 from clickloop.events import DocumentChanged, ExampleFormed, Verdict, VersionKind
+from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.recorded import Climbed, Judged, RungResult, Say
 from trainer.examples import Document, ExampleCollector, document_of
@@ -39,16 +40,19 @@ def climb(
     work: Path,
     budget_seconds: float,
     base_model: str | None,
+    source: Mapping[str, str],
     say: Say,
 ) -> Climbed:
     """Train, judge and publish ``kinds`` into a store of their own in ``work``, from the base model.
 
     A run on the same data and settings finds its versions there, and trains nothing anew. ``judged`` speaks only
-    of ``documents``. Raises SettingsError, ArtifactError.
+    of ``documents``; ``source`` says for the lineage where all of it comes from.
+
+    Raises SettingsError, ArtifactError.
     """
-    run = recorded(documents, examples, index=index, work=work, base_model=base_model)
+    run = recorded(documents, examples, index=index, work=work, base_model=base_model, say=say)
     settings, corpus, kept, ladder = run.settings, run.documents, run.examples, run.ladder
-    data = data_of(kept, corpus, settings)
+    data = data_of(kept, corpus, settings, dropped=run.dropped, source=dict(source))
     command = _command(run, kinds, budget_seconds)
     start = ladder.base()
     told = Lines(say)
@@ -58,7 +62,8 @@ def climb(
         rungs = _with_truth(ladder, rungs, Truth(judged, corpus), corpus, start, told)
     passed = [rung.version for rung in rungs if rung.verdict == "pass"]
     weighing = sum(example.weight > 0.0 for example in kept)
-    return Climbed(rungs, start.version, passed[-1] if passed else start.version, weighing, len(kept) - weighing)
+    live = passed[-1] if passed else start.version
+    return Climbed(rungs, start.version, live, weighing, len(kept) - weighing, run.dropped)
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,17 @@ class Recorded:
     documents: list[Document]
     examples: list[ExampleFormed]
     """In their last revision, oldest impression first."""
+    dropped: int
+    """Older ones, for which there was no room."""
+    golden: GoldenSet
     ladder: Ladder
 
     def digest(self, *facts: object) -> str:
-        """A name for everything that versions come from: these facts, settings, code, documents and examples."""
+        """A name for all that versions and their verdicts come from: these facts, settings, code, documents,
+        examples and golden set."""
         settings = self.settings
-        name = hashlib.sha256(repr((*facts, settings.base_model, settings.for_lineage())).encode())
+        about = (*facts, settings.base_model, settings.for_lineage(), self.golden.digest)
+        name = hashlib.sha256(repr(about).encode())
         name.update(clickloop.__version__.encode())
         for document in self.documents:
             name.update(document.doc_id.encode() + b"\0" + document.digest)
@@ -90,8 +100,9 @@ def recorded(
     index: str,
     work: Path,
     base_model: str | None,
+    say: Say,
 ) -> Recorded:
-    """Raises SettingsError."""
+    """Raises SettingsError, ArtifactError."""
     settings = TrainerSettings.load(
         index=index, store_url=f"file://{work.resolve()}/store", work_dir=work / "trainer", base_model=base_model
     )
@@ -101,8 +112,15 @@ def recorded(
     for example in examples:
         collector.keep(example)
     # No one but this process reads these versions, so they are neither signed nor checked for a signature.
-    ladder = Ladder(settings, ModelStore(settings.store_url, cache=settings.work_dir / "cache"))
-    return Recorded(settings, corpus, collector.result().examples, ladder)
+    store = ModelStore(settings.store_url, cache=settings.work_dir / "cache")
+    ladder, golden = Ladder(settings, store), read_golden(store, settings.index)
+    read = collector.result()
+    if read.dropped:
+        say(
+            f"the oldest {read.dropped:,} of {len(read.examples) + read.dropped:,} examples are left out "
+            f"(max_examples is {settings.max_examples:,})"
+        )
+    return Recorded(settings, corpus, read.examples, read.dropped, golden, ladder)
 
 
 def _command(run: Recorded, kinds: Sequence[VersionKind], budget_seconds: float) -> Retrain:

@@ -7,9 +7,11 @@ how far it is, and announces what was published: the service on topics, a replay
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -40,8 +42,10 @@ from trainer.truth import DEPTH, Truth, top
 
 COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full": 100.0}
 """How the budget is shared among a command's rungs, as measured on CPUs."""
-TRAINING_SHARE: dict[VersionKind, float] = {"adapter": 0.9, "query_encoder": 0.9, "full": 0.8}
-"""Part of a rung's time that training may take; the rest is for encoding, gate and publishing."""
+TRAINING_SHARE = 0.9
+"""Part of a rung's time that training may take, and what it must encode; the rest is for gate and publishing."""
+VECTOR_DIGITS = 16
+"""Of digests that tell vectors apart, and guard nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,12 @@ class Data:
     """How many of the examples are older than the ranges."""
     replayed_share: float = 0.0
     """of all examples"""
+    dropped: int = 0
+    """The oldest examples, for which there was no room (``max_examples``)."""
+    source: Notes = field(default_factory=dict)
+    """For the lineage: of what is in no log, where it comes from."""
+    examples: Sequence[ExampleFormed] = ()
+    """Kept beside the version where no ranges name them."""
 
 
 def data_of(
@@ -68,6 +78,8 @@ def data_of(
     given: Clicks | None = None,
     ranges: Sequence[OffsetRange] = (),
     replayed: int = 0,
+    dropped: int = 0,
+    source: Notes | None = None,
 ) -> Data:
     """The examples, oldest impression first, as all rungs see them."""
     prepared = prepare(
@@ -78,7 +90,7 @@ def data_of(
         max_document_share=settings.max_document_share,
     )
     share = replayed / len(examples) if replayed else 0.0
-    return Data(prepared, documents, given, list(ranges), replayed, share)
+    return Data(prepared, documents, given, list(ranges), replayed, share, dropped, source or {}, examples)
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,7 @@ class Ladder:
         """Each of the command's rungs, as soon as it is published. What passed is the next one's parent.
 
         A version that is in the store already is not made again, and ``read`` is only called where one is not.
-        Raises TrainingError where the data are too few, StoppedError, ArtifactError.
+        Raises TrainingError where the data are too few or the budget is too small, StoppedError, ArtifactError.
         """
         left = deadline(command.budget_seconds)
         margin = 0.0
@@ -145,14 +157,14 @@ class Ladder:
             if self._store.has(version):
                 published = self._store.published(version)
                 # Whoever made it may have died before it could clear up.
-                leave_nothing(self._settings.work_dir, version)
+                leave_nothing(self._settings.work_dir, self._settings.index, version)
             else:
                 if data is None:
                     data = await read()
                     check_enough(data, self._settings, first=parent.parent is None)
                 share = COST[kind] / sum(COST[k] for k in command.kinds[number:])
                 published, then = await self._train(
-                    command, kind, version, parent, data, told, below, margin=margin, seconds=share * left()
+                    command, kind, version, parent, data, told, below, margin=margin, share=share, left=left
                 )
             yield published
             gate = published.manifest.gate
@@ -170,10 +182,15 @@ class Ladder:
         below: Mapping[int, Adapter],
         *,
         margin: float,
-        seconds: float,
+        share: float,
+        left: Callable[[], float],
     ) -> tuple[Published, dict[int, Adapter]]:
         """The rung and, where it is but an adapter, what it was with so many moments to go; ``below`` is that of
-        the rung below."""
+        the rung below.
+
+        It may take its ``share`` of the command's seconds that are ``left`` when all is encoded: encoding serves
+        the rungs above as well.
+        """
         settings = self._settings
         await told.stage(kind, "encoding", version=version)
         loaded = await asyncio.to_thread(
@@ -183,6 +200,7 @@ class Ladder:
             data.prepared.clicks,
             data.prepared.synthetic if data.given is None else data.given,
             on_text=told.encoding,
+            seconds_left=left,
         )
         parent, corpus = loaded.parent, loaded.corpus
         method = method_of(kind, command.strategy, settings)
@@ -192,13 +210,14 @@ class Ladder:
             below if manifest.lineage.command_id == command.command_id else None,
         )
         started = time.monotonic()
-        checkpoints = Checkpoints(settings.work_dir, version)
+        checkpoints = Checkpoints(settings.work_dir, settings.index, version)
         trained, trials, then = Trained(), list[Trial](), dict[int, Adapter]()
+        seconds = share * left()
         left = deadline(seconds)
         for number, moment in enumerate(past):
             step = f"moment {number + 1} of {len(past)}"
             await told.stage(kind, "training", version=version, message=step)
-            share = TRAINING_SHARE[kind] * len(moment.known) / sum(len(m.known) for m in past[number:])
+            part = TRAINING_SHARE * len(moment.known) / sum(len(m.known) for m in past[number:])
             job = Job(
                 moment.parent,
                 moment.known,
@@ -207,11 +226,16 @@ class Ladder:
                 settings.seed,
                 told.from_thread,
                 trained,
-                deadline(share * left()),
+                deadline(part * left()),
+                partial(self.loader.seconds_to_encode, parent.document_encoder),
                 checkpoints.of(f"moment-{number + 1}", *self._facts(command, manifest, corpus)),
                 self._ranks,
             )
             trained = await asyncio.to_thread(method.train, job)
+            if not trained.steps and job.seconds_left() <= 0.0:
+                raise TrainingError(
+                    f"{max(seconds, 0.0):.1f} s of the budget were left for {kind}: no step was done"
+                )
             await told.stage(kind, "gate", version=version, message=step)
             if len(moment.later):
                 before, after = await asyncio.to_thread(_sides, moment.parent, trained, corpus, moment.later, told)
@@ -219,17 +243,16 @@ class Ladder:
             if trained.adapter and trained.encoder is None:
                 then[len(past) - 1 - number] = trained.adapter
         golden = await asyncio.to_thread(golden_trial, self._golden(), parent, trained, corpus, told)
-        thresholds = Thresholds(
-            settings.gate_min_queries,
-            settings.gate_max_lost_recall,
-            settings.gate_max_golden_loss,
-            settings.gate_max_domain_loss,
-            settings.gate_max_slowdown,
-        )
         asked = past[-1].later.queries or past[-1].known.queries
         cost = await asyncio.to_thread(cost_of, parent, trained, asked, seed=settings.seed)
         gate = await asyncio.to_thread(
-            judge, trials, thresholds=thresholds, seed=settings.seed, margin=margin, golden=golden, cost=cost
+            judge,
+            trials,
+            thresholds=thresholds_of(settings),
+            seed=settings.seed,
+            margin=margin,
+            golden=golden,
+            cost=cost,
         )
 
         await told.stage(kind, "publishing", version=version, verdict=gate.verdict)
@@ -238,14 +261,16 @@ class Ladder:
             run_id=run_name(command.command_id),
             strategy=command.strategy,
             ranges=data.ranges or command.ranges,
-            examples=past[-1].known.examples,
+            examples=int(past[-1].known.counted().sum()),
             documents=len(corpus),
             base_model=settings.base_model,
             settings=settings.for_lineage()
             | self._circumstances()
             | trained.notes
+            | data.source
             | looked_at(data.prepared.examination)
-            | {"steps": trained.steps, "replayed_examples": data.replayed},
+            | seen_vectors(corpus, past[-1].known, loaded.domain)
+            | {"steps": trained.steps, "replayed_examples": data.replayed, "dropped_examples": data.dropped},
             seed=settings.seed,
             code_version=clickloop.__version__,
             train_seconds=time.monotonic() - started,
@@ -254,7 +279,10 @@ class Ladder:
         new = describe(version=version, kind=kind, parent=manifest, lineage=lineage, gate=gate)
         if kind == "full" and gate.verdict == "pass":
             await asyncio.to_thread(self.loader.keep, version, corpus.documents, after.documents)
-        published = await asyncio.to_thread(publish, self._store, settings.work_dir, new, parent, trained)
+        enclosed = data.examples if not lineage.ranges else ()
+        published = await asyncio.to_thread(
+            publish, self._store, settings.work_dir, new, parent, trained, examples=enclosed
+        )
         checkpoints.remove()
         return published, then
 
@@ -336,6 +364,18 @@ def looked_at(examination: Examination | None) -> Notes:
     return {"swapped_clicks": examination.swapped_clicks, "examined_at_5": round(examination.curve(5)[-1], 4)}
 
 
+def seen_vectors(corpus: Corpus, *asked: Clicks) -> Notes:
+    """For the lineage: digests that tell whether another run had the same vectors to train on, to the bit."""
+    queries = hashlib.sha256()
+    for part in asked:
+        queries.update(np.ascontiguousarray(part.vectors).data)
+    documents = hashlib.sha256(np.ascontiguousarray(corpus.vectors).data)
+    return {
+        "document_vectors_sha256": documents.hexdigest()[:VECTOR_DIGITS],
+        "query_vectors_sha256": queries.hexdigest()[:VECTOR_DIGITS],
+    }
+
+
 def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
     """Raises TrainingError where nothing, or only noise, could be learnt from so little.
 
@@ -360,6 +400,16 @@ def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
             f"{prepared.positives} of {total} examples are positive, a share of "
             f"{settings.min_positive_share:g} is needed (min_positive_share)"
         )
+
+
+def thresholds_of(settings: TrainerSettings) -> Thresholds:
+    return Thresholds(
+        settings.gate_min_queries,
+        settings.gate_max_lost_recall,
+        settings.gate_max_golden_loss,
+        settings.gate_max_domain_loss,
+        settings.gate_max_slowdown,
+    )
 
 
 def golden_trial(

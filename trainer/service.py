@@ -267,9 +267,18 @@ class Trainer:
             where, prefix=prefix, index=command.index, sources=self._sources
         )
         await self._quarantine(read.unreadable + unreadable)
-        given = await asyncio.to_thread(taught, command, documents, seed=self._settings.seed)
+        brought = await asyncio.to_thread(taught, command, documents, seed=self._settings.seed)
         examples = with_replayed(read, replayed).examples
-        data = data_of(examples, documents, self._settings, given=given, ranges=ranges, replayed=len(replayed))
+        data = data_of(
+            examples,
+            documents,
+            self._settings,
+            given=brought.pairs if brought else None,
+            source=brought.source if brought else {},
+            ranges=ranges,
+            replayed=len(replayed),
+            dropped=read.dropped,
+        )
         logger().info(
             "examples read",
             examples=len(read.examples),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import fsspec
 import msgspec
@@ -19,10 +20,11 @@ from clickloop.errors import TrainingError
 from clickloop.events import DocumentChanged, VersionKind
 from clickloop.files import rows
 from clickloop.generating import generate
+from clickloop.manifest import sha256_file
 from trainer.dataset import Clicks, Corpus
 from trainer.examples import Document
 from trainer.methods import methods_of
-from trainer.methods.base import Method
+from trainer.methods.base import Method, Notes
 from trainer.methods.full import FullMethod
 from trainer.methods.targets import SCALE
 from trainer.model import Vectors
@@ -79,14 +81,22 @@ def method_of(kind: VersionKind, strategy: Strategy, settings: RungSettings) -> 
     return method
 
 
-def taught(command: Retrain, documents: Sequence[Document], *, seed: int) -> Clicks | None:
-    """The pairs that the strategy brings along, without vectors; None where the clicks teach.
+@dataclass(frozen=True)
+class Taught:
+    """What a strategy brings along, without vectors, and for the lineage where it comes from."""
+
+    pairs: Clicks
+    source: Notes = field(default_factory=dict)
+
+
+def taught(command: Retrain, documents: Sequence[Document], *, seed: int) -> Taught | None:
+    """The pairs that the strategy brings along; None where the clicks teach.
 
     Raises TrainingError where a file can't be read or names no document of the index.
     """
     match PRESETS[command.strategy].taught_by:
         case "documents":
-            return pseudo_queries(documents, seed=seed)
+            return Taught(pseudo_queries(documents, seed=seed))
         case "file":
             return pairs_of_file(command.pairs_uri, documents)
         case "clicks":
@@ -108,7 +118,7 @@ def pseudo_queries(documents: Sequence[Document], *, seed: int) -> Clicks:
     return of_pairs([(pair.query, position[pair.doc_id], 1.0) for pair in pairs])
 
 
-def pairs_of_file(uri: str, documents: Sequence[Document]) -> Clicks:
+def pairs_of_file(uri: str, documents: Sequence[Document]) -> Taught:
     """Rows of ``query``, ``doc_id`` and, where there is one, a ``weight``."""
     if not uri:
         raise TrainingError("fine_tune needs a file of pairs (pairs_uri)")
@@ -121,6 +131,7 @@ def pairs_of_file(uri: str, documents: Sequence[Document]) -> Clicks:
             files.get_file(source, str(path))
         except (OSError, ValueError, ImportError) as error:
             raise TrainingError(f"{uri} can't be read: {error}") from None
+        origin: Notes = {"pairs_uri": without_secrets(uri), "pairs_sha256": sha256_file(path)}
         for row in rows(path):
             place = f"{uri}, row {row.place.rpartition(':')[2]}"
             if row.value is None:
@@ -133,7 +144,15 @@ def pairs_of_file(uri: str, documents: Sequence[Document]) -> Clicks:
                 found.append((pair.query, position[pair.doc_id], pair.weight))
     if not found:
         raise TrainingError(f"{uri} names no document of the index")
-    return of_pairs(found)
+    return Taught(of_pairs(found), origin)
+
+
+def without_secrets(uri: str) -> str:
+    """The URI without what may let a reader in: its user and its query."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def of_pairs(pairs: Sequence[tuple[str, int, float]]) -> Clicks:
@@ -145,7 +164,7 @@ def of_pairs(pairs: Sequence[tuple[str, int, float]]) -> Clicks:
         document=np.asarray([document for _, document, _ in pairs], dtype=np.int64),
         weight=weight,
         evidence=weight,
-        examples=len(pairs),
+        examples=np.ones(len(pairs), dtype=np.int64),
     )
 
 

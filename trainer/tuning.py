@@ -15,7 +15,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,16 @@ from clickloop.commands import Strategy
 from clickloop.errors import SettingsError, TrainingError
 from clickloop.evaluation import compare
 from clickloop.events import DocumentChanged, Estimate, ExampleFormed, GateResult, VersionKind
+from clickloop.golden import GoldenSet
 from clickloop.recorded import Say
 from clickloop.text import normal_text
 from clickloop.tuning import LastPart, TrialResult, Tuned, Value
 from trainer.dataset import Clicks, Corpus, first_after, moments
 from trainer.examples import Document
-from trainer.gate import Thresholds, Trial, judge
+from trainer.gate import GoldenTrial, Trial, judge
 from trainer.methods.base import Job, Parent, Trained
 from trainer.recorded import Lines, Recorded, recorded
-from trainer.rung import Told, check_enough, data_of, past_of, tried
+from trainer.rung import Told, check_enough, data_of, golden_trial, past_of, thresholds_of, tried
 from trainer.settings import TrainerSettings
 from trainer.strategies import method_of
 
@@ -97,7 +98,7 @@ def tune(
     """``trials`` trials, those of earlier runs on the same data included. Raises SettingsError, ArtifactError."""
     end = time.monotonic() + budget_seconds
     with alone(work / "tune.lock"):
-        run = recorded(documents, examples, index=index, work=work, base_model=base_model)
+        run = recorded(documents, examples, index=index, work=work, base_model=base_model, say=say)
         today = today_of(run.settings, kind)
         told = Lines(say)
         told.kind = kind
@@ -106,7 +107,7 @@ def tune(
         except TrainingError as error:
             reason = f"not enough to learn from: {error}; today's settings stay"
             return Tuned(kind=kind, today=today, chosen=today, better=False, reason=reason)
-        bench = Bench(kind, run.settings, told)
+        bench = Bench(kind, run.settings, told, run.golden)
         study = open_study(work / FILE, f"{kind}-{run.digest(kind, SPACE[kind])}")
         resumed = len(done(study))
         if resumed:
@@ -181,16 +182,27 @@ def earlier(examples: list[ExampleFormed], documents: Iterable[Document], query:
     return [e for e in examples if e.served_at < moment]
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What the gate judges: a trial for each moment that has something to judge by, the last moment's last."""
+
+    trials: list[Trial]
+    golden: GoldenTrial | None = None
+
+    def last(self) -> Tried:
+        return replace(self, trials=self.trials[-1:])
+
+
 class Bench:
     """Trains a rung by some settings, publishes nothing, and says how it did."""
 
-    def __init__(self, kind: VersionKind, settings: TrainerSettings, told: Told) -> None:
+    def __init__(self, kind: VersionKind, settings: TrainerSettings, told: Told, golden: GoldenSet) -> None:
         self.kind = kind
         self.settings = settings
         self._told = told
+        self._golden = golden
 
-    def run(self, part: Part, tuned: Settings) -> list[Trial]:
-        """A trial for each moment that has something to judge by, the last moment's last."""
+    def run(self, part: Part, tuned: Settings) -> Tried:
         settings = self.settings.model_copy(update=tuned)
         method, trained, found = method_of(self.kind, STRATEGY, settings), Trained(), list[Trial]()
         for known, later in part.past:
@@ -198,12 +210,11 @@ class Bench:
             trained = method.train(job)
             if len(later):
                 found.append(tried(job, trained, later, self._told))
-        return found
+        return Tried(found, golden_trial(self._golden, part.parent, trained, part.corpus, self._told))
 
-    def gate(self, trials: list[Trial]) -> GateResult:
+    def gate(self, found: Tried) -> GateResult:
         settings = self.settings
-        thresholds = Thresholds(settings.gate_min_queries, settings.gate_max_lost_recall)
-        return judge(trials, thresholds=thresholds, seed=settings.seed)
+        return judge(found.trials, thresholds=thresholds_of(settings), seed=settings.seed, golden=found.golden)
 
 
 # The search
@@ -338,15 +349,16 @@ def concluded(study: optuna.Study, bench: Bench, last: Part, *, resumed: int, tr
 
 def on_last_part(bench: Bench, last: Part, today: Settings, rivals: Settings | None) -> LastPart:
     """Each trained on all that came before, and tried on the last moment's later queries alone."""
-    old = bench.run(last, today)[-1]
-    gate = bench.gate([old])
+    old = bench.run(last, today).last()
+    gate = bench.gate(old)
     part = LastPart(queries=gate.queries, today=gate.metrics[METRIC], today_verdict=gate.verdict)
     if rivals is None:
         return part
-    new = bench.run(last, rivals)[-1]
-    of_new = bench.gate([new])
+    new = bench.run(last, rivals).last()
+    of_new = bench.gate(new)
     # The same queries with the same documents of the same parent to rank, so that a pair is a query.
-    gain = compare(old.after[METRIC], new.after[METRIC], weights=old.weight, seed=bench.settings.seed)
+    before, after = old.trials[-1], new.trials[-1]
+    gain = compare(before.after[METRIC], after.after[METRIC], weights=before.weight, seed=bench.settings.seed)
     return msgspec.structs.replace(part, winner=of_new.metrics[METRIC], winner_verdict=of_new.verdict, gain=gain)
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import cramjam
 import pytest
 import typer
 from rich.console import Console
@@ -19,6 +20,7 @@ from benchmarks._recorded import PARTS, Habits, World, base_answers, stdlib_worl
 from clickloop import replay as module
 from clickloop.cli import run
 from clickloop.events import VersionKind
+from clickloop.manifest import sha256_file
 from clickloop.model_store import ModelStore
 from clickloop.replay import Options, Outcome, print_outcome, replay_files
 
@@ -70,8 +72,15 @@ def test_a_replay_trains_judges_and_measures_what_it_was_worth(again: Replay, wo
     assert rung["gate"]["queries"] > 50
     assert rung["parent"] == found["start"]
     assert rung["train_seconds"] > 0.0
-    versions = ModelStore(f"file://{work}/store", cache=work / "other-cache").versions()
-    assert rung["version"] in versions
+    store = ModelStore(f"file://{work}/store", cache=work / "other-cache")
+    assert rung["version"] in store.versions()
+    folder, manifest = store.fetch(rung["version"])
+    raw = bytes(cramjam.zstd.decompress((folder / "examples.jsonl.zst").read_bytes()))
+    assert len(raw.splitlines()) >= found["examples"] >= manifest.lineage.examples > 0
+    settings = manifest.lineage.settings
+    assert settings["steps"] != 0
+    assert settings["events_sha256"] == sha256_file(work / "events.jsonl")
+    assert f"(SHA-256 `{settings['events_sha256']}`)" in (folder / "README.md").read_text()
 
 
 @pytest.mark.timeout(200)
@@ -205,6 +214,18 @@ def test_a_mistake_is_one_line_and_two(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("clickloop")]
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_a_device_that_is_not_there_is_one_line_and_two(
+    points: list[EntryPoint],
+    files: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CLICKLOOP_DEVICE", "cuda:99")
+    assert called(files, tmp_path) == 2
+    assert "device cuda:99: torch finds no such device here" in capsys.readouterr().err
 
 
 def _named() -> dict[str, Any]:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from clickloop.errors import TrainingError
 from clickloop.model_store import base_model_folder
 from tests.unit.trainer_facts import documents, job, mean_reciprocal_rank
 from trainer.dataset import Clicks, Corpus
 from trainer.methods import methods_of
-from trainer.methods.base import Method, Progress, Trained
+from trainer.methods.base import Job, Method, Progress, Trained
 from trainer.methods.checkpoint import Checkpoint
 from trainer.methods.towers import NOT_REPRODUCIBLE
 from trainer.methods.upper_layers import UpperLayers
@@ -64,6 +65,17 @@ def weights(trained: Trained) -> list[bytes]:
     assert trained.adapter is not None
     tensors = [p.detach().numpy() for p in trained.encoder.parameters()]
     return [array.tobytes() for array in (*tensors, trained.adapter.weight, trained.adapter.bias)]
+
+
+def clocked(given: Job, *, seconds: float) -> Job:
+    """The job, with so many seconds, of which each step takes one."""
+    steps: list[Progress] = []
+
+    def report(progress: Progress) -> None:
+        if progress.step and progress.stage == "training":
+            steps.append(progress)
+
+    return replace(given, report=report, seconds_left=lambda: seconds - len(steps))
 
 
 class KilledError(Exception):
@@ -140,9 +152,46 @@ def test_training_leaves_the_parent_as_it_is(name: str, encoder: SentenceTransfo
 
 def test_a_training_that_the_clock_cut_short_says_that_it_cannot_be_reproduced(encoder: SentenceTransformer):
     clicks, corpus = small_world(encoder)
-    for method in (METHODS["adapter"], METHODS["query_encoder"]):
-        trained = method.train(job(clicks, corpus, encoder, seconds=0.0))
-        assert "budget" in str(trained.notes[NOT_REPRODUCIBLE])
+    trained = METHODS["adapter"].train(job(clicks, corpus, encoder, seconds=0.0))
+    assert "budget" in str(trained.notes[NOT_REPRODUCIBLE])
+    method = replace(METHODS["query_encoder"], epochs=100_000)  # type: ignore[type-var]
+    trained = method.train(clocked(job(clicks, corpus, encoder), seconds=15.0))
+    assert trained.steps >= 1
+    assert "budget" in str(trained.notes[NOT_REPRODUCIBLE])
+
+
+@pytest.mark.parametrize("name", OF_ENCODERS)
+def test_a_training_without_time_ends_before_its_first_step_and_says_so(name: str, encoder: SentenceTransformer):
+    with pytest.raises(TrainingError, match="budget"):
+        OF_ENCODERS[name].train(job(*small_world(encoder), encoder, seconds=0.0))
+
+
+def test_a_new_space_is_not_begun_where_encoding_it_would_take_all_the_time_that_is_left(
+    encoder: SentenceTransformer,
+):
+    clicks, corpus = small_world(encoder)
+    told: list[Progress] = []
+    given = replace(job(clicks, corpus, encoder, report=told.append), seconds_to_encode=len)
+    expected = f"to encode 12 documents anew afterwards takes about {len(corpus) + len(clicks.queries)} s"
+    with pytest.raises(TrainingError, match=f"29 s of the budget are left for full, and {expected}"):
+        METHODS["full"].train(replace(given, seconds_left=lambda: 29.0))
+    assert not told
+    assert METHODS["full"].train(replace(given, seconds_left=lambda: 31.0)).steps > 0
+
+
+def test_a_new_space_is_trained_until_there_is_just_time_to_encode_with_it(encoder: SentenceTransformer):
+    clicks, corpus = small_world(encoder)
+    given = clocked(job(clicks, corpus, encoder), seconds=20.0)
+    left: list[float] = []
+
+    def report(progress: Progress) -> None:
+        given.report(progress)
+        if progress.stage == "encoding" and not left:
+            left.append(given.seconds_left())
+
+    method = replace(METHODS["full"], epochs=100_000)  # type: ignore[type-var]
+    trained = method.train(replace(given, report=report, seconds_to_encode=lambda _: 4.0))
+    assert (trained.steps, left[0]) == (15, 5.0), "four, and a quarter more in case it takes longer"
 
 
 @pytest.mark.parametrize("at", [2, 4])

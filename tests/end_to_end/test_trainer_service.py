@@ -19,6 +19,7 @@ from clickloop.events import (
 )
 from clickloop.golden import GoldenSet, write_golden
 from clickloop.kafka import Follower, Producer, Record, end_offsets
+from clickloop.manifest import sha256_file
 from clickloop.model_store import ModelStore
 from clickloop.recorded import Judged
 from tests.conftest import Broker
@@ -270,6 +271,8 @@ async def test_each_strategy_trains_on_what_it_says_from_the_model_that_it_says(
     assert made["full_retrain"].parent.startswith("base-")
     assert made["full_retrain"].lineage.ranges == ranges
     assert made["fine_tune"].lineage.examples == 30
+    assert made["fine_tune"].lineage.settings["pairs_uri"] == str(pairs)
+    assert made["fine_tune"].lineage.settings["pairs_sha256"] == sha256_file(pairs)
     assert made["domain_adaptation"].lineage.examples >= 12
     for strategy in ("fine_tune", "domain_adaptation"):
         assert made[strategy].parent == parent

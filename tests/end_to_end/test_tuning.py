@@ -28,6 +28,8 @@ from clickloop import replay, tuning
 from clickloop.cli import run
 from clickloop.errors import SettingsError
 from clickloop.events import Estimate
+from clickloop.golden import GoldenSet
+from clickloop.recorded import Judged
 from clickloop.tuning import LastPart, Tuned
 from tests.unit.trainer_facts import documents, example, world
 from trainer.gate import Trial
@@ -40,6 +42,7 @@ from trainer.tuning import (
     Bench,
     Part,
     Settings,
+    Tried,
     concluded,
     done,
     earlier,
@@ -58,16 +61,16 @@ BEST, BAD = 3e-3, {"adapter_learning_rate": 1e-6}
 class MadeUp(Bench):
     """A rung that learns the better the nearer its rate is to BEST, on queries that differ from part to part."""
 
-    def run(self, part: Part, tuned: Settings) -> list[Trial]:
+    def run(self, part: Part, tuned: Settings) -> Tried:
         rng = np.random.default_rng(len(part.past))
         before = rng.uniform(0.1, 0.9, 400)
         distance = abs(math.log10(float(tuned["adapter_learning_rate"]) / BEST))
         after = before * (1.1 - 0.05 * distance) + rng.normal(0.0, 0.02, 400)
-        return [Trial(np.ones(400), {METRIC: before}, {METRIC: after}, 0, 0)]
+        return Tried([Trial(np.ones(400), {METRIC: before}, {METRIC: after}, 0, 0)])
 
 
 def bench(**tuned: Any) -> Bench:
-    return MadeUp("adapter", TrainerSettings.load(**tuned), Lines(lambda _: None))
+    return MadeUp("adapter", TrainerSettings.load(**tuned), Lines(lambda _: None), GoldenSet([]))
 
 
 def part(number: int) -> Part:
@@ -194,6 +197,38 @@ def test_the_trials_part_ends_before_the_first_impression_of_the_last_part() -> 
     log = [example("old", "d0000", number=1), example("new", "gone", number=2), example("new", "d0001", number=5)]
     log += [example("old", "d0000", number=6)]
     assert earlier(log, documents(3), " NEW ") == log[:2]
+
+
+def test_a_trial_is_tried_on_the_golden_set_as_its_version_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    clicks, corpus = world(queries=300)
+    first = (clicks.vectors @ corpus.vectors.T).argmax(axis=1)
+    wanted = [
+        Judged(text, {corpus.documents[d].doc_id: 1.0}) for text, d in zip(clicks.queries, first, strict=True)
+    ]
+    monkeypatch.setattr(
+        "trainer.rung.encode", lambda _, texts, **__: clicks.vectors[[clicks.queries.index(t) for t in texts]]
+    )
+    past = [(clicks.of_queries(range(200)), clicks.of_queries(range(200, 300)))]
+    model = SentenceTransformer(modules=[torch.nn.Identity()])
+    whole = Part(Parent("base", model, None, model), corpus, clicks.of_queries([]), past)
+    today = today_of(TrainerSettings.load(), "adapter")
+    for golden, said in ((GoldenSet([]), False), (GoldenSet(wanted), True)):
+        of = Bench("adapter", TrainerSettings.load(), Lines(lambda _: None), golden)
+        gate = of.gate(of.run(whole, today).last())
+        assert any("of the golden set" in reason for reason in gate.reasons) is said
+        assert (gate.golden is not None) is said
+
+
+@pytest.mark.parametrize(("allowed", "failed"), [(0.03, True), (0.5, False)])
+def test_a_trial_may_lose_on_a_domain_what_its_version_may(allowed: float, failed: bool) -> None:
+    before = np.full(400, 0.5)
+    shoes = np.arange(400) < 100
+    labels = [frozenset({"domain shoes"}) if one else frozenset[str]() for one in shoes]
+    after = np.where(shoes, 0.4, 0.6)
+    gate = bench(gate_max_domain_loss=allowed).gate(
+        Tried([Trial(np.ones(400), {METRIC: before}, {METRIC: after}, 0, 0, labels)])
+    )
+    assert (gate.verdict == "fail") is failed
 
 
 # What counts as better

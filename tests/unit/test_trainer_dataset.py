@@ -240,3 +240,14 @@ def test_a_query_belongs_to_the_slices_of_its_clicks_also_after_time_is_cut():
     both = frozenset({"domain shoes", "difficulty hard"})
     assert clicks.labels == {0: both, 1: both}
     assert clicks.of_queries([1, 2]).labels == {0: both}
+
+
+def test_the_examples_of_a_part_of_the_queries_are_counted_and_not_estimated() -> None:
+    """400 of 500 clicks ask one thing; each of the others asks another."""
+    asked = ["sort a list"] * 400 + [f"query {n}" for n in range(100)]
+    given = [example(text, f"d{n % 7:04}", number=n) for n, text in enumerate(asked)]
+    clicks = prepare(given, documents(7)).clicks
+    first = clicks.of_queries(range(75))
+    assert (clicks.counted().sum(), first.counted().sum()) == (500, 474)
+    assert clicks.of_queries([0]).counted().tolist() == [400]
+    assert after_synthetic(clicks.of_queries([3]), first).counted().sum() == 475

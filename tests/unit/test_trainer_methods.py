@@ -125,8 +125,9 @@ def test_a_stop_ends_training_at_once():
 def test_progress_counts_up_to_its_total_with_a_finite_loss():
     seen: list[Progress] = []
     clicks, corpus = world(queries=300)
-    AdapterMethod().train(job(clicks, corpus, report=seen.append))
+    trained = AdapterMethod().train(job(clicks, corpus, report=seen.append))
     assert seen[-1].step == seen[-1].steps > 0
+    assert trained.steps == len(seen), "one descent here, for there are no pieces of documents"
     assert all(p.loss is not None and np.isfinite(p.loss) for p in seen)
 
 
@@ -164,14 +165,24 @@ def test_a_checkpoint_of_another_training_or_a_torn_one_is_thrown_away(tmp_path:
 
 
 def test_only_the_version_in_the_making_keeps_its_checkpoints(tmp_path: Path):
-    old = Checkpoints(tmp_path, "old")
+    old = Checkpoints(tmp_path, "products", "old")
     old.of("moment-1", "facts").save({"w": torch.ones(1)}, {"step": 1})
     assert old.of("moment-1", "facts").load() is not None
-    new = Checkpoints(tmp_path, "new")
+    new = Checkpoints(tmp_path, "products", "new")
     assert old.of("moment-1", "facts").load() is None
     new.of("moment-1").save({"w": torch.ones(1)}, {"step": 1})
     new.remove()
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_one_indexs_training_leaves_anothers_checkpoints_alone(tmp_path: Path):
+    """Both have the same ``work_dir`` unless they are told otherwise."""
+    products = Checkpoints(tmp_path, "products", "full-1")
+    products.of("moment-1", "facts").save({"w": torch.ones(1)}, {"step": 1})
+    news = Checkpoints(tmp_path, "news", "full-2")
+    news.of("moment-1", "facts").save({"w": torch.ones(1)}, {"step": 1})
+    news.remove()
+    assert products.of("moment-1", "facts").load() is not None
 
 
 def test_groups_of_texts_hold_each_once_and_little_padding():

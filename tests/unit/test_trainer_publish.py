@@ -3,14 +3,17 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
+import cramjam
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models
 
-from clickloop.events import Estimate, GateResult, Lineage, OffsetRange
+from clickloop import codec
+from clickloop.events import Estimate, ExampleFormed, GateResult, Lineage, OffsetRange
 from clickloop.model_store import Manifest, ModelStore, base_model_folder
-from tests.unit.trainer_facts import START, documents
+from tests.unit.trainer_facts import START, documents, example
 from trainer.domain import MOST_CHARACTERS, domain_queries, pieces, words
 from trainer.examples import Document
 from trainer.methods.base import Parent, Trained
@@ -153,6 +156,49 @@ def test_the_model_card_names_offsets_verdict_and_figures():
     assert "| examples | 3 | 17 | 42 |" in card
     assert "**fail**" in card
     assert "-20.0%" in card
+
+
+def card_of(**lineage: Any) -> str:
+    made = Lineage(command_id="c1", **lineage)
+    manifest = describe(version="adapter-1", kind="adapter", parent=PARENT, lineage=made, gate=GATE)
+    return model_card(manifest, enclosed=not made.ranges)
+
+
+def test_the_model_card_says_what_taught_and_what_only_judged():
+    settings: dict[str, Any] = {"pairs_uri": "s3://b/pairs.csv", "pairs_sha256": "ab12"}
+    card = card_of(strategy="fine_tune", ranges=LINEAGE.ranges, settings=settings)
+    assert "Trained on the pairs of `s3://b/pairs.csv` (SHA-256 `ab12`)" in card
+    assert "of the clicks that it was judged on" in card
+    assert "| examples | 3 | 17 | 42 |" in card
+    assert "trained and judged" not in card
+    made = card_of(strategy="domain_adaptation", ranges=LINEAGE.ranges)
+    assert "Trained on queries made from the documents" in made
+    assert "trained and judged" not in made
+    settings = {"replayed_examples": 7, "dropped_examples": 400}
+    usual = card_of(strategy="incremental", ranges=LINEAGE.ranges, settings=settings)
+    assert "that it was trained and judged on:" in usual
+    assert "7 older examples were learnt again" in usual
+    assert "The 400 oldest of them had no room" in usual
+
+
+def test_the_model_card_of_a_replay_points_to_its_examples_and_to_no_empty_table():
+    card = card_of(strategy="incremental", settings={"events_file": "e.jsonl", "events_sha256": "cd34"})
+    assert "trained and judged on are in `examples.jsonl.zst`" in card
+    assert "the recorded events of `e.jsonl` (SHA-256 `cd34`)" in card
+    assert "| topic |" not in card
+
+
+def test_examples_that_are_in_no_log_lie_beside_the_version_under_its_digests(tmp_path: Path):
+    store = ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache")
+    nothing: object = None
+    parent = Parent("base-1", nothing, None, nothing)  # type: ignore[arg-type]
+    given = [example(f"query {n}", "d1", number=n) for n in range(50)]
+    trained = Trained(adapter=Adapter.identity(4))
+    publish(store, tmp_path, adapter_manifest(), parent, trained, examples=given)
+    folder, manifest = store.fetch("adapter-1")
+    raw = bytes(cramjam.zstd.decompress((folder / "examples.jsonl.zst").read_bytes()))
+    assert [codec.decode(line, ExampleFormed) for line in raw.splitlines()] == given
+    assert "examples.jsonl.zst" in manifest.files
 
 
 def test_identifiers_fall_apart_into_words_that_people_type():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clickloop.commands import Reason, Retrain
+from clickloop.errors import TrainingError
 from clickloop.events import VersionKind
 from clickloop.model_store import Manifest, ModelStore
 from clickloop.propensity import Examination
@@ -18,7 +21,7 @@ from trainer.dataset import Clicks, Prepared, moments
 from trainer.loading import Loaded
 from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.model import Adapter
-from trainer.rung import Data, Ladder, with_parents
+from trainer.rung import TRAINING_SHARE, Data, Ladder, with_parents
 from trainer.settings import TrainerSettings
 
 
@@ -66,9 +69,12 @@ class Recorder:
     moments: int
     parents: list[Adapter | None] = field(default_factory=list)
     made: list[Adapter] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """That it had left."""
 
     def train(self, job: Job) -> Trained:
         self.parents.append(job.parent.adapter)
+        self.seconds.append(job.seconds_left())
         map_ = Adapter.identity(24)
         self.made.append(Adapter(map_.weight * (1.0 + len(self.made)), map_.bias))
         return Trained(adapter=self.made[-1])
@@ -92,7 +98,12 @@ class Climbs:
     data: Data
 
     async def run(
-        self, command_id: str, kinds: list[VersionKind], parent: Manifest | None = None
+        self,
+        command_id: str,
+        kinds: list[VersionKind],
+        parent: Manifest | None = None,
+        *,
+        budget: float = 3600.0,
     ) -> list[Manifest]:
         for rung in self.rungs.values():
             rung.parents.clear()
@@ -104,6 +115,7 @@ class Climbs:
             kinds=kinds,
             ranges=[],
             reason=Reason(policies=["manual"], text="test"),
+            budget_seconds=budget,
         )
 
         async def read() -> Data:
@@ -169,16 +181,82 @@ async def test_the_lineage_says_on_how_many_swapped_clicks_the_examination_rests
     assert made.lineage.settings["examined_at_5"] != pytest.approx(Examination().curve(5)[-1], abs=1e-2)
 
 
+async def test_the_lineage_tells_apart_the_vectors_that_were_trained_against(
+    climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder gives a text other last bits in other company."""
+    load, nudged = climbs.ladder.loader.load, list[str]()
+
+    def nudging(*given: Any, **more: Any) -> Loaded:
+        loaded = load(*given, **more)
+        corpus, clicks = loaded.corpus, loaded.clicks
+        if "documents" in nudged:
+            corpus = replace(corpus, vectors=np.nextafter(corpus.vectors, np.float32(2)))
+        if "queries" in nudged:
+            clicks = replace(clicks, vectors=np.nextafter(clicks.vectors, np.float32(2)))
+        return replace(loaded, corpus=corpus, clicks=clicks)
+
+    monkeypatch.setattr(climbs.ladder.loader, "load", nudging)
+
+    async def digests(command_id: str, *names: str) -> list[object]:
+        nudged[:] = names
+        [made] = await climbs.run(command_id, ["adapter"])
+        return [made.lineage.settings[f"{of}_vectors_sha256"] for of in ("document", "query")]
+
+    documents, queries = await digests("c1")
+    assert await digests("c2") == [documents, queries]
+    other, same = await digests("c3", "documents")
+    assert (other != documents, same) == (True, queries)
+    same, other = await digests("c4", "queries")
+    assert (same, other != queries) == (documents, True)
+
+
+async def test_the_budget_begins_before_anything_is_encoded(
+    climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = climbs.ladder.loader.load
+
+    def slow(*given: Any, **more: Any) -> Loaded:
+        time.sleep(0.3)
+        return load(*given, **more)
+
+    monkeypatch.setattr(climbs.ladder.loader, "load", slow)
+    await climbs.run("c1", ["query_encoder"], budget=20.0)
+    last = climbs.rungs["query_encoder"].seconds[-1]
+    assert 0.0 < last < TRAINING_SHARE * 19.7
+
+
+async def test_a_rung_that_had_no_time_for_a_step_is_not_published(
+    climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = climbs.ladder.loader.load
+
+    def slow(*given: Any, **more: Any) -> Loaded:
+        time.sleep(0.1)
+        return load(*given, **more)
+
+    monkeypatch.setattr(climbs.ladder.loader, "load", slow)
+    with pytest.raises(TrainingError, match=r"0\.0 s of the budget were left for adapter: no step was done"):
+        await climbs.run("c1", ["adapter"], budget=0.05)
+    assert len(climbs.rungs["adapter"].made) == 1, "the first moment told"
+
+
+async def test_the_lineage_says_how_many_examples_had_no_room(climbs: Climbs) -> None:
+    climbs.data = replace(climbs.data, dropped=400)
+    [made] = await climbs.run("c1", ["adapter"])
+    assert made.lineage.settings["dropped_examples"] == 400
+
+
 async def test_what_a_killed_maker_left_of_a_whole_version_goes_and_anothers_stays(
     climbs: Climbs, tmp_path: Path
 ) -> None:
     """A rung that is in the making has its checkpoint there, and goes on from it."""
     [made] = await climbs.run("c1", ["adapter"])
     work = tmp_path / "work"
-    for folder in ("checkpoints", "making"):
+    for folder in ("checkpoints/default", "making"):
         for version in (made.version, "another"):
             (work / folder / version).mkdir(parents=True)
             (work / folder / version / "moment-1.safetensors").write_bytes(b"weights")
     assert await climbs.run("c1", ["adapter"]) == [made]
     assert climbs.rungs["adapter"].parents == [], "it was not made again"
-    assert [path.parent.name for path in work.glob("*/*/moment-1.safetensors")] == ["another", "another"]
+    assert [path.parent.name for path in work.rglob("moment-1.safetensors")] == ["another", "another"]

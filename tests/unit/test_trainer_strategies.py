@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from datetime import timedelta
@@ -20,7 +21,15 @@ from trainer.examples import Document, ReadExamples, Reservoir, before, with_rep
 from trainer.methods.full import FullMethod
 from trainer.model import normalised
 from trainer.rung_settings import RungSettings
-from trainer.strategies import PRESETS, believed_by_parent, method_of, of_pairs, pairs_of_file, pseudo_queries
+from trainer.strategies import (
+    PRESETS,
+    believed_by_parent,
+    method_of,
+    of_pairs,
+    pairs_of_file,
+    pseudo_queries,
+    without_secrets,
+)
 
 TEXTS = ("Open a file\nOpens the named file and returns a stream of its bytes.", "Sort a list\nOrders all items.")
 
@@ -66,7 +75,10 @@ def test_pairs_are_read_from_a_file_and_those_of_strange_documents_are_left_out(
         path.write_text("\n".join(json.dumps(row) for row in rows))
     else:
         path.write_text("query,doc_id,weight\na b,d0001,0.5\nc,strange,1.0\n")
-    found = pairs_of_file(f"file://{path}", documents(3))
+    taught = pairs_of_file(f"file://{path}", documents(3))
+    found = taught.pairs
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert taught.source == {"pairs_uri": f"file://{path}", "pairs_sha256": digest}
     assert (found.queries, found.document.tolist(), found.evidence.tolist()) == (["a b"], [1], [0.5])
 
 
@@ -92,6 +104,18 @@ def test_a_file_that_is_not_there_and_none_at_all_are_refused():
         pairs_of_file("/no/such/pairs.jsonl", documents(3))
     with pytest.raises(TrainingError, match="needs a file"):
         pairs_of_file("", documents(3))
+
+
+@pytest.mark.parametrize(
+    ("uri", "kept"),
+    [
+        ("s3://bucket/pairs.csv", "s3://bucket/pairs.csv"),
+        ("https://me:secret@host:81/a/pairs.csv?token=x#y", "https://host:81/a/pairs.csv"),
+        ("/data/who?/pairs#1.csv", "/data/who?/pairs#1.csv"),
+    ],
+)
+def test_a_lineage_says_where_pairs_come_from_and_not_how_to_get_in(uri: str, kept: str):
+    assert without_secrets(uri) == kept
 
 
 def records(count: int, *, revision: int = 1) -> list[Record]:

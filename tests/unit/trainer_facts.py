@@ -101,7 +101,7 @@ def world(
         document=np.asarray(document, dtype=np.int64),
         weight=np.asarray(weight, dtype=np.float32),
         evidence=np.ones(len(query), dtype=np.float32),
-        examples=len(query),
+        examples=np.bincount(query, minlength=queries),
         vectors=asked,
     )
     return clicks, Corpus(documents(queries), vectors)

@@ -25,6 +25,7 @@ from clickloop.events import VersionKind
 from trainer.gate import Side, Trial, measure
 from trainer.methods import losses
 from trainer.methods.base import Job, Notes, Progress, Trained
+from trainer.methods.descent import Descended
 from trainer.methods.targets import Indexes, Negatives, SampledNegatives, Targets
 from trainer.methods.towers import Course, set_rate
 from trainer.model import Adapter, Vectors
@@ -60,6 +61,8 @@ class Path:
     """So many of the oldest queries had their say in ``clicked``."""
     notes: Notes
     """Of the descents, for the lineage."""
+    domain_steps: int
+    clicked_steps: int
 
     def mixed(self, recipe: str) -> Adapter:
         clicks, total = RECIPES[recipe]
@@ -84,23 +87,26 @@ class AdapterMethod:
         path = self.walk(job, known)
         recipe = choose(job, known) if known else "usual"
         notes: Notes = {"recipe": recipe, "power": self.power, **path.notes}
-        return Trained(adapter=path.mixed(recipe), carried=path, notes=notes)
+        steps = path.domain_steps + path.clicked_steps
+        return Trained(adapter=path.mixed(recipe), steps=steps, carried=path, notes=notes)
 
     def walk(self, job: Job, known: Path | None) -> Path:
         """All three steps; the first two only once in a run, and only where the parent has not been there."""
-        notes: Notes = {}
+        before = Descended(0, {})
         if known:
-            parent, start, domain, notes = known.parent, known.start, known.domain, known.notes
+            parent, start, domain = known.parent, known.start, known.domain
+            before = Descended(known.domain_steps, known.notes)
         elif job.parent.adapter:
             parent = start = domain = job.parent.adapter
         else:
             parent = Adapter.identity(job.clicks.vectors.shape[1])
             start = whitened(parent, job.clicks.vectors, self.power)
-            domain, notes = self.learn_domain(job, start) if len(job.domain) else (start, {})
-        clicked, of_clicks = self.learn_clicks(job, domain)
-        return Path(parent, start, domain, clicked, len(job.clicks.queries), notes | of_clicks)
+            domain, before = self.learn_domain(job, start) if len(job.domain) else (start, before)
+        clicked, then = self.learn_clicks(job, domain)
+        queries, notes = len(job.clicks.queries), before.notes | then.notes
+        return Path(parent, start, domain, clicked, queries, notes, before.steps, then.steps)
 
-    def learn_domain(self, job: Job, start: Adapter) -> tuple[Adapter, Notes]:
+    def learn_domain(self, job: Job, start: Adapter) -> tuple[Adapter, Descended]:
         """Gradient descent from ``start`` on the documents' pieces."""
         negatives = SampledNegatives(job.corpus.vectors, job.seed)
         vectors, wanted = torch.from_numpy(job.domain.vectors), job.domain.document
@@ -110,7 +116,7 @@ class AdapterMethod:
 
         return self._descend(job, vectors, start, loss)
 
-    def learn_clicks(self, job: Job, start: Adapter) -> tuple[Adapter, Notes]:
+    def learn_clicks(self, job: Job, start: Adapter) -> tuple[Adapter, Descended]:
         """Gradient descent from ``start`` on the clicks."""
         clicks, targets = job.clicks, Targets(job.clicks)
         before = start.apply(clicks.vectors)
@@ -126,7 +132,9 @@ class AdapterMethod:
 
         return self._descend(job, torch.from_numpy(clicks.vectors), start, loss)
 
-    def _descend(self, job: Job, vectors: torch.Tensor, start: Adapter, loss_of: Loss) -> tuple[Adapter, Notes]:
+    def _descend(
+        self, job: Job, vectors: torch.Tensor, start: Adapter, loss_of: Loss
+    ) -> tuple[Adapter, Descended]:
         """``epochs`` rounds over ``vectors`` (n, dim), the encoder's."""
         generator = torch.Generator().manual_seed(job.seed)
         weight = torch.from_numpy(start.weight).clone().requires_grad_()
@@ -148,7 +156,7 @@ class AdapterMethod:
                 job.report(Progress("training", step, course.steps, loss.item(), step * self.batch))
                 if course.over(step):
                     break
-        return Adapter(weight.detach().numpy(), bias.detach().numpy()), course.notes()
+        return Adapter(weight.detach().numpy(), bias.detach().numpy()), Descended(step, course.notes())
 
 
 def whitened(start: Adapter, queries: Vectors, power: float) -> Adapter:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from sentence_transformers import SentenceTransformer
 
-from clickloop.errors import ClickloopError
+from clickloop.errors import ClickloopError, TrainingError
 from clickloop.events import VersionKind
 from trainer.dataset import Clicks, Corpus
 from trainer.methods.checkpoint import Checkpoint
@@ -87,15 +87,23 @@ class Job:
     """What this run's training at an earlier moment gave, or nothing; a method may go on from there."""
     seconds_left: Callable[[], float] = field(default=lambda: float("inf"))
     """Seconds until the result must be there; a method returns the best that it has by then."""
+    seconds_to_encode: Callable[[Sequence[str]], float] = field(default=lambda _: 0.0)
+    """About how long it takes to encode these texts, for a method that must do so before its result is there."""
     checkpoint: Checkpoint | None = None
     """Where a method that takes long leaves what it needs to go on after the process has died."""
     ranks: Ranks | None = None
     """The other processes that a method may give gradient steps to."""
 
     def preparing(self, done: int, texts: int) -> None:
-        """Tell how many texts are ready to be trained on; no step is done yet."""
-        del done, texts
+        """Tell how many texts are ready to be trained on; no step is done yet.
+
+        Raises TrainingError where none will be, for the time is up.
+        """
         self.report(Progress("training"))
+        if self.seconds_left() <= 0.0:
+            raise TrainingError(
+                f"the budget of time was spent with {done:,} of {texts:,} texts ready to be trained on"
+            )
 
 
 class Method(Protocol):

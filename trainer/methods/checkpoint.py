@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,23 +74,31 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of the version in the making, ``work_dir/checkpoints/VERSION/``; no other is kept."""
+    """The checkpoints of the version in the making, ``work_dir/checkpoints/INDEX/VERSION/``; of the index' others
+    none is kept."""
 
-    def __init__(self, work_dir: Path, version: str) -> None:
-        self._folder = self.folder(work_dir, version)
-        for other in (work_dir / "checkpoints").glob("*"):
+    def __init__(self, work_dir: Path, index: str, version: str) -> None:
+        self._folder = self.folder(work_dir, index, version)
+        for other in self._folder.parent.glob("*"):
             if other.name != version:
                 shutil.rmtree(other, ignore_errors=True)
 
     @staticmethod
-    def folder(work_dir: Path, version: str) -> Path:
-        return work_dir / "checkpoints" / version
+    def folder(work_dir: Path, index: str, version: str) -> Path:
+        return work_dir / "checkpoints" / index / version
+
+    @staticmethod
+    def remove_folder(folder: Path) -> None:
+        """And that of the index, where no other is left in it."""
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()
 
     def of(self, name: str, *facts: object) -> Checkpoint:
         return Checkpoint(self._folder / f"{name}.safetensors", digest(*facts))
 
     def remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.remove_folder(self._folder)
 
 
 def digest(*facts: object) -> str:

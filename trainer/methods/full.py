@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
+from clickloop.errors import TrainingError
 from clickloop.events import VersionKind
 from trainer.belief import believed
 from trainer.dataset import NEAR_DUPLICATE, Clicks, Corpus, joined
@@ -28,6 +29,8 @@ from trainer.rung_settings import RankingLoss
 
 HEAD_POWER = 0.25
 """Of the whitening on top: ranking against a batch has evened out the new space's directions already."""
+HEADROOM = 1.25
+"""Times the expected seconds that are kept for encoding what was trained, and for the map on top."""
 PROTECTED = 0.95
 """A document with more than this share of the wanted one's score is no negative."""
 BEFORE_ALL = 4.0
@@ -76,7 +79,7 @@ class FullMethod:
         longest = encoder.max_seq_length
         encoder.max_seq_length = min(longest or self.most_tokens, self.most_tokens)
         clicks = believed(job.clicks, job.parent.searched_with(job.clicks.vectors), job.corpus.vectors)
-        descended = self._descend(job, encoder, clicks)
+        descended = self._descend(self._until_encoding(job), encoder, clicks)
         encoder.max_seq_length = longest
         encoder.requires_grad_(False)
         draw_back(encoder, job.parent.document_encoder, self.share)
@@ -90,6 +93,19 @@ class FullMethod:
             steps=descended.steps,
             notes=head.notes | descended.notes,
         )
+
+    def _until_encoding(self, job: Job) -> Job:
+        """The job without the time that encoding takes afterwards. Raises TrainingError where no more is left."""
+        documents = [document.text for document in job.corpus.documents]
+        pieces = _part(job.domain, self.head_domain_share, job.seed, 0).queries
+        expected = job.seconds_to_encode([*documents, *pieces, *job.clicks.queries])
+        left, kept = job.seconds_left(), HEADROOM * expected
+        if left <= kept:
+            raise TrainingError(
+                f"{max(left, 0.0):.0f} s of the budget are left for {self.kind}, and to encode {len(documents):,} "
+                f"documents anew afterwards takes about {expected:.0f} s: there is no time to train"
+            )
+        return replace(job, seconds_left=lambda: job.seconds_left() - kept)
 
     def _fit_head(self, job: Job, encoder: SentenceTransformer, documents: Vectors) -> Trained:
         """The adapter rung, in the new space."""

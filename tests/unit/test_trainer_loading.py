@@ -1,0 +1,76 @@
+"""What is encoded for a training: once, as it would be in one go, and no longer than there is time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clickloop.errors import TrainingError
+from clickloop.model_store import Manifest, ModelStore, base_model_folder
+from tests.unit.trainer_facts import documents
+from tests.unit.trainer_facts import world as made_up
+from trainer.dataset import Clicks
+from trainer.examples import Document
+from trainer.loading import Loader, Pace
+from trainer.model import encode, load_encoder
+
+TEXTS = [
+    Document(d.doc_id, f"{d.text} " + "and more of it " * (int(d.doc_id[1:]) % 9), d.digest)
+    for d in documents(200)
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def base(store: ModelStore) -> Manifest:
+    return store.ensure_base(base_model_folder("all-MiniLM-L6-v2"), name="all-MiniLM-L6-v2").manifest
+
+
+def load(loader: Loader, base: Manifest, **more: Any) -> Any:
+    clicks: Clicks = made_up(queries=10)[0]
+    return loader.load(base, TEXTS, clicks, clicks.of_queries([]), **{"on_text": lambda *_: None, **more})
+
+
+def test_encoding_ends_when_the_time_is_up_and_goes_on_from_there(store: ModelStore, base: Manifest) -> None:
+    left, told = [10.0], list[tuple[int, int]]()
+
+    def on_text(done: int, texts: int) -> None:
+        told.append((done, texts))
+        left[0] -= 3.0
+
+    with pytest.raises(TrainingError, match="spent with 128 of 200 texts encoded"):
+        load(Loader(store, "cpu", seed=0), base, on_text=on_text, seconds_left=lambda: left[0])
+    told.clear()
+    loaded = load(Loader(store, "cpu", seed=0), base, on_text=lambda *t: told.append(t))
+    assert told[:3] == [(32, 72), (64, 72), (72, 72)], "the rest of the documents, and nothing before"
+    whole = encode(load_encoder(base_model_folder("all-MiniLM-L6-v2"), "cpu"), [d.text for d in TEXTS])
+    assert np.allclose(loaded.corpus.vectors, whole, atol=1e-2)
+
+
+def test_how_long_texts_will_take_is_told_by_how_long_others_took() -> None:
+    pace = Pace()
+    pace.saw(1000.0, 2.0)
+    assert pace.expected(500.0) == pytest.approx(1.0)
+    for _ in range(20):
+        pace.saw(1000.0, 4.0)
+    assert pace.expected(500.0) == pytest.approx(2.0, rel=1e-3), "the machine is busy now"
+
+
+def test_where_nothing_was_encoded_a_few_texts_tell(store: ModelStore, base: Manifest) -> None:
+    load(Loader(store, "cpu", seed=0), base)
+    loader = Loader(store, "cpu", seed=0)
+    encoder = load_encoder(base_model_folder("all-MiniLM-L6-v2"), "cpu")
+    texts = [document.text for document in TEXTS]
+    assert loader.seconds_to_encode(encoder, []) == 0.0
+    few = loader.seconds_to_encode(encoder, texts[:20])
+    assert 0.0 < few < loader.seconds_to_encode(encoder, texts * 10) / 20
+    assert loader.seconds_to_encode(encoder, ["word " * 10_000]) == loader.seconds_to_encode(
+        encoder, ["word " * 2000]
+    )
