@@ -48,6 +48,9 @@ class RungSettings(ArtifactSettings):
     full_learning_rate: float = Field(1.2e-4, gt=0.0, le=1.0, description="peak of the learning rate of full")
     full_epochs: int = Field(5, ge=1, le=100, description="rounds over the clicks and a part of the pieces")
     full_batch: int = Field(32, ge=2, le=4096, description="pairs in one step, negatives for one another")
+    full_accumulate: int = Field(
+        1, ge=1, le=1024, description="batches whose gradients are added up before a step; 1 is a step for each"
+    )
     full_depth: float = Field(
         2 / 3, gt=0.0, le=1.0, description="share of the encoder's layers that learn, from the top"
     )

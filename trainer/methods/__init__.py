@@ -32,6 +32,7 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         learning_rate=settings.full_learning_rate,
         epochs=settings.full_epochs,
         batch=settings.full_batch,
+        accumulate=settings.full_accumulate,
         depth=settings.full_depth,
         share=settings.full_share,
         loss=settings.full_loss,

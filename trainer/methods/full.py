@@ -48,6 +48,8 @@ class FullMethod:
     moments: int = 1
     epochs: int = 5
     batch: int = 32
+    accumulate: int = 1
+    """Batches whose gradients are added up before a step."""
     learning_rate: float = 1.2e-4
     scale: float = 20.0
     loss: RankingLoss = "both_ways"
@@ -147,11 +149,12 @@ class FullMethod:
                 torch.optim.AdamW(upper.parameters, weight_decay=0.01, fused=True),
                 batches,
                 loss,
-                steps=self.epochs * -(-pairs // self.batch),
+                steps=self.epochs * -(-pairs // self.batch // self.accumulate),
                 learning_rate=self.learning_rate,
                 layers=upper,
                 identity=[self, *clicks.facts(), *job.domain.facts()],
                 mining=self.hard_negatives > 0,
+                accumulate=self.accumulate,
             )
 
 
