@@ -218,6 +218,8 @@ class Lines:
     def from_thread(self, progress: Progress) -> None:
         if self.stopped:
             raise StoppedError("interrupted")
+        if progress.message:
+            self._line(f"{self.kind}: {progress.message}")
         if time.monotonic() >= self._next:
             loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
             self._line(f"{self.kind}: {progress.stage} {progress.step:,} of {progress.steps:,}{loss}")

@@ -51,6 +51,13 @@ class RungSettings(ArtifactSettings):
     full_accumulate: int = Field(
         1, ge=1, le=1024, description="batches whose gradients are added up before a step; 1 is a step for each"
     )
+    full_patience: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="epochs without a better MRR on the latest tenth of the queries, which is kept apart for it, "
+        "after which training ends with the best one's weights; 0 is no early stopping",
+    )
     full_depth: float = Field(
         2 / 3, gt=0.0, le=1.0, description="share of the encoder's layers that learn, from the top"
     )

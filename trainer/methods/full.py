@@ -16,8 +16,9 @@ from trainer.belief import believed
 from trainer.dataset import Clicks, Corpus, joined
 from trainer.methods import losses
 from trainer.methods.adapter import AdapterMethod
-from trainer.methods.base import Job, Parent, Progress, Trained
+from trainer.methods.base import Job, Notes, Parent, Progress, Trained
 from trainer.methods.descent import Descended, descend
+from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
 from trainer.methods.spread import layers_of
 from trainer.methods.targets import Indexes
 from trainer.methods.towers import draw_back
@@ -55,6 +56,8 @@ class FullMethod:
     loss: RankingLoss = "both_ways"
     domain_share: float = 0.15
     """Part of the documents' pieces that one epoch trains on: clicks that are seen more often teach more."""
+    patience: int = 0
+    """Epochs without a better one after which training ends (early_stopping.py); 0 does them all."""
     share: float = 0.7
     """How far to go from the parent's weights to the trained ones."""
     depth: float = 2 / 3
@@ -103,8 +106,9 @@ class FullMethod:
         )
 
     def _descend(self, job: Job, encoder: SentenceTransformer, clicks: Clicks) -> Descended:
-        used = np.unique(np.concatenate([clicks.document, job.domain.document]))
-        queries = [*clicks.queries, *job.domain.queries]
+        clicks, apart = set_apart(clicks) if self.patience else (clicks, clicks.of_queries([]))
+        used = np.unique(np.concatenate([clicks.document, job.domain.document, apart.document]))
+        queries = [*clicks.queries, *job.domain.queries, *apart.queries]
         texts = [job.corpus.documents[i].text for i in used] + queries
         number = {text: len(used) + i for i, text in enumerate(queries)}
         pairs = len(clicks) + round(self.domain_share * len(job.domain.queries))
@@ -144,7 +148,13 @@ class FullMethod:
 
         layers = trained_layers(encoder, self.depth)
         with layers_of(encoder, texts, layers, ranks=job.ranks, on_text=job.preparing) as upper:
-            return descend(
+            stopping = None
+            if len(apart):
+                asked = np.asarray([number[query] for query in apart.queries], dtype=np.int64)[apart.query]
+                wanted = np.searchsorted(used, apart.document)
+                ranking = Ranking.of(asked, wanted, apart.evidence, documents=len(used), seed=job.seed)
+                stopping = EarlyStopping(self.patience, lambda: ranking.reciprocal(upper))
+            descended = descend(
                 job,
                 torch.optim.AdamW(upper.parameters, weight_decay=0.01, fused=True),
                 batches,
@@ -155,7 +165,10 @@ class FullMethod:
                 identity=[self, *clicks.facts(), *job.domain.facts()],
                 mining=self.hard_negatives > 0,
                 accumulate=self.accumulate,
+                stopping=stopping,
             )
+        notes: Notes = {"queries_kept_apart": len(apart.queries)} if self.patience else {}
+        return replace(descended, notes=descended.notes | notes)
 
 
 def _same(query: Indexes, document: Indexes) -> torch.Tensor:
