@@ -11,7 +11,7 @@ from pydantic import Field
 
 from clickloop.settings import ArtifactSettings
 
-RankingLoss = Literal["both_ways", "query_to_document"]
+FullLoss = Literal["both_ways", "query_to_document", "triplet", "cosine_similarity"]
 
 
 class RungSettings(ArtifactSettings):
@@ -64,9 +64,15 @@ class RungSettings(ArtifactSettings):
     full_share: float = Field(
         0.7, gt=0.0, le=1.0, description="how far to go from the parent's weights to the trained ones"
     )
-    full_loss: RankingLoss = Field(
+    full_loss: FullLoss = Field(
         "both_ways",
-        description="ranking among a batch: query_to_document, or from documents to queries as well (both_ways)",
+        description="ranking among a batch: query_to_document, or from documents to queries as well (both_ways); "
+        "triplet leads the batch's hardest negative by a margin; cosine_similarity scores pairs by their weights",
+    )
+    full_matryoshka: str = Field(
+        "",
+        pattern=r"^( *[1-9][0-9]* *(, *[1-9][0-9]* *)*)?$",
+        description="dimensions, such as 384,256,128, to sum the loss over the vectors' first ones; empty is off",
     )
 
     def of_rungs(self) -> dict[str, str | int | float | bool]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,9 +15,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from clickloop.commands import Reason, Retrain
+from clickloop.errors import SettingsError
 from clickloop.events import TrainingProgressed
 from tests.ranks_worker import KilledError, small_job, write_tiny_encoder
 from tests.unit.trainer_facts import START
+from trainer.methods import methods_of
 from trainer.methods.base import Job, Progress, Trained
 from trainer.methods.checkpoint import Checkpoint
 from trainer.methods.descent import add_gradients, grouped
@@ -26,6 +28,7 @@ from trainer.methods.full import FullMethod
 from trainer.model import load_encoder, normalised
 from trainer.progress import RunReport
 from trainer.recorded import Lines
+from trainer.rung_settings import FullLoss, RungSettings
 
 Report = Callable[[Progress], None]
 SMALL = FullMethod(epochs=3, batch=10)
@@ -76,6 +79,53 @@ def killed_and_resumed(method: FullMethod, encoder: SentenceTransformer, path: P
     trained = method.train(job_of(encoder, lambda p: steps.append(p.step), checkpoint=checkpoint()))
     assert next(step for step in steps if step) > 1, "it goes on, and does not begin anew"
     return trained
+
+
+# Losses
+
+
+@pytest.mark.parametrize("loss", get_args(FullLoss))
+@pytest.mark.parametrize("hard", [0, 2], ids=["in batch", "mined"])
+def test_every_loss_that_can_be_set_is_learnt(loss: str, hard: int, encoder: SentenceTransformer):
+    told: list[Progress] = []
+    settings = RungSettings.model_construct(full_loss=loss, full_batch=15, full_learning_rate=2e-3, full_epochs=10)
+    method = replace(methods_of(settings)["full"], hard_negatives=hard)  # type: ignore[type-var]
+    assert method.train(job_of(encoder, told.append)).steps == 30
+    found = [p.loss for p in told if p.steps == 30 and p.loss is not None]
+    assert np.mean(found[-3:]) < 0.95 * np.mean(found[:3])
+
+
+def first_loss(encoder: SentenceTransformer, method: FullMethod) -> float:
+    told: list[Progress] = []
+
+    def report(progress: Progress) -> None:
+        if progress.loss is not None:
+            told.append(progress)
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        method.train(job_of(encoder, report))
+    assert told[0].loss is not None
+    return told[0].loss
+
+
+def test_a_matryoshka_loss_is_the_sum_over_the_dimensions_that_are_set(encoder: SentenceTransformer):
+    whole, short, both = (
+        first_loss(encoder, replace(SMALL, matryoshka=sizes)) for sizes in ((32,), (8,), (32, 8))
+    )
+    assert whole == pytest.approx(first_loss(encoder, SMALL), rel=1e-5)
+    assert both == pytest.approx(whole + short, rel=1e-5)
+    assert short != pytest.approx(whole, rel=1e-2)
+
+
+def test_more_dimensions_than_the_model_has_are_refused_in_a_line_before_training(encoder: SentenceTransformer):
+    told: list[Progress] = []
+    method = methods_of(RungSettings.load(full_matryoshka="64, 16"))["full"]
+    with pytest.raises(SettingsError, match=r"^setting full_matryoshka: .* 32 dimensions \(got '64,16'\)$"):
+        method.train(job_of(encoder, told.append))
+    assert told == []
+    with pytest.raises(SettingsError, match=r"setting full_matryoshka: .*got '0,many'"):
+        RungSettings.load(full_matryoshka="0,many")
 
 
 # Gradients of several batches

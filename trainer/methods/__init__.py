@@ -37,6 +37,7 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         depth=settings.full_depth,
         share=settings.full_share,
         loss=settings.full_loss,
+        matryoshka=tuple(int(size) for size in settings.full_matryoshka.split(",") if size),
         head=adapter,
     )
     return {"adapter": adapter, "query_encoder": query_encoder, "full": full}

@@ -14,17 +14,18 @@ from sentence_transformers import SentenceTransformer
 from clickloop.events import VersionKind
 from trainer.belief import believed
 from trainer.dataset import Clicks, Corpus, joined
-from trainer.methods import losses
 from trainer.methods.adapter import AdapterMethod
 from trainer.methods.base import Job, Notes, Parent, Progress, Trained
 from trainer.methods.descent import Descended, descend
 from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
+from trainer.methods.objectives import batch_of, check_dimensions, objective
+from trainer.methods.pairs import Pairs, Texts
 from trainer.methods.spread import layers_of
 from trainer.methods.targets import Indexes
 from trainer.methods.towers import draw_back
 from trainer.methods.upper_layers import trained_layers
 from trainer.model import Vectors, encode
-from trainer.rung_settings import RankingLoss
+from trainer.rung_settings import FullLoss
 
 HEAD_POWER = 0.25
 """Of the whitening on top: ranking against a batch has evened out the new space's directions already."""
@@ -53,7 +54,9 @@ class FullMethod:
     """Batches whose gradients are added up before a step."""
     learning_rate: float = 1.2e-4
     scale: float = 20.0
-    loss: RankingLoss = "both_ways"
+    loss: FullLoss = "both_ways"
+    matryoshka: tuple[int, ...] = ()
+    """Dimensions that the loss is summed over, the vectors' first ones; empty takes the whole vectors."""
     domain_share: float = 0.15
     """Part of the documents' pieces that one epoch trains on: clicks that are seen more often teach more."""
     patience: int = 0
@@ -71,6 +74,7 @@ class FullMethod:
     head: AdapterMethod = field(default_factory=AdapterMethod)
 
     def train(self, job: Job) -> Trained:
+        check_dimensions(self.matryoshka, job.parent.document_encoder)
         torch.manual_seed(job.seed)
         encoder = copy.deepcopy(job.parent.document_encoder).eval().requires_grad_(True)
         longest = encoder.max_seq_length
@@ -107,59 +111,41 @@ class FullMethod:
 
     def _descend(self, job: Job, encoder: SentenceTransformer, clicks: Clicks) -> Descended:
         clicks, apart = set_apart(clicks) if self.patience else (clicks, clicks.of_queries([]))
-        used = np.unique(np.concatenate([clicks.document, job.domain.document, apart.document]))
-        queries = [*clicks.queries, *job.domain.queries, *apart.queries]
-        texts = [job.corpus.documents[i].text for i in used] + queries
-        number = {text: len(used) + i for i, text in enumerate(queries)}
-        pairs = len(clicks) + round(self.domain_share * len(job.domain.queries))
-        rows, weight, asks = clicks, torch.ones(0), np.zeros(0, dtype=np.int64)
-        at, hard = asks, np.zeros((0, 0), dtype=np.int64)
+        texts = Texts(job.corpus, [clicks, job.domain, apart])
+        count = len(clicks) + round(self.domain_share * len(job.domain.queries))
+        loss_of = objective(self.loss, scale=self.scale, dimensions=self.matryoshka)
+        pairs: Pairs
 
         def batches(epoch: int) -> Iterator[Indexes]:
-            nonlocal rows, weight, asks, at, hard
+            nonlocal pairs
             rows = joined(clicks, _part(job.domain, self.domain_share, job.seed, epoch))
-            weight = torch.from_numpy(rows.evidence / max(float(rows.evidence.mean()), 1e-12)).to(encoder.device)
-            asks = np.asarray([number[query] for query in rows.queries], dtype=np.int64)[rows.query]
-            at = np.searchsorted(used, rows.document)
+            asked, found = texts.asked(rows), texts.found(rows)
+            hard = np.zeros((len(rows), 0), dtype=np.int64)
             if self.hard_negatives:
                 job.report(Progress("training"))
                 vectors = upper.vectors()
-                hard = mined(vectors[asks], vectors[: len(used)], rows.query, at, count=self.hard_negatives)
+                documents = vectors[: len(texts.documents)]
+                hard = mined(vectors[asked], documents, rows.query, found, count=self.hard_negatives)
+            pairs = Pairs(rows, asked, found, hard)
             rng = np.random.default_rng([job.seed, epoch])
             return neighbourly_batches(job.corpus.vectors[rows.document], self.batch, rng)
 
         def loss(batch: Indexes) -> torch.Tensor:
-            own = hard[batch].ravel() if self.hard_negatives else np.zeros(0, dtype=np.int64)
-            vectors = upper.embed(np.concatenate([asks[batch], at[batch], np.maximum(own, 0)]))
-            size = len(batch)
-            others = None
-            if len(own):
-                there = torch.from_numpy(own >= 0).to(vectors.device)
-                others = (vectors[2 * size :] * there[:, None]).view(size, self.hard_negatives, -1)
-            return losses.ranking(
-                vectors[:size],
-                vectors[size : 2 * size],
-                scale=self.scale,
-                same=_same(rows.query[batch], rows.document[batch]).to(vectors.device),
-                weight=weight[torch.from_numpy(batch).to(weight.device)],
-                hard=others,
-                both_ways=self.loss == "both_ways",
-            )
+            return loss_of(batch_of(pairs, batch, upper.embed(pairs.texts(batch))))
 
         layers = trained_layers(encoder, self.depth)
-        with layers_of(encoder, texts, layers, ranks=job.ranks, on_text=job.preparing) as upper:
+        with layers_of(encoder, texts.all, layers, ranks=job.ranks, on_text=job.preparing) as upper:
             stopping = None
             if len(apart):
-                asked = np.asarray([number[query] for query in apart.queries], dtype=np.int64)[apart.query]
-                wanted = np.searchsorted(used, apart.document)
-                ranking = Ranking.of(asked, wanted, apart.evidence, documents=len(used), seed=job.seed)
+                asked, wanted = texts.asked(apart), texts.found(apart)
+                ranking = Ranking.of(asked, wanted, apart.evidence, documents=len(texts.documents), seed=job.seed)
                 stopping = EarlyStopping(self.patience, lambda: ranking.reciprocal(upper))
             descended = descend(
                 job,
                 torch.optim.AdamW(upper.parameters, weight_decay=0.01, fused=True),
                 batches,
                 loss,
-                steps=self.epochs * -(-pairs // self.batch // self.accumulate),
+                steps=self.epochs * -(-count // self.batch // self.accumulate),
                 learning_rate=self.learning_rate,
                 layers=upper,
                 identity=[self, *clicks.facts(), *job.domain.facts()],
@@ -169,13 +155,6 @@ class FullMethod:
             )
         notes: Notes = {"queries_kept_apart": len(apart.queries)} if self.patience else {}
         return replace(descended, notes=descended.notes | notes)
-
-
-def _same(query: Indexes, document: Indexes) -> torch.Tensor:
-    """(n, n): a pair that shares its query or its document with another is no negative for it."""
-    same = (document[:, None] == document[None, :]) | (query[:, None] == query[None, :])
-    np.fill_diagonal(same, False)
-    return torch.from_numpy(same)
 
 
 def mined(asked: Vectors, documents: Vectors, query: Indexes, document: Indexes, *, count: int) -> Indexes:
