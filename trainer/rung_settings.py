@@ -48,6 +48,13 @@ class RungSettings(ArtifactSettings):
     full_learning_rate: float = Field(1.2e-4, gt=0.0, le=1.0, description="peak of the learning rate of full")
     full_epochs: int = Field(5, ge=1, le=100, description="rounds over the clicks and a part of the pieces")
     full_batch: int = Field(32, ge=2, le=4096, description="pairs in one step, negatives for one another")
+    full_cached_batch: int = Field(
+        0,
+        ge=0,
+        le=8192,
+        description="texts of a batch held in memory at once with all that their gradients need, for batches that "
+        "are larger than it; each text is then embedded twice; 0 holds all",
+    )
     full_accumulate: int = Field(
         1, ge=1, le=1024, description="batches whose gradients are added up before a step; 1 is a step for each"
     )

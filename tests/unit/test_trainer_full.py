@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,14 +18,17 @@ from sentence_transformers import SentenceTransformer
 from clickloop.commands import Reason, Retrain
 from clickloop.errors import SettingsError
 from clickloop.events import TrainingProgressed
+from tests.precision import computing_in
 from tests.ranks_worker import KilledError, small_job, write_tiny_encoder
 from tests.unit.trainer_facts import START
-from trainer.methods import methods_of
+from trainer.methods import losses, methods_of
 from trainer.methods.base import Job, Progress, Trained
 from trainer.methods.checkpoint import Checkpoint
 from trainer.methods.descent import add_gradients, grouped
 from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
 from trainer.methods.full import FullMethod
+from trainer.methods.objectives import embedded
+from trainer.methods.upper_layers import UpperLayers
 from trainer.model import load_encoder, normalised
 from trainer.progress import RunReport
 from trainer.recorded import Lines
@@ -168,6 +172,49 @@ def test_a_training_of_several_batches_a_step_is_resumed_to_the_same_bits(
     method = replace(SMALL, accumulate=2)
     trained = killed_and_resumed(method, encoder, tmp_path / "moment-1.safetensors", at=at)
     assert bits(trained) == bits(method.train(job_of(encoder)))
+
+
+# A batch in parts
+
+
+@pytest.mark.parametrize("changed", [{}, {"hard_negatives": 2}, {"accumulate": 2, "matryoshka": (32, 8)}])
+def test_a_batch_in_parts_is_learnt_along_the_same_losses_with_few_graphs_at_a_time(
+    changed: dict[str, Any], encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+):
+    whole = replace(SMALL, **changed)
+    usual, with_graphs = UpperLayers.embed, list[int]()
+
+    def embed(layers: UpperLayers, rows: np.ndarray) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            with_graphs.append(len(np.unique(rows)))
+        return usual(layers, rows)
+
+    def curve(method: FullMethod) -> list[float]:
+        told: list[Progress] = []
+        with computing_in("float32"):
+            steps = method.train(job_of(encoder, told.append)).steps
+        return [p.loss for p in told if p.steps == steps and p.loss is not None]
+
+    expected = curve(whole)
+    monkeypatch.setattr(UpperLayers, "embed", embed)
+    assert curve(replace(whole, cached_batch=4)) == pytest.approx(expected, rel=1e-3)
+    assert max(with_graphs) == 4
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 7])
+def test_the_gradients_of_a_batch_in_parts_are_those_of_the_whole(at_once: int, encoder: SentenceTransformer):
+    texts = small_job(encoder, None, lambda _: None).clicks.queries[:12]
+    rows = np.array([3, 5, 1, 5, 0, 2, 11, 7, 8, 10, 5, 4])
+    found: list[torch.Tensor] = []
+    with computing_in("float32"), UpperLayers(copy.deepcopy(encoder).eval(), texts, 2) as upper:
+        for size in (0, at_once):
+            loss = embedded(upper, rows, lambda v: losses.ranking(v[:6], v[6:], scale=20.0), at_once=size)
+            loss.backward()
+            found.append(torch.cat([p.grad.flatten() for p in upper.parameters if p.grad is not None]))
+            for parameter in upper.parameters:
+                parameter.grad = None
+    assert found[0].abs().max() > 0.1
+    assert torch.allclose(found[0], found[1], atol=1e-4 * float(found[0].abs().max()))
 
 
 # Early stopping

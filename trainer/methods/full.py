@@ -18,7 +18,7 @@ from trainer.methods.adapter import AdapterMethod
 from trainer.methods.base import Job, Notes, Parent, Progress, Trained
 from trainer.methods.descent import Descended, descend
 from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
-from trainer.methods.objectives import batch_of, check_dimensions, objective
+from trainer.methods.objectives import batch_of, check_dimensions, embedded, objective
 from trainer.methods.pairs import Pairs, Texts
 from trainer.methods.spread import layers_of
 from trainer.methods.targets import Indexes
@@ -50,6 +50,8 @@ class FullMethod:
     moments: int = 1
     epochs: int = 5
     batch: int = 32
+    cached_batch: int = 0
+    """Texts of a batch whose graphs are in memory at once (GradCache, Gao et al. 2021); 0 holds all."""
     accumulate: int = 1
     """Batches whose gradients are added up before a step."""
     learning_rate: float = 1.2e-4
@@ -131,7 +133,10 @@ class FullMethod:
             return neighbourly_batches(job.corpus.vectors[rows.document], self.batch, rng)
 
         def loss(batch: Indexes) -> torch.Tensor:
-            return loss_of(batch_of(pairs, batch, upper.embed(pairs.texts(batch))))
+            def of_vectors(vectors: torch.Tensor) -> torch.Tensor:
+                return loss_of(batch_of(pairs, batch, vectors))
+
+            return embedded(upper, pairs.texts(batch), of_vectors, at_once=self.cached_batch)
 
         layers = trained_layers(encoder, self.depth)
         with layers_of(encoder, texts.all, layers, ranks=job.ranks, on_text=job.preparing) as upper:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -15,6 +16,7 @@ from clickloop.errors import SettingsError
 from trainer.dataset import Indexes
 from trainer.methods import losses
 from trainer.methods.pairs import Pairs
+from trainer.methods.upper_layers import Layers
 from trainer.rung_settings import FullLoss
 
 MARGIN = 0.2
@@ -119,6 +121,21 @@ def batch_of(pairs: Pairs, rows: Indexes, vectors: Tensor) -> Batch:
         weight=torch.from_numpy(pairs.weight[rows]).to(device),
         strength=torch.from_numpy(pairs.clicks.evidence[rows]).to(device).clamp(0.0, 1.0),
         hard=hard,
+    )
+
+
+def embedded(layers: Layers, rows: Indexes, loss_of: Callable[[Tensor], Tensor], *, at_once: int) -> Tensor:
+    """``loss_of`` the vectors (n, dim) of ``rows``, with the graphs of at most ``at_once`` texts in memory (0: of
+    all). In parts each text is embedded twice."""
+    distinct, place = np.unique(rows, return_inverse=True)
+    if not at_once or len(distinct) <= at_once:
+        return loss_of(layers.embed(rows))
+    of_row = torch.from_numpy(place)
+    return losses.cached(
+        lambda first, last: layers.embed(distinct[first:last]),
+        len(distinct),
+        lambda vectors: loss_of(vectors[of_row.to(vectors.device)]),
+        at_once=at_once,
     )
 
 
