@@ -91,6 +91,8 @@ class Climbed(msgspec.Struct, frozen=True):
     """That weigh anything, in their last revision."""
     quarantined: int
     """That weigh nothing."""
+    judged: int = 0
+    """Judged queries that were measured."""
 
 
 class Events:

@@ -46,6 +46,7 @@ class Options:
     index: str = ""
     base_model: str | None = None
     budget_seconds: float = 3600.0
+    max_queries: int | None = None
 
 
 @dataclass
@@ -100,12 +101,13 @@ def replay_files(options: Options, parts: Parts, *, say: Say) -> Outcome:
         budget_seconds=options.budget_seconds,
         base_model=options.base_model,
         say=say,
+        max_queries=options.max_queries,
     )
     return Outcome(
         climbed,
         recording.index,
         len(documents),
-        len(judged),
+        climbed.judged,
         recording.read,
         recording.unreadable,
         recording.fates,
@@ -232,6 +234,9 @@ def replay(
     json_file: JsonFile = None,
     base_model: BaseModel = None,
     index: OneIndex = "",
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, help="Most held-out and judged queries to measure.", show_default="all")
+    ] = None,
 ) -> None:
     """Train and judge on recorded traffic: what would Clickloop have gained? Needs no broker."""
 
@@ -239,7 +244,7 @@ def replay(
         kinds = kinds_of(rungs)
         writable(json_file)
         parts = Parts(load_part("streams", extra="streams"), load_part("trainer", extra="trainer"))
-        options = Options(documents, events, work, kinds, evaluate, index, base_model, budget)
+        options = Options(documents, events, work, kinds, evaluate, index, base_model, budget, max_queries)
         return replay_files(options, parts, say=lambda line: typer.echo(line, err=True))
 
     outcome = cli.checked(work_through)

@@ -23,6 +23,7 @@ from clickloop.recorded import Climbed, Judged, RungResult, Say
 from trainer.examples import Document, ExampleCollector, document_of
 from trainer.methods.base import Progress, StoppedError
 from trainer.rung import Data, Ladder, data_of
+from trainer.sampling import chosen
 from trainer.settings import TrainerSettings
 from trainer.truth import Measured, Truth, comparison
 
@@ -40,13 +41,17 @@ def climb(
     budget_seconds: float,
     base_model: str | None,
     say: Say,
+    max_queries: int | None = None,
 ) -> Climbed:
     """Train, judge and publish ``kinds`` into a store of their own in ``work``, from the base model.
 
     A run on the same data and settings finds its versions there, and trains nothing anew. ``judged`` speaks only
-    of ``documents``. Raises SettingsError, ArtifactError.
+    of ``documents``. At most ``max_queries`` queries are measured by the gate, and of the judged ones; None leaves
+    that to the setting. Raises SettingsError, ArtifactError.
     """
-    run = recorded(documents, examples, index=index, work=work, base_model=base_model)
+    run = recorded(
+        documents, examples, index=index, work=work, base_model=base_model, gate_max_queries=max_queries
+    )
     settings, corpus, kept, ladder = run.settings, run.documents, run.examples, run.ladder
     data = data_of(kept, corpus, settings)
     command = _command(run, kinds, budget_seconds)
@@ -54,11 +59,15 @@ def climb(
     told = Lines(say)
     published, reason = asyncio.run(_climb(ladder, command, start, data, told))
     rungs = _results(command, published, start, reason)
-    if judged:
-        rungs = _with_truth(ladder, rungs, Truth(judged, corpus), corpus, start, told)
+    measured = [judged[i] for i in chosen(len(judged), settings.gate_max_queries, seed=settings.seed)]
+    if measured:
+        if len(measured) < len(judged):
+            say(f"measuring {len(measured):,} of {len(judged):,} judged queries")
+        rungs = _with_truth(ladder, rungs, Truth(measured, corpus), corpus, start, told)
     passed = [rung.version for rung in rungs if rung.verdict == "pass"]
     weighing = sum(example.weight > 0.0 for example in kept)
-    return Climbed(rungs, start.version, passed[-1] if passed else start.version, weighing, len(kept) - weighing)
+    live = passed[-1] if passed else start.version
+    return Climbed(rungs, start.version, live, weighing, len(kept) - weighing, len(measured))
 
 
 @dataclass(frozen=True)
@@ -90,10 +99,15 @@ def recorded(
     index: str,
     work: Path,
     base_model: str | None,
+    gate_max_queries: int | None = None,
 ) -> Recorded:
     """Raises SettingsError."""
     settings = TrainerSettings.load(
-        index=index, store_url=f"file://{work.resolve()}/store", work_dir=work / "trainer", base_model=base_model
+        index=index,
+        store_url=f"file://{work.resolve()}/store",
+        work_dir=work / "trainer",
+        base_model=base_model,
+        gate_max_queries=gate_max_queries,
     )
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     corpus = sorted(map(document_of, documents), key=lambda document: document.doc_id)
