@@ -81,6 +81,11 @@ class RungSettings(ArtifactSettings):
         pattern=r"^( *[1-9][0-9]* *(, *[1-9][0-9]* *)*)?$",
         description="dimensions, such as 384,256,128, to sum the loss over the vectors' first ones; empty is off",
     )
+    full_head: bool = Field(
+        True,
+        description="fit a linear map on the queries in the new space; without one a version is a plain "
+        "sentence-transformers model, which GGUF can hold",
+    )
 
     def of_rungs(self) -> dict[str, str | int | float | bool]:
         """Setting → value of all of the above."""

@@ -132,6 +132,15 @@ def test_more_dimensions_than_the_model_has_are_refused_in_a_line_before_trainin
         RungSettings.load(full_matryoshka="0,many")
 
 
+def test_without_a_head_the_encoder_is_the_same_and_all_that_a_version_has(encoder: SentenceTransformer):
+    plain = replace(SMALL, head=None).train(job_of(encoder))
+    with_map = SMALL.train(job_of(encoder))
+    assert plain.adapter is None
+    assert with_map.adapter is not None
+    assert plain.new_space
+    assert bits(plain) == bits(with_map)
+
+
 # Gradients of several batches
 
 

@@ -27,6 +27,7 @@ DEFAULTS = RungSettings.model_construct()
 METHODS = methods_of(DEFAULTS)
 TOLD_OTHERWISE: dict[str, tuple[object, object]] = {
     "full_loss": ("query_to_document", "query_to_document"),
+    "full_head": (False, None),
     "full_matryoshka": ("16, 8", (16, 8)),
 }
 """Settings that are no figures: another value, and what the method makes of it."""
@@ -52,8 +53,9 @@ def test_every_rung_setting_reaches_its_method(name: str):
     changed = methods_of(DEFAULTS.model_copy(update={name: other}))
     field = name.removeprefix(f"{kind}_")
     assert changed[kind] == replace(METHODS[kind], **{field: told})  # type: ignore[type-var]
-    heads = {kind: method.head for kind, method in changed.items() if kind != "adapter"}  # type: ignore[attr-defined]
-    assert set(heads.values()) == {changed["adapter"]}, "the map on top of an encoder is the adapter's"
+    heads = {method.head for kind, method in changed.items() if kind != "adapter"}  # type: ignore[attr-defined]
+    assert heads - {None} == {changed["adapter"]}, "the map on top of an encoder is the adapter's"
+    assert (None in heads) == (name == "full_head")
 
 
 def test_an_adapter_learns_from_noisy_clicks_to_find_what_it_never_saw_a_click_on():

@@ -39,6 +39,6 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         share=settings.full_share,
         loss=settings.full_loss,
         matryoshka=tuple(int(size) for size in settings.full_matryoshka.split(",") if size),
-        head=adapter,
+        head=adapter if settings.full_head else None,
     )
     return {"adapter": adapter, "query_encoder": query_encoder, "full": full}

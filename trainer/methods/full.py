@@ -73,7 +73,8 @@ class FullMethod:
     """Of each query, mined anew in each epoch; 0 is none."""
     head_domain_share: float = 0.5
     """Part of the pieces that the map on the queries learns from: there they cost next to nothing."""
-    head: AdapterMethod = field(default_factory=AdapterMethod)
+    head: AdapterMethod | None = field(default_factory=AdapterMethod)
+    """None leaves the queries without a map, as the documents are."""
 
     def train(self, job: Job) -> Trained:
         check_dimensions(self.matryoshka, job.parent.document_encoder)
@@ -87,7 +88,7 @@ class FullMethod:
         encoder.requires_grad_(False)
         draw_back(encoder, job.parent.document_encoder, self.share)
         documents = _encoded(job, encoder, [document.text for document in job.corpus.documents])
-        head = self._fit_head(job, encoder, documents)
+        head = self._fit_head(self.head, job, encoder, documents) if self.head else Trained()
         return Trained(
             encoder=encoder,
             adapter=head.adapter,
@@ -97,10 +98,12 @@ class FullMethod:
             notes=head.notes | descended.notes,
         )
 
-    def _fit_head(self, job: Job, encoder: SentenceTransformer, documents: Vectors) -> Trained:
+    def _fit_head(
+        self, head: AdapterMethod, job: Job, encoder: SentenceTransformer, documents: Vectors
+    ) -> Trained:
         """The adapter rung, in the new space."""
         domain = _part(job.domain, self.head_domain_share, job.seed, 0)
-        return replace(self.head, power=HEAD_POWER).train(
+        return replace(head, power=HEAD_POWER).train(
             replace(
                 job,
                 parent=Parent(job.parent.version, encoder, None, encoder),
