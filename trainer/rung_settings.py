@@ -48,6 +48,10 @@ class RungSettings(ArtifactSettings):
     full_learning_rate: float = Field(1.2e-4, gt=0.0, le=1.0, description="peak of the learning rate of full")
     full_epochs: int = Field(5, ge=1, le=100, description="rounds over the clicks and a part of the pieces")
     full_batch: int = Field(32, ge=2, le=4096, description="pairs in one step, negatives for one another")
+    full_domain_batches: bool = Field(
+        False,
+        description="make each batch of pairs of one domain, as examples name them, so that negatives are of it",
+    )
     full_cached_batch: int = Field(
         0,
         ge=0,

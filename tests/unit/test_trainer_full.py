@@ -21,13 +21,16 @@ from clickloop.events import TrainingProgressed
 from tests.precision import computing_in
 from tests.ranks_worker import KilledError, small_job, write_tiny_encoder
 from tests.unit.trainer_facts import START
+from trainer.dataset import Clicks
 from trainer.methods import losses, methods_of
 from trainer.methods.base import Job, Progress, Trained
+from trainer.methods.batching import NO_DOMAIN, batch_count, domains_of
 from trainer.methods.checkpoint import Checkpoint
 from trainer.methods.descent import add_gradients, grouped
 from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
 from trainer.methods.full import FullMethod
 from trainer.methods.objectives import embedded
+from trainer.methods.pairs import Pairs
 from trainer.methods.upper_layers import UpperLayers
 from trainer.model import load_encoder, normalised
 from trainer.progress import RunReport
@@ -224,6 +227,49 @@ def test_the_gradients_of_a_batch_in_parts_are_those_of_the_whole(at_once: int, 
                 parameter.grad = None
     assert found[0].abs().max() > 0.1
     assert torch.allclose(found[0], found[1], atol=1e-4 * float(found[0].abs().max()))
+
+
+# Batches of one domain
+
+
+def test_a_batch_is_of_one_domain_and_each_has_its_share(encoder: SentenceTransformer, monkeypatch: Any):
+    usual, seen = Pairs.texts, list[tuple[set[str], int]]()
+    clicks = job_of(encoder).clicks
+    names = ["domain shoes" if query < 12 else "domain tools" for query in range(len(clicks.queries))]
+    labels = {query: frozenset({names[query], "difficulty easy"}) for query in range(len(names))}
+    labelled = replace(job_of(encoder), clicks=replace(clicks, labels=labels))
+    domain = dict(zip(clicks.queries, names, strict=True))
+
+    def texts(pairs: Pairs, batch: np.ndarray) -> np.ndarray:
+        asked = [pairs.clicks.queries[i] for i in pairs.clicks.query[batch]]
+        seen.append(({domain[query] for query in asked}, len(asked)))
+        return usual(pairs, batch)
+
+    monkeypatch.setattr(Pairs, "texts", texts)
+    assert replace(SMALL, domain_batches=True).train(labelled).steps == 18
+    # 12 and 33 pairs are two and four batches.
+    assert len(seen) == 18
+    assert all(len(names) == 1 for names, _ in seen)
+    first = [(*names, size) for names, size in seen[:6]]
+    assert sum(size for name, size in first if name == "domain shoes") == 12
+    assert sum(size for name, size in first if name == "domain tools") == 33
+    assert [name for name, _ in first] != sorted(name for name, _ in first), "they are mixed"
+    seen.clear()
+    assert SMALL.train(labelled).steps == 15
+    assert any(len(names) == 2 for names, _ in seen)
+
+
+def test_a_piece_is_of_its_documents_domain_and_what_names_none_of_none():
+    def clicks(query: list[int], document: list[int], labels: dict[int, frozenset[str]]) -> Clicks:
+        ones = np.ones(len(query), np.float32)
+        texts = [f"query {i}" for i in range(max(query) + 1)]
+        return Clicks(texts, np.asarray(query), np.asarray(document), ones, ones, labels=labels)
+
+    named = {0: frozenset({"domain b", "domain a"}), 1: frozenset({"domain b"}), 3: frozenset({"domain b"})}
+    own = clicks([0, 1, 2, 3], [5, 5, 6, 5], named)
+    both = clicks([0, 1, 2, 3, 4, 5, 6], [5, 5, 6, 5, 5, 6, 7], {})
+    assert domains_of(both, own).tolist() == [1, 2, NO_DOMAIN, 2, 2, NO_DOMAIN, NO_DOMAIN]
+    assert batch_count(np.array([1, 1, 1, 2, 2, 4]), 2) == 2 + 1 + 1
 
 
 # Early stopping

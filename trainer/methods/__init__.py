@@ -32,6 +32,7 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         learning_rate=settings.full_learning_rate,
         epochs=settings.full_epochs,
         batch=settings.full_batch,
+        domain_batches=settings.full_domain_batches,
         cached_batch=settings.full_cached_batch,
         accumulate=settings.full_accumulate,
         patience=settings.full_patience,

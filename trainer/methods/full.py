@@ -13,15 +13,15 @@ from sentence_transformers import SentenceTransformer
 
 from clickloop.events import VersionKind
 from trainer.belief import believed
-from trainer.dataset import Clicks, Corpus, joined
+from trainer.dataset import Clicks, Corpus, Indexes, joined
 from trainer.methods.adapter import AdapterMethod
 from trainer.methods.base import Job, Notes, Parent, Progress, Trained
+from trainer.methods.batching import batch_count, batches_by_domain, domains_of, neighbourly_batches
 from trainer.methods.descent import Descended, descend
 from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
 from trainer.methods.objectives import batch_of, check_dimensions, embedded, objective
 from trainer.methods.pairs import Pairs, Texts
 from trainer.methods.spread import layers_of
-from trainer.methods.targets import Indexes
 from trainer.methods.towers import draw_back
 from trainer.methods.upper_layers import trained_layers
 from trainer.model import Vectors, encode
@@ -52,6 +52,8 @@ class FullMethod:
     batch: int = 32
     cached_batch: int = 0
     """Texts of a batch whose graphs are in memory at once (GradCache, Gao et al. 2021); 0 holds all."""
+    domain_batches: bool = False
+    """Each batch of one domain, as the clicks name them, so that the negatives are of it as well."""
     accumulate: int = 1
     """Batches whose gradients are added up before a step."""
     learning_rate: float = 1.2e-4
@@ -117,13 +119,17 @@ class FullMethod:
     def _descend(self, job: Job, encoder: SentenceTransformer, clicks: Clicks) -> Descended:
         clicks, apart = set_apart(clicks) if self.patience else (clicks, clicks.of_queries([]))
         texts = Texts(job.corpus, [clicks, job.domain, apart])
-        count = len(clicks) + round(self.domain_share * len(job.domain.queries))
         loss_of = objective(self.loss, scale=self.scale, dimensions=self.matryoshka)
         pairs: Pairs
 
+        def rows_of(epoch: int) -> tuple[Clicks, Indexes]:
+            """The epoch's rows, and the domain whose batches each belongs to."""
+            rows = joined(clicks, _part(job.domain, self.domain_share, job.seed, epoch))
+            return rows, domains_of(rows, clicks) if self.domain_batches else np.zeros(len(rows), np.int64)
+
         def batches(epoch: int) -> Iterator[Indexes]:
             nonlocal pairs
-            rows = joined(clicks, _part(job.domain, self.domain_share, job.seed, epoch))
+            rows, domain = rows_of(epoch)
             asked, found = texts.asked(rows), texts.found(rows)
             hard = np.zeros((len(rows), 0), dtype=np.int64)
             if self.hard_negatives:
@@ -133,7 +139,10 @@ class FullMethod:
                 hard = mined(vectors[asked], documents, rows.query, found, count=self.hard_negatives)
             pairs = Pairs(rows, asked, found, hard)
             rng = np.random.default_rng([job.seed, epoch])
-            return neighbourly_batches(job.corpus.vectors[rows.document], self.batch, rng)
+            vectors = job.corpus.vectors[rows.document]
+            if self.domain_batches:
+                return batches_by_domain(vectors, domain, self.batch, rng)
+            return neighbourly_batches(vectors, self.batch, rng)
 
         def loss(batch: Indexes) -> torch.Tensor:
             def of_vectors(vectors: torch.Tensor) -> torch.Tensor:
@@ -141,6 +150,7 @@ class FullMethod:
 
             return embedded(upper, pairs.texts(batch), of_vectors, at_once=self.cached_batch)
 
+        domains = [rows_of(epoch)[1] for epoch in range(self.epochs)]
         layers = trained_layers(encoder, self.depth)
         with layers_of(encoder, texts.all, layers, ranks=job.ranks, on_text=job.preparing) as upper:
             stopping = None
@@ -153,10 +163,10 @@ class FullMethod:
                 torch.optim.AdamW(upper.parameters, weight_decay=0.01, fused=True),
                 batches,
                 loss,
-                steps=self.epochs * -(-count // self.batch // self.accumulate),
+                steps=sum(-(-batch_count(part, self.batch) // self.accumulate) for part in domains),
                 learning_rate=self.learning_rate,
                 layers=upper,
-                identity=[self, *clicks.facts(), *job.domain.facts()],
+                identity=[self, *clicks.facts(), *job.domain.facts(), *(part.tobytes() for part in domains)],
                 mining=self.hard_negatives > 0,
                 accumulate=self.accumulate,
                 stopping=stopping,
@@ -197,16 +207,3 @@ def _encoded(job: Job, encoder: SentenceTransformer, texts: list[str]) -> Vector
     """(n, dim) float32, normalised."""
     job.report(Progress("encoding", 0, len(texts)))
     return encode(encoder, texts, on_batch=lambda done: job.report(Progress("encoding", done, len(texts))))
-
-
-def neighbourly_batches(vectors: Vectors, size: int, rng: np.random.Generator) -> Iterator[Indexes]:
-    """Every row of ``vectors`` (n, dim) once; half of each batch lies near its first row, the rest anywhere."""
-    unused = rng.permutation(len(vectors))
-    while len(unused):
-        first, others = unused[0], unused[1:]
-        wanted = min(size // 2, len(others))
-        nearest = np.argsort(-(vectors[others] @ vectors[first]), kind="stable")[:wanted]
-        rest = np.setdiff1d(np.arange(len(others)), nearest)[: size - 1 - wanted]
-        taken = np.concatenate([nearest, rest])
-        yield np.concatenate([[first], others[taken]]).astype(np.int64)
-        unused = np.delete(others, taken)
