@@ -85,6 +85,11 @@ class RungSettings(ArtifactSettings):
         pattern=r"^( *[1-9][0-9]* *(, *[1-9][0-9]* *)*)?$",
         description="dimensions, such as 384,256,128, to sum the loss over the vectors' first ones; empty is off",
     )
+    full_teacher: str = Field(
+        "",
+        description="larger model, by name or folder, whose lead of each document over a hard negative is learnt "
+        "too; cross-encoder:NAME for a cross-encoder; empty is none",
+    )
     full_head: bool = Field(
         True,
         description="fit a linear map on the queries in the new space; without one a version is a plain "

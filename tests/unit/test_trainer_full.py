@@ -13,11 +13,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from clickloop.commands import Reason, Retrain
 from clickloop.errors import SettingsError
 from clickloop.events import TrainingProgressed
+from clickloop.model_store import base_model_folder
 from tests.precision import computing_in
 from tests.ranks_worker import KilledError, small_job, write_tiny_encoder
 from tests.unit.trainer_facts import START
@@ -29,8 +31,9 @@ from trainer.methods.checkpoint import Checkpoint
 from trainer.methods.descent import add_gradients, grouped
 from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
 from trainer.methods.full import FullMethod
-from trainer.methods.objectives import embedded
+from trainer.methods.objectives import Batch, distilled, embedded
 from trainer.methods.pairs import Pairs
+from trainer.methods.teacher import leads, teacher_of
 from trainer.methods.upper_layers import UpperLayers
 from trainer.model import load_encoder, normalised
 from trainer.progress import RunReport
@@ -142,6 +145,100 @@ def test_without_a_head_the_encoder_is_the_same_and_all_that_a_version_has(encod
     assert with_map.adapter is not None
     assert plain.new_space
     assert bits(plain) == bits(with_map)
+
+
+# Teachers
+
+
+def cross_encoder(folder: Path, *, scores: int) -> Path:
+    """Two layers of 32 dimensions, random weights, for the words of the small world."""
+    torch.manual_seed(3)
+    write_tiny_encoder(folder)
+    tokenizer = BertTokenizerFast(vocab_file=str(folder / "bert" / "vocab.txt"))
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=96,
+        num_labels=scores,
+        initializer_range=0.5,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder / "plain")
+    tokenizer.save_pretrained(folder / "plain")
+    CrossEncoder(str(folder / "plain"), device="cpu").save_pretrained(str(folder / "cross"))
+    return folder / "cross"
+
+
+@pytest.mark.parametrize("kind", ["bi-encoder", "cross-encoder"])
+def test_a_teachers_leads_are_learnt(
+    kind: str, encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    name = str(base_model_folder("all-MiniLM-L6-v2"))
+    if kind == "cross-encoder":
+        name = f"cross-encoder:{cross_encoder(tmp_path, scores=1)}"
+    method = replace(SMALL, epochs=6, learning_rate=2e-3, teacher=name, head=None)
+
+    def errors(share: float) -> list[float]:
+        """Of the leads, batch by batch, where the teacher has this share in the loss."""
+        found: list[float] = []
+
+        def seen(batch: Batch, lead: torch.Tensor, *, scale: float) -> torch.Tensor:
+            taught = distilled(batch, lead, scale=scale)
+            found.append(taught.item())
+            return share * taught
+
+        monkeypatch.setattr("trainer.methods.full.distilled", seen)
+        assert method.train(job_of(encoder)).steps == len(found) == 30
+        return found
+
+    taught, alone = errors(1.0), errors(0.0)
+    assert taught[0] == alone[0] > 0.0
+    assert np.mean(taught[-5:]) < 0.8 * np.mean(alone[-5:])
+
+
+def test_a_teachers_scores_are_its_own_of_each_pair(tmp_path: Path):
+    folder, texts = cross_encoder(tmp_path, scores=1), ["red car", "blue house", "old boat with tree"]
+    queries, documents = np.array([0, 0, 1]), np.array([1, 2, 2])
+    cpu = torch.device("cpu")
+    both = teacher_of("all-MiniLM-L6-v2", texts, cpu, on_text=lambda *_: None)
+    vectors = load_encoder(base_model_folder("all-MiniLM-L6-v2"), "cpu").encode(texts, normalize_embeddings=True)
+    cosines = (vectors[queries] * vectors[documents]).sum(axis=1)
+    assert both.scores(queries, documents) == pytest.approx(cosines, abs=0.02)
+    read = teacher_of(f"cross-encoder:{folder}", texts, cpu, on_text=lambda *_: None)
+    pairs = [(texts[q], texts[d]) for q, d in zip(queries, documents, strict=True)]
+    logits = CrossEncoder(str(folder), device="cpu").predict(pairs, activation_fn=torch.nn.Identity())
+    assert read.scores(queries, documents) == pytest.approx(1.0 / (1.0 + np.exp(-logits)), abs=1e-5)
+
+
+def test_a_training_with_a_cross_encoder_for_a_teacher_is_resumed_to_the_same_bits(
+    encoder: SentenceTransformer, tmp_path: Path
+):
+    method = replace(SMALL, teacher=f"cross-encoder:{cross_encoder(tmp_path, scores=1)}")
+    trained = killed_and_resumed(method, encoder, tmp_path / "moment-1.safetensors", at=7)
+    assert bits(trained) == bits(method.train(job_of(encoder)))
+
+
+def test_a_row_without_a_hard_negative_has_no_lead():
+    class Numbers:
+        def scores(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+            return (10 * queries + documents).astype(np.float32)
+
+    clicks: Any = None
+    pairs = Pairs(clicks, np.array([7, 8, 9]), np.array([4, 5, 6]), np.array([[1, 2], [-1, -1], [3, -1]]))
+    assert leads(Numbers(), pairs, np.arange(3)).tolist() == [3.0, 0.0, 3.0]
+
+
+@pytest.mark.parametrize("name", ["{folder}/none", "cross-encoder:{folder}/none", "cross-encoder:{three}"])
+def test_a_teacher_that_cannot_be_used_is_refused_in_a_line(
+    name: str, encoder: SentenceTransformer, tmp_path: Path
+):
+    three = cross_encoder(tmp_path, scores=3) if "three" in name else ""
+    method = replace(SMALL, teacher=name.format(folder=tmp_path, three=three))
+    with pytest.raises(SettingsError, match=r"^setting full_teacher: .*(none|3 scores)") as caught:
+        method.train(job_of(encoder))
+    assert "\n" not in str(caught.value)
 
 
 # Gradients of several batches

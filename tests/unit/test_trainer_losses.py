@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.losses.triplet import TripletDis
 from torch import Tensor
 
 from trainer.methods import losses
-from trainer.methods.objectives import MARGIN, Batch, objective
+from trainer.methods.objectives import MARGIN, Batch, distilled, objective
 
 N, DIM, SCALE = 6, 16, 20.0
 
@@ -227,3 +227,14 @@ def test_a_cached_loss_has_the_value_and_the_gradients_of_the_whole(at_once: int
     (2.0 * loss).backward()
     assert layer.weight.grad is not None
     assert torch.allclose(layer.weight.grad, 2.0 * expected, atol=1e-5)
+
+
+def test_what_is_distilled_is_the_lead_over_the_first_hard_negative_where_there_is_one():
+    asked, found, other = (v.detach() for v in vectors(3))
+    lead = torch.linspace(-0.5, 0.5, N)
+    hard = torch.stack([other, found.roll(1, 0)], dim=1)
+    hard[0, 0] = 0.0
+    error = ((asked * found).sum(dim=1) - (asked * other).sum(dim=1) - lead) ** 2
+    loss = distilled(batch(asked, found, hard=hard), lead, scale=SCALE)
+    assert loss.item() == pytest.approx(SCALE * error[1:].sum().item() / N, rel=1e-5)
+    assert distilled(batch(asked, found), lead, scale=SCALE).item() == 0.0

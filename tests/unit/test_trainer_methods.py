@@ -28,6 +28,7 @@ METHODS = methods_of(DEFAULTS)
 TOLD_OTHERWISE: dict[str, tuple[object, object]] = {
     "full_loss": ("query_to_document", "query_to_document"),
     "full_domain_batches": (True, True),
+    "full_teacher": ("larger", "larger"),
     "full_head": (False, None),
     "full_matryoshka": ("16, 8", (16, 8)),
 }

@@ -40,6 +40,7 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         share=settings.full_share,
         loss=settings.full_loss,
         matryoshka=tuple(int(size) for size in settings.full_matryoshka.split(",") if size),
+        teacher=settings.full_teacher,
         head=adapter if settings.full_head else None,
     )
     return {"adapter": adapter, "query_encoder": query_encoder, "full": full}

@@ -19,9 +19,10 @@ from trainer.methods.base import Job, Notes, Parent, Progress, Trained
 from trainer.methods.batching import batch_count, batches_by_domain, domains_of, neighbourly_batches
 from trainer.methods.descent import Descended, descend
 from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
-from trainer.methods.objectives import batch_of, check_dimensions, embedded, objective
+from trainer.methods.objectives import batch_of, check_dimensions, distilled, embedded, objective
 from trainer.methods.pairs import Pairs, Texts
 from trainer.methods.spread import layers_of
+from trainer.methods.teacher import leads, teacher_of
 from trainer.methods.towers import draw_back
 from trainer.methods.upper_layers import trained_layers
 from trainer.model import Vectors, encode
@@ -71,8 +72,10 @@ class FullMethod:
     """Share of the encoder's layers that are trained, the upper ones. All learn no more, at half the pace."""
     most_tokens: int = 256
     """Of a document, in training only. With half of that a training takes less time and gains less."""
+    teacher: str = ""
+    """A larger model whose leads of documents over hard negatives are learnt as well (teacher.py)."""
     hard_negatives: int = 0
-    """Of each query, mined anew in each epoch; 0 is none."""
+    """Of each query, mined anew in each epoch; 0 is none, or one where there is a teacher."""
     head_domain_share: float = 0.5
     """Part of the pieces that the map on the queries learns from: there they cost next to nothing."""
     head: AdapterMethod | None = field(default_factory=AdapterMethod)
@@ -119,6 +122,7 @@ class FullMethod:
     def _descend(self, job: Job, encoder: SentenceTransformer, clicks: Clicks) -> Descended:
         clicks, apart = set_apart(clicks) if self.patience else (clicks, clicks.of_queries([]))
         texts = Texts(job.corpus, [clicks, job.domain, apart])
+        mining = max(self.hard_negatives, 1 if self.teacher else 0)
         loss_of = objective(self.loss, scale=self.scale, dimensions=self.matryoshka)
         pairs: Pairs
 
@@ -132,11 +136,11 @@ class FullMethod:
             rows, domain = rows_of(epoch)
             asked, found = texts.asked(rows), texts.found(rows)
             hard = np.zeros((len(rows), 0), dtype=np.int64)
-            if self.hard_negatives:
+            if mining:
                 job.report(Progress("training"))
                 vectors = upper.vectors()
                 documents = vectors[: len(texts.documents)]
-                hard = mined(vectors[asked], documents, rows.query, found, count=self.hard_negatives)
+                hard = mined(vectors[asked], documents, rows.query, found, count=mining)
             pairs = Pairs(rows, asked, found, hard)
             rng = np.random.default_rng([job.seed, epoch])
             vectors = job.corpus.vectors[rows.document]
@@ -145,12 +149,19 @@ class FullMethod:
             return neighbourly_batches(vectors, self.batch, rng)
 
         def loss(batch: Indexes) -> torch.Tensor:
+            lead = torch.from_numpy(leads(teacher, pairs, batch)) if teacher else None
+
             def of_vectors(vectors: torch.Tensor) -> torch.Tensor:
-                return loss_of(batch_of(pairs, batch, vectors))
+                given = batch_of(pairs, batch, vectors)
+                taught = distilled(given, lead.to(vectors.device), scale=self.scale) if lead is not None else 0.0
+                return loss_of(given) + taught
 
             return embedded(upper, pairs.texts(batch), of_vectors, at_once=self.cached_batch)
 
         domains = [rows_of(epoch)[1] for epoch in range(self.epochs)]
+        teacher = None
+        if self.teacher:
+            teacher = teacher_of(self.teacher, texts.all, encoder.device, on_text=job.preparing)
         layers = trained_layers(encoder, self.depth)
         with layers_of(encoder, texts.all, layers, ranks=job.ranks, on_text=job.preparing) as upper:
             stopping = None
@@ -167,7 +178,7 @@ class FullMethod:
                 learning_rate=self.learning_rate,
                 layers=upper,
                 identity=[self, *clicks.facts(), *job.domain.facts(), *(part.tobytes() for part in domains)],
-                mining=self.hard_negatives > 0,
+                mining=mining > 0,
                 accumulate=self.accumulate,
                 stopping=stopping,
             )

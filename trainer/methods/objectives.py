@@ -107,6 +107,17 @@ def objective(loss: FullLoss, *, scale: float, dimensions: Sequence[int] = ()) -
     return of_each
 
 
+def distilled(batch: Batch, lead: Tensor, *, scale: float) -> Tensor:
+    """``scale`` times the squared error of each document's lead over its query's first hard negative against the
+    teacher's (n,), so that it has a say beside a ranking whose cosines are scaled so. Rows without a hard negative
+    count nothing."""
+    if batch.hard is None:
+        return torch.zeros_like(lead).sum()
+    first = batch.hard[:, 0]
+    weight = batch.weight * first.any(dim=1)
+    return scale * losses.margin_distillation(batch.asked, batch.found, first, lead, weight)
+
+
 def batch_of(pairs: Pairs, rows: Indexes, vectors: Tensor) -> Batch:
     """``vectors`` are those of ``pairs.texts(rows)``."""
     size, device = len(rows), vectors.device
