@@ -158,7 +158,7 @@ class FullMethod:
 
             return embedded(upper, pairs.texts(batch), of_vectors, at_once=self.cached_batch)
 
-        domains = [rows_of(epoch)[1] for epoch in range(self.epochs)]
+        counts = [batch_count(rows_of(epoch)[1], self.batch) for epoch in range(self.epochs)]
         teacher = None
         if self.teacher:
             teacher = teacher_of(self.teacher, texts.all, encoder.device, on_text=job.preparing)
@@ -174,10 +174,10 @@ class FullMethod:
                 torch.optim.AdamW(upper.parameters, weight_decay=0.01, fused=True),
                 batches,
                 loss,
-                steps=sum(-(-batch_count(part, self.batch) // self.accumulate) for part in domains),
+                steps=sum(-(-count // self.accumulate) for count in counts),
                 learning_rate=self.learning_rate,
                 layers=upper,
-                identity=[self, *clicks.facts(), *job.domain.facts(), *(part.tobytes() for part in domains)],
+                identity=[self, *clicks.facts(), *job.domain.facts(), rows_of(0)[1].tobytes()],
                 mining=mining > 0,
                 accumulate=self.accumulate,
                 stopping=stopping,
