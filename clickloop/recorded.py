@@ -93,6 +93,8 @@ class Climbed(msgspec.Struct, frozen=True):
     """That weigh nothing."""
     dropped: int = 0
     """The oldest ones, for which there was no room; in none of the other counts."""
+    judged: int = 0
+    """Judged queries that were measured."""
 
 
 class Events:

@@ -47,6 +47,7 @@ class Options:
     index: str = ""
     base_model: str | None = None
     budget_seconds: float = 3600.0
+    max_queries: int | None = None
 
 
 @dataclass
@@ -103,12 +104,13 @@ def replay_files(options: Options, parts: Parts, *, say: Say) -> Outcome:
         base_model=options.base_model,
         source=source_of(options.documents, options.events),
         say=say,
+        max_queries=options.max_queries,
     )
     return Outcome(
         climbed,
         recording.index,
         len(documents),
-        len(judged),
+        climbed.judged,
         recording.read,
         recording.unreadable,
         recording.fates,
@@ -245,6 +247,9 @@ def replay(
     json_file: JsonFile = None,
     base_model: BaseModel = None,
     index: OneIndex = "",
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, help="Most held-out and judged queries to measure.", show_default="all")
+    ] = None,
 ) -> None:
     """Train and judge on recorded traffic: what would Clickloop have gained? Needs no broker."""
 
@@ -252,7 +257,7 @@ def replay(
         kinds = kinds_of(rungs)
         writable(json_file)
         parts = Parts(load_part("streams", extra="streams"), load_part("trainer", extra="trainer"))
-        options = Options(documents, events, work, kinds, evaluate, index, base_model, budget)
+        options = Options(documents, events, work, kinds, evaluate, index, base_model, budget, max_queries)
         return replay_files(options, parts, say=lambda line: typer.echo(line, err=True))
 
     outcome = cli.checked(work_through)

@@ -33,7 +33,8 @@ from trainer.ranks import Ranks, place
 from trainer.rung_settings import RungSettings
 
 LOW_RANK = "query_encoder of low rank"
-NAMES = ("query_encoder", LOW_RANK, "full")
+IN_PARTS = "full in parts"
+NAMES = ("query_encoder", LOW_RANK, "full", IN_PARTS)
 STEPS = 15
 """of each rung's training"""
 WORDS = ("red", "blue", "green", "old", "new", "fast", "car", "house", "boat", "tree", "with", "and", "without")
@@ -84,8 +85,10 @@ def small_job(encoder: SentenceTransformer, ranks: Ranks | None, report: Callabl
 
 def small_method(name: str) -> Method:
     settings = RungSettings.model_construct(query_encoder_rank=3 if name == LOW_RANK else 0)
-    usual = methods_of(settings)["full" if name == "full" else "query_encoder"]
+    usual = methods_of(settings)["full" if name in ("full", IN_PARTS) else "query_encoder"]
     method = replace(usual, epochs=3, batch=10)  # type: ignore[type-var]
+    if name == IN_PARTS:
+        return replace(method, batch=5, accumulate=2, cached_batch=4)  # type: ignore[type-var]
     return replace(method, hard_negatives=2) if name == "full" else method  # type: ignore[type-var]
 
 

@@ -91,7 +91,10 @@ class RunReport:
         first, since = state.first, state.since
         if state.stage != progress.stage or first is None or progress.steps != first.steps:
             first, since = progress, time.monotonic()
-        self._state = replace(state, stage=progress.stage, progress=progress, first=first, since=since)
+        said = progress.message or state.message
+        self._state = replace(
+            state, stage=progress.stage, message=said, progress=progress, first=first, since=since
+        )
         self._tracking.progress(state.version, progress)
 
     def encoding(self, done: int, texts: int) -> None:

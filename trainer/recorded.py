@@ -24,6 +24,7 @@ from clickloop.recorded import Climbed, Judged, RungResult, Say
 from trainer.examples import Document, ExampleCollector, document_of
 from trainer.methods.base import Progress, StoppedError
 from trainer.rung import Data, Ladder, data_of
+from trainer.sampling import chosen
 from trainer.settings import TrainerSettings
 from trainer.truth import Measured, Truth, comparison
 
@@ -42,15 +43,25 @@ def climb(
     base_model: str | None,
     source: Mapping[str, str],
     say: Say,
+    max_queries: int | None = None,
 ) -> Climbed:
     """Train, judge and publish ``kinds`` into a store of their own in ``work``, from the base model.
 
     A run on the same data and settings finds its versions there, and trains nothing anew. ``judged`` speaks only
-    of ``documents``; ``source`` says for the lineage where all of it comes from.
+    of ``documents``; ``source`` says for the lineage where all of it comes from. At most ``max_queries`` queries
+    are measured by the gate, and of the judged ones; None leaves that to the setting.
 
     Raises SettingsError, ArtifactError.
     """
-    run = recorded(documents, examples, index=index, work=work, base_model=base_model, say=say)
+    run = recorded(
+        documents,
+        examples,
+        index=index,
+        work=work,
+        base_model=base_model,
+        say=say,
+        gate_max_queries=max_queries,
+    )
     settings, corpus, kept, ladder = run.settings, run.documents, run.examples, run.ladder
     data = data_of(kept, corpus, settings, dropped=run.dropped, source=dict(source))
     command = _command(run, kinds, budget_seconds)
@@ -58,12 +69,17 @@ def climb(
     told = Lines(say)
     published, reason = asyncio.run(_climb(ladder, command, start, data, told))
     rungs = _results(command, published, start, reason)
-    if judged:
-        rungs = _with_truth(ladder, rungs, Truth(judged, corpus), corpus, start, told)
+    measured = [judged[i] for i in chosen(len(judged), settings.gate_max_queries, seed=settings.seed)]
+    if measured:
+        if len(measured) < len(judged):
+            say(f"measuring {len(measured):,} of {len(judged):,} judged queries")
+        rungs = _with_truth(ladder, rungs, Truth(measured, corpus), corpus, start, told)
     passed = [rung.version for rung in rungs if rung.verdict == "pass"]
     weighing = sum(example.weight > 0.0 for example in kept)
     live = passed[-1] if passed else start.version
-    return Climbed(rungs, start.version, live, weighing, len(kept) - weighing, run.dropped)
+    return Climbed(
+        rungs, start.version, live, weighing, len(kept) - weighing, dropped=run.dropped, judged=len(measured)
+    )
 
 
 @dataclass(frozen=True)
@@ -101,10 +117,15 @@ def recorded(
     work: Path,
     base_model: str | None,
     say: Say,
+    gate_max_queries: int | None = None,
 ) -> Recorded:
     """Raises SettingsError, ArtifactError."""
     settings = TrainerSettings.load(
-        index=index, store_url=f"file://{work.resolve()}/store", work_dir=work / "trainer", base_model=base_model
+        index=index,
+        store_url=f"file://{work.resolve()}/store",
+        work_dir=work / "trainer",
+        base_model=base_model,
+        gate_max_queries=gate_max_queries,
     )
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     corpus = sorted(map(document_of, documents), key=lambda document: document.doc_id)
@@ -236,6 +257,8 @@ class Lines:
     def from_thread(self, progress: Progress) -> None:
         if self.stopped:
             raise StoppedError("interrupted")
+        if progress.message:
+            self._line(f"{self.kind}: {progress.message}")
         if time.monotonic() >= self._next:
             loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
             self._line(f"{self.kind}: {progress.stage} {progress.step:,} of {progress.steps:,}{loss}")

@@ -35,6 +35,7 @@ from trainer.methods.towers import NOT_REPRODUCIBLE
 from trainer.model import Adapter, encode, pick_device
 from trainer.publish import describe, leave_nothing, publish, run_name, version_name
 from trainer.ranks import Ranks
+from trainer.sampling import at_most
 from trainer.settings import TrainerSettings
 from trainer.sharing import shared
 from trainer.strategies import PRESETS, believed_by_parent, method_of
@@ -214,7 +215,8 @@ class Ladder:
         trained, trials, then = Trained(), list[Trial](), dict[int, Adapter]()
         seconds = share * left()
         left = deadline(seconds)
-        for number, moment in enumerate(past):
+        sample = at_most([moment.later for moment in past], settings.gate_max_queries, seed=settings.seed)
+        for number, (moment, later) in enumerate(zip(past, sample.later, strict=True)):
             step = f"moment {number + 1} of {len(past)}"
             await told.stage(kind, "training", version=version, message=step)
             part = TRAINING_SHARE * len(moment.known) / sum(len(m.known) for m in past[number:])
@@ -237,9 +239,9 @@ class Ladder:
                     f"{max(seconds, 0.0):.1f} s of the budget were left for {kind}: no step was done"
                 )
             await told.stage(kind, "gate", version=version, message=step)
-            if len(moment.later):
-                before, after = await asyncio.to_thread(_sides, moment.parent, trained, corpus, moment.later, told)
-                trials.append(await asyncio.to_thread(measure, moment.later, before, after))
+            if len(later):
+                before, after = await asyncio.to_thread(_sides, moment.parent, trained, corpus, later, told)
+                trials.append(await asyncio.to_thread(measure, later, before, after))
             if trained.adapter and trained.encoder is None:
                 then[len(past) - 1 - number] = trained.adapter
         golden = await asyncio.to_thread(golden_trial, self._golden(), parent, trained, corpus, told)
@@ -254,7 +256,7 @@ class Ladder:
             golden=golden,
             cost=cost,
         )
-
+        gate = sample.told(gate)
         await told.stage(kind, "publishing", version=version, verdict=gate.verdict)
         lineage = Lineage(
             command_id=command.command_id,

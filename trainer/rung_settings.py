@@ -11,7 +11,7 @@ from pydantic import Field
 
 from clickloop.settings import ArtifactSettings
 
-RankingLoss = Literal["both_ways", "query_to_document"]
+FullLoss = Literal["both_ways", "query_to_document", "triplet", "cosine_similarity"]
 
 
 class RungSettings(ArtifactSettings):
@@ -48,15 +48,52 @@ class RungSettings(ArtifactSettings):
     full_learning_rate: float = Field(1.2e-4, gt=0.0, le=1.0, description="peak of the learning rate of full")
     full_epochs: int = Field(5, ge=1, le=100, description="rounds over the clicks and a part of the pieces")
     full_batch: int = Field(32, ge=2, le=4096, description="pairs in one step, negatives for one another")
+    full_domain_batches: bool = Field(
+        False,
+        description="make each batch of pairs of one domain, as examples name them, so that negatives are of it",
+    )
+    full_cached_batch: int = Field(
+        0,
+        ge=0,
+        le=8192,
+        description="texts of a batch held in memory at once with all that their gradients need, for batches that "
+        "are larger than it; each text is then embedded twice; 0 holds all",
+    )
+    full_accumulate: int = Field(
+        1, ge=1, le=1024, description="batches whose gradients are added up before a step; 1 is a step for each"
+    )
+    full_patience: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="epochs without a better MRR on the latest tenth of the queries, which is kept apart for it, "
+        "after which training ends with the best one's weights; 0 is no early stopping",
+    )
     full_depth: float = Field(
         2 / 3, gt=0.0, le=1.0, description="share of the encoder's layers that learn, from the top"
     )
     full_share: float = Field(
         0.7, gt=0.0, le=1.0, description="how far to go from the parent's weights to the trained ones"
     )
-    full_loss: RankingLoss = Field(
+    full_loss: FullLoss = Field(
         "both_ways",
-        description="ranking among a batch: query_to_document, or from documents to queries as well (both_ways)",
+        description="ranking among a batch: query_to_document, or from documents to queries as well (both_ways); "
+        "triplet leads the batch's hardest negative by a margin; cosine_similarity scores pairs by their weights",
+    )
+    full_matryoshka: str = Field(
+        "",
+        pattern=r"^( *[1-9][0-9]* *(, *[1-9][0-9]* *)*)?$",
+        description="dimensions, such as 384,256,128, to sum the loss over the vectors' first ones; empty is off",
+    )
+    full_teacher: str = Field(
+        "",
+        description="larger model, by name or folder, whose lead of each document over a hard negative is learnt "
+        "too; cross-encoder:NAME for a cross-encoder; empty is none",
+    )
+    full_head: bool = Field(
+        True,
+        description="fit a linear map on the queries in the new space; without one a version is a plain "
+        "sentence-transformers model, which GGUF can hold",
     )
 
     def of_rungs(self) -> dict[str, str | int | float | bool]:

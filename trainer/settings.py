@@ -50,6 +50,9 @@ class TrainerSettings(RungSettings):
     gate_min_queries: int = Field(
         50, ge=2, description="fewer held-out queries than this give an inconclusive verdict"
     )
+    gate_max_queries: int = Field(
+        0, ge=0, description="held-out queries that the gate measures at most, a sample by the seed; 0 is all"
+    )
     gate_max_lost_recall: float = Field(
         0.1, ge=0.0, le=1.0, description="share of surely wanted documents that a version may lose from its top 10"
     )
@@ -107,6 +110,7 @@ class TrainerSettings(RungSettings):
             "shared_evidence": self.shared_evidence,
             "holdout_share": self.holdout_share,
             "gate_min_queries": self.gate_min_queries,
+            "gate_max_queries": self.gate_max_queries,
             "gate_max_golden_loss": self.gate_max_golden_loss,
             "gate_max_domain_loss": self.gate_max_domain_loss,
             "gate_max_slowdown": self.gate_max_slowdown,

@@ -43,11 +43,19 @@ def again(world: World, work: Path) -> Replay:
     documents, judged = write_world(world, work)
     answers = base_answers(world, work)
 
-    def go(impressions: int, *, judge: bool = True, kinds: list[VersionKind] | None = None) -> Outcome:
+    def go(
+        impressions: int,
+        *,
+        judge: bool = True,
+        kinds: list[VersionKind] | None = None,
+        most: int | None = None,
+    ) -> Outcome:
         events = work / "events.jsonl"
         made = traffic(world, answers, Habits(impressions=impressions), seed=1)
         events.write_text("".join(json.dumps(event) + "\n" for event in made) + "{torn\n")
-        options = Options(documents, events, work, kinds or ["adapter"], judged if judge else None)
+        options = Options(
+            documents, events, work, kinds or ["adapter"], judged if judge else None, max_queries=most
+        )
         return replay_files(options, PARTS, say=lambda _: None)
 
     return go
@@ -90,6 +98,18 @@ def test_a_replay_of_the_same_log_finds_its_versions_and_the_same_figures(again:
     second = again(2500).to_json()
     assert second | {"seconds": 0} == first | {"seconds": 0}
     assert sorted(path.name for path in (work / "store" / "versions").iterdir()) == before
+
+
+@pytest.mark.timeout(200)
+def test_no_more_queries_are_measured_than_was_said(again: Replay) -> None:
+    outcome = again(2500, most=60)
+    found = outcome.to_json()
+    assert found["judged_queries"] == 60
+    rung = outcome.climbed.rungs[0]
+    assert rung.gate is not None
+    assert rung.gate.queries == 60
+    assert rung.reasons[-1].startswith("measured on 60 of ")
+    assert rung.truth == again(2500, most=60).climbed.rungs[0].truth
 
 
 @pytest.mark.timeout(200)

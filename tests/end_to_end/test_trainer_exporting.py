@@ -15,19 +15,23 @@ from sentence_transformers import SentenceTransformer
 from clickloop.errors import ArtifactError, SettingsError
 from clickloop.events import GateResult, Lineage
 from clickloop.model_store import Manifest, ModelStore, base_model_folder
+from tests.end_to_end.test_trainer_encoders import small_world
+from tests.unit.trainer_facts import job
 from trainer import exporting, gguf_model
 from trainer.exporting import FORMS, SAMPLES, Form, export_version
+from trainer.methods import methods_of
 from trainer.methods.base import Parent, Trained
 from trainer.methods.upper_layers import layer_stack
 from trainer.model import Adapter, Model, Vectors, load_model
 from trainer.publish import describe, publish
+from trainer.rung_settings import RungSettings
 
 UNSEEN = ["a query that is no sample", "Ünïcode & punctuation!", "word " * 400]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
-    """The real base, an adapter, a query encoder without and a full version with a map."""
+    """The real base, an adapter, a query encoder without a map, a full version with one, and one without."""
     folder = tmp_path_factory.mktemp("exports")
     made = ModelStore(f"file://{folder}/store", cache=folder / "cache")
     base = made.ensure_base(base_model_folder("all-MiniLM-L6-v2"), name="all-MiniLM-L6-v2").manifest
@@ -49,6 +53,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     publish(made, folder, new("upper-1", "query_encoder"), parent, Trained(encoder=encoder))
     both = Trained(encoder=encoder, adapter=adapter, new_space=True)
     publish(made, folder, new("full-1", "full"), parent, both)
+    without_head = methods_of(RungSettings.model_construct(full_head=False, full_epochs=1, full_batch=6))["full"]
+    trained = without_head.train(job(*small_world(model.encoder), model.encoder))
+    publish(made, folder, new("full-plain", "full"), parent, trained)
     return made
 
 
@@ -57,7 +64,7 @@ def agrees(found: Vectors, model: Model, least: float) -> bool:
     return bool(((found * wanted).sum(axis=1) >= least).all())
 
 
-@pytest.mark.parametrize("version", ["adapter-1", "upper-1", "full-1"])
+@pytest.mark.parametrize("version", ["adapter-1", "upper-1", "full-1", "full-plain"])
 def test_sentence_transformers_loads_the_folder_as_it_is(version: str, store: ModelStore, tmp_path: Path) -> None:
     line = export_version(store, version, "sentence-transformers", tmp_path / "out", quantize=False)
     assert f"{len(SAMPLES)} samples read back" in line
@@ -77,7 +84,13 @@ def test_sentence_transformers_loads_the_folder_as_it_is(version: str, store: Mo
 @pytest.mark.parametrize("quantize", [False, True], ids=["whole", "quantized"])
 @pytest.mark.parametrize(
     ("version", "form"),
-    [("adapter-1", "onnx"), ("upper-1", "onnx"), ("adapter-1", "openvino"), ("upper-1", "gguf")],
+    [
+        ("adapter-1", "onnx"),
+        ("upper-1", "onnx"),
+        ("adapter-1", "openvino"),
+        ("upper-1", "gguf"),
+        ("full-plain", "gguf"),
+    ],
 )
 def test_other_programs_give_the_same_vectors(
     version: str, form: str, quantize: bool, store: ModelStore, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sentence_transformers.sentence_transformer.losses.triplet import TripletDis
 from torch import Tensor
 
 from trainer.methods import losses
+from trainer.methods.objectives import MARGIN, Batch, distilled, objective
 
 N, DIM, SCALE = 6, 16, 20.0
 
@@ -104,6 +106,78 @@ def test_triplet_is_theirs_with_cosine_distance():
     same(lambda q, p, o: losses.triplet(q, p, o, margin=0.3), theirs, 3)
 
 
+def no_pairs(n: int = N) -> Tensor:
+    return torch.zeros(n, n, dtype=torch.bool)
+
+
+def test_the_hardest_negative_is_the_nearest_that_is_allowed_whether_of_the_batch_or_its_own():
+    asked = F.normalize(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), dim=1)
+    found = F.normalize(torch.tensor([[1.0, 0.1, 0.0], [0.9, 1.0, 0.0], [0.8, 0.3, 1.0]]), dim=1)
+    nearest, there = losses.hardest(asked, found, same=no_pairs(3))
+    assert torch.equal(nearest, found[[1, 2, 0]])
+    assert there.tolist() == [True] * 3
+    same = no_pairs(3)
+    same[0, 1] = same[2, 0] = same[2, 1] = True
+    nearest, there = losses.hardest(asked, found, same=same)
+    assert torch.equal(nearest[:2], found[[2, 2]])
+    assert there.tolist() == [True, True, False]
+    hard = torch.zeros(3, 2, 3)
+    hard[0, 1] = torch.tensor([0.96, 0.28, 0.0])
+    hard[2, 0] = torch.tensor([0.0, 1.0, 0.0])
+    nearest, there = losses.hardest(asked, found, same=same, hard=hard)
+    assert torch.equal(nearest, torch.stack([hard[0, 1], found[2], hard[2, 0]]))
+    assert there.tolist() == [True] * 3
+
+
+def batch(asked: Tensor, found: Tensor, **changed: Any) -> Batch:
+    ones = torch.ones(len(asked))
+    return replace(Batch(asked, found, same=no_pairs(len(asked)), weight=ones, strength=ones), **changed)
+
+
+def test_the_triplet_objective_is_theirs_with_each_querys_hardest_negative():
+    theirs = stock.TripletLoss(Given(), distance_metric=TripletDistanceMetric.COSINE, triplet_margin=MARGIN)
+    asked, found = vectors(2)
+    other = [int((asked[i] @ found.T).masked_fill(torch.arange(N) == i, -2.0).argmax()) for i in range(N)]
+    expected = theirs([{"vectors": v} for v in (asked, found, found[other])], None)
+    of = objective("triplet", scale=SCALE)
+    assert of(batch(asked, found)).item() == pytest.approx(expected.item(), rel=1e-5)
+    heavy = torch.tensor([3.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    rows = [losses.triplet(asked[[i]], found[[i]], found[[other[i]]], margin=MARGIN).item() for i in range(N)]
+    weighed = sum(w * row for w, row in zip(heavy.tolist(), rows, strict=True)) / N
+    assert of(batch(asked, found, weight=heavy)).item() == pytest.approx(weighed, rel=1e-5)
+    assert of(batch(asked, found, same=~torch.eye(N, dtype=torch.bool))).item() == 0.0
+
+
+def test_the_cosine_objective_scores_pairs_by_their_strength_and_others_by_nothing():
+    asked, found = vectors(2)
+    strength, of = torch.linspace(0.0, 1.0, N), objective("cosine_similarity", scale=SCALE)
+    cosines = (asked @ found.T).detach()
+    others = cosines[~torch.eye(N, dtype=torch.bool)]
+    expected = 0.5 * ((cosines.diagonal() - strength) ** 2).mean() + 0.5 * (others**2).mean()
+    assert of(batch(asked, found, strength=strength)).item() == pytest.approx(expected.item(), rel=1e-5)
+    hard = torch.zeros(N, 1, DIM)
+    hard[0, 0] = asked[0].detach()
+    more = 0.5 * ((others**2).sum() + 1.0) / (len(others) + 1)
+    found_loss = of(batch(asked, found, strength=strength, hard=hard)).item()
+    assert found_loss == pytest.approx(
+        (0.5 * ((cosines.diagonal() - strength) ** 2).mean() + more).item(), rel=1e-5
+    )
+    one = F.normalize(torch.ones(N, DIM), dim=1)
+    assert of(batch(one, one)).item() > 0.4, "one vector for everything is no solution"
+
+
+def test_an_objective_over_dimensions_is_the_sum_of_those_over_each():
+    asked, found, hard = vectors(3)
+    whole = objective("both_ways", scale=SCALE)
+
+    def cut(size: int) -> float:
+        parts = [F.normalize(v[:, :size], dim=1) for v in (asked, found, hard)]
+        return whole(batch(parts[0], parts[1], hard=parts[2][:, None])).item()
+
+    nested = objective("both_ways", scale=SCALE, dimensions=(DIM, 4))
+    assert nested(batch(asked, found, hard=hard[:, None])).item() == pytest.approx(cut(DIM) + cut(4), rel=1e-5)
+
+
 def test_margin_distillation_is_margin_mse():
     lead = torch.linspace(-0.5, 0.5, N)
     same(lambda q, p, o: losses.margin_distillation(q, p, o, lead), stock.MarginMSELoss(Given()), 3, lead)
@@ -153,3 +227,14 @@ def test_a_cached_loss_has_the_value_and_the_gradients_of_the_whole(at_once: int
     (2.0 * loss).backward()
     assert layer.weight.grad is not None
     assert torch.allclose(layer.weight.grad, 2.0 * expected, atol=1e-5)
+
+
+def test_what_is_distilled_is_the_lead_over_the_first_hard_negative_where_there_is_one():
+    asked, found, other = (v.detach() for v in vectors(3))
+    lead = torch.linspace(-0.5, 0.5, N)
+    hard = torch.stack([other, found.roll(1, 0)], dim=1)
+    hard[0, 0] = 0.0
+    error = ((asked * found).sum(dim=1) - (asked * other).sum(dim=1) - lead) ** 2
+    loss = distilled(batch(asked, found, hard=hard), lead, scale=SCALE)
+    assert loss.item() == pytest.approx(SCALE * error[1:].sum().item() / N, rel=1e-5)
+    assert distilled(batch(asked, found), lead, scale=SCALE).item() == 0.0

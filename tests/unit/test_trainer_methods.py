@@ -15,7 +15,8 @@ from trainer.methods import methods_of
 from trainer.methods.adapter import AdapterMethod, whitened
 from trainer.methods.base import Progress, StoppedError
 from trainer.methods.checkpoint import Checkpoint, Checkpoints
-from trainer.methods.full import FullMethod, mined
+from trainer.methods.full import FullMethod
+from trainer.methods.mining import mined
 from trainer.methods.query_encoder import QueryEncoderMethod
 from trainer.methods.targets import Negatives, Targets
 from trainer.methods.towers import Course
@@ -25,6 +26,14 @@ from trainer.rung_settings import OF_RUNGS, RungSettings
 
 DEFAULTS = RungSettings.model_construct()
 METHODS = methods_of(DEFAULTS)
+TOLD_OTHERWISE: dict[str, tuple[object, object]] = {
+    "full_loss": ("query_to_document", "query_to_document"),
+    "full_domain_batches": (True, True),
+    "full_teacher": ("larger", "larger"),
+    "full_head": (False, None),
+    "full_matryoshka": ("16, 8", (16, 8)),
+}
+"""Settings that are no figures: another value, and what the method makes of it."""
 
 
 def test_every_rung_is_in_the_table_under_its_own_name():
@@ -43,12 +52,13 @@ def test_untouched_settings_are_the_methods_own_figures():
 def test_every_rung_setting_reaches_its_method(name: str):
     kind = next(kind for kind in METHODS if name.startswith(f"{kind}_"))
     usual = getattr(DEFAULTS, name)
-    other = "query_to_document" if isinstance(usual, str) else 2 * usual or 8
+    other, told = TOLD_OTHERWISE.get(name) or (2 * usual or 8,) * 2
     changed = methods_of(DEFAULTS.model_copy(update={name: other}))
     field = name.removeprefix(f"{kind}_")
-    assert changed[kind] == replace(METHODS[kind], **{field: other})  # type: ignore[type-var]
-    heads = {kind: method.head for kind, method in changed.items() if kind != "adapter"}  # type: ignore[attr-defined]
-    assert set(heads.values()) == {changed["adapter"]}, "the map on top of an encoder is the adapter's"
+    assert changed[kind] == replace(METHODS[kind], **{field: told})  # type: ignore[type-var]
+    heads = {method.head for kind, method in changed.items() if kind != "adapter"}  # type: ignore[attr-defined]
+    assert heads - {None} == {changed["adapter"]}, "the map on top of an encoder is the adapter's"
+    assert (None in heads) == (name == "full_head")
 
 
 def test_an_adapter_learns_from_noisy_clicks_to_find_what_it_never_saw_a_click_on():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,16 +13,18 @@ import pytest
 
 from clickloop.commands import Reason, Retrain
 from clickloop.errors import TrainingError
-from clickloop.events import VersionKind
+from clickloop.events import GateResult, VersionKind
 from clickloop.model_store import Manifest, ModelStore
 from clickloop.propensity import Examination
 from tests.unit.trainer_facts import START, world
 from tests.unit.version_facts import gate, put
 from trainer.dataset import Clicks, Prepared, moments
+from trainer.gate import Trial
 from trainer.loading import Loaded
 from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.model import Adapter
 from trainer.rung import TRAINING_SHARE, Data, Ladder, with_parents
+from trainer.sampling import at_most, chosen
 from trainer.settings import TrainerSettings
 
 
@@ -260,3 +263,42 @@ async def test_what_a_killed_maker_left_of_a_whole_version_goes_and_anothers_sta
     assert await climbs.run("c1", ["adapter"]) == [made]
     assert climbs.rungs["adapter"].parents == [], "it was not made again"
     assert [path.parent.name for path in work.rglob("moment-1.safetensors")] == ["another", "another"]
+
+
+@pytest.mark.parametrize("most", [0, 20, 10_000])
+async def test_the_gate_measures_no_more_queries_than_are_set_and_says_so(
+    most: int, climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[list[float]] = []
+
+    def judged(trials: list[Trial], **_: object) -> GateResult:
+        measured.append([weight for trial in trials for weight in trial.weight.tolist()])
+        return gate("pass")
+
+    monkeypatch.setattr("trainer.rung.judge", judged)
+    climbs.ladder._settings = climbs.ladder._settings.model_copy(update={"gate_max_queries": most})
+    [first] = await climbs.run("c1", ["adapter"])
+    [_] = await climbs.run("c2", ["adapter"])
+    assert measured[0] == measured[1], "the same ones each time"
+    assert first.gate is not None
+    if most == 20:
+        assert len(measured[0]) == 20
+        assert re.fullmatch(r"measured on 20 of \d+ held-out queries \(gate_max_queries\)", first.gate.reasons[-1])
+    else:
+        assert len(measured[0]) > 100
+        assert first.gate.reasons == gate("pass").reasons
+    assert first.lineage.settings["gate_max_queries"] == most
+
+
+def test_a_sample_is_of_all_moments_and_another_one_for_another_seed() -> None:
+    clicks, _ = world(queries=300)
+    past = [clicks.of_queries(range(100)), clicks.of_queries(range(100, 300))]
+    one, same, other = (at_most(past, 60, seed=seed) for seed in (0, 0, 1))
+    assert (one.queries, sum(len(part.queries) for part in one.later)) == (60, 60)
+    assert one.held_out == len(np.unique(clicks.query))
+    assert 5 < len(one.later[0].queries) < 40
+    assert [part.queries for part in one.later] == [part.queries for part in same.later]
+    assert [part.queries for part in one.later] != [part.queries for part in other.later]
+    assert all(set(part.queries) <= set(whole.queries) for part, whole in zip(one.later, past, strict=True))
+    assert chosen(5, 3, seed=0).tolist() == sorted(chosen(5, 3, seed=0).tolist())
+    assert chosen(5, 0, seed=0).tolist() == chosen(5, 9, seed=0).tolist() == [0, 1, 2, 3, 4]

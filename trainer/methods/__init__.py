@@ -32,9 +32,15 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         learning_rate=settings.full_learning_rate,
         epochs=settings.full_epochs,
         batch=settings.full_batch,
+        domain_batches=settings.full_domain_batches,
+        cached_batch=settings.full_cached_batch,
+        accumulate=settings.full_accumulate,
+        patience=settings.full_patience,
         depth=settings.full_depth,
         share=settings.full_share,
         loss=settings.full_loss,
-        head=adapter,
+        matryoshka=tuple(int(size) for size in settings.full_matryoshka.split(",") if size),
+        teacher=settings.full_teacher,
+        head=adapter if settings.full_head else None,
     )
     return {"adapter": adapter, "query_encoder": query_encoder, "full": full}

@@ -33,6 +33,8 @@ class Progress:
     steps: int = 0
     loss: float | None = None
     examples: int = 0
+    message: str = ""
+    """What has come out just now, if anything; it holds until the next one."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -15,28 +13,26 @@ from sentence_transformers import SentenceTransformer
 from clickloop.errors import TrainingError
 from clickloop.events import VersionKind
 from trainer.belief import believed
-from trainer.dataset import NEAR_DUPLICATE, Clicks, Corpus, joined
-from trainer.methods import losses
+from trainer.dataset import Clicks, Corpus, Indexes, joined
 from trainer.methods.adapter import AdapterMethod
-from trainer.methods.base import Job, Parent, Progress, Trained
+from trainer.methods.base import Job, Notes, Parent, Progress, Trained
+from trainer.methods.batching import batch_count, batches_by_domain, domains_of, neighbourly_batches
 from trainer.methods.descent import Descended, descend
+from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
+from trainer.methods.mining import mined
+from trainer.methods.objectives import batch_of, check_dimensions, distilled, embedded, objective
+from trainer.methods.pairs import Pairs, Texts
 from trainer.methods.spread import layers_of
-from trainer.methods.targets import Indexes
+from trainer.methods.teacher import leads, teacher_of
 from trainer.methods.towers import draw_back
 from trainer.methods.upper_layers import trained_layers
 from trainer.model import Vectors, encode
-from trainer.rung_settings import RankingLoss
+from trainer.rung_settings import FullLoss
 
 HEAD_POWER = 0.25
 """Of the whitening on top: ranking against a batch has evened out the new space's directions already."""
 HEADROOM = 1.25
 """Times the expected seconds that are kept for encoding what was trained, and for the map on top."""
-PROTECTED = 0.95
-"""A document with more than this share of the wanted one's score is no negative."""
-BEFORE_ALL = 4.0
-"""More than two cosines can differ by."""
-NEAR_COPY = 0.95
-"""Nor is one with at least this cosine to the wanted one."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +52,38 @@ class FullMethod:
     moments: int = 1
     epochs: int = 5
     batch: int = 32
+    cached_batch: int = 0
+    """Texts of a batch whose graphs are in memory at once (GradCache, Gao et al. 2021); 0 holds all."""
+    domain_batches: bool = False
+    """Each batch of one domain, as the clicks name them, so that the negatives are of it as well."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before a step."""
     learning_rate: float = 1.2e-4
     scale: float = 20.0
-    loss: RankingLoss = "both_ways"
+    loss: FullLoss = "both_ways"
+    matryoshka: tuple[int, ...] = ()
+    """Dimensions that the loss is summed over, the vectors' first ones; empty takes the whole vectors."""
     domain_share: float = 0.15
     """Part of the documents' pieces that one epoch trains on: clicks that are seen more often teach more."""
+    patience: int = 0
+    """Epochs without a better one after which training ends (early_stopping.py); 0 does them all."""
     share: float = 0.7
     """How far to go from the parent's weights to the trained ones."""
     depth: float = 2 / 3
     """Share of the encoder's layers that are trained, the upper ones. All learn no more, at half the pace."""
     most_tokens: int = 256
     """Of a document, in training only. With half of that a training takes less time and gains less."""
+    teacher: str = ""
+    """A larger model whose leads of documents over hard negatives are learnt as well (teacher.py)."""
     hard_negatives: int = 0
-    """Of each query, mined anew in each epoch; 0 is none."""
+    """Of each query, mined anew in each epoch; 0 is none, or one where there is a teacher."""
     head_domain_share: float = 0.5
     """Part of the pieces that the map on the queries learns from: there they cost next to nothing."""
-    head: AdapterMethod = field(default_factory=AdapterMethod)
+    head: AdapterMethod | None = field(default_factory=AdapterMethod)
+    """None leaves the queries without a map, as the documents are."""
 
     def train(self, job: Job) -> Trained:
+        check_dimensions(self.matryoshka, job.parent.document_encoder)
         torch.manual_seed(job.seed)
         encoder = copy.deepcopy(job.parent.document_encoder).eval().requires_grad_(True)
         longest = encoder.max_seq_length
@@ -84,7 +94,7 @@ class FullMethod:
         encoder.requires_grad_(False)
         draw_back(encoder, job.parent.document_encoder, self.share)
         documents = _encoded(job, encoder, [document.text for document in job.corpus.documents])
-        head = self._fit_head(job, encoder, documents)
+        head = self._fit_head(self.head, job, encoder, documents) if self.head else Trained()
         return Trained(
             encoder=encoder,
             adapter=head.adapter,
@@ -98,7 +108,8 @@ class FullMethod:
         """The job without the time that encoding takes afterwards. Raises TrainingError where no more is left."""
         documents = [document.text for document in job.corpus.documents]
         pieces = _part(job.domain, self.head_domain_share, job.seed, 0).queries
-        expected = job.seconds_to_encode([*documents, *pieces, *job.clicks.queries])
+        for_head = [*pieces, *job.clicks.queries] if self.head else []
+        expected = job.seconds_to_encode([*documents, *for_head])
         left, kept = job.seconds_left(), HEADROOM * expected
         if left <= kept:
             raise TrainingError(
@@ -107,10 +118,12 @@ class FullMethod:
             )
         return replace(job, seconds_left=lambda: job.seconds_left() - kept)
 
-    def _fit_head(self, job: Job, encoder: SentenceTransformer, documents: Vectors) -> Trained:
+    def _fit_head(
+        self, head: AdapterMethod, job: Job, encoder: SentenceTransformer, documents: Vectors
+    ) -> Trained:
         """The adapter rung, in the new space."""
         domain = _part(job.domain, self.head_domain_share, job.seed, 0)
-        return replace(self.head, power=HEAD_POWER).train(
+        return replace(head, power=HEAD_POWER).train(
             replace(
                 job,
                 parent=Parent(job.parent.version, encoder, None, encoder),
@@ -122,109 +135,70 @@ class FullMethod:
         )
 
     def _descend(self, job: Job, encoder: SentenceTransformer, clicks: Clicks) -> Descended:
-        against = clicks.unwanted if self.hard_negatives else {}
-        named = np.asarray([d for of_it in against.values() for d in of_it], dtype=np.int64)
-        used = np.unique(np.concatenate([clicks.document, job.domain.document, named]))
-        unwanted = {query: np.searchsorted(used, list(of_it)) for query, of_it in against.items()}
-        queries = [*clicks.queries, *job.domain.queries]
-        texts = [job.corpus.documents[i].text for i in used] + queries
-        number = {text: len(used) + i for i, text in enumerate(queries)}
-        pairs = len(clicks) + round(self.domain_share * len(job.domain.queries))
-        rows, weight, asks = clicks, torch.ones(0), np.zeros(0, dtype=np.int64)
-        at, hard = asks, np.zeros((0, 0), dtype=np.int64)
+        clicks, apart = set_apart(clicks) if self.patience else (clicks, clicks.of_queries([]))
+        mining = max(self.hard_negatives, 1 if self.teacher else 0)
+        texts = Texts(job.corpus, [clicks, job.domain, apart], against=clicks.unwanted if mining else {})
+        loss_of = objective(self.loss, scale=self.scale, dimensions=self.matryoshka)
+        pairs: Pairs
+
+        def rows_of(epoch: int) -> tuple[Clicks, Indexes]:
+            """The epoch's rows, and the domain whose batches each belongs to."""
+            rows = joined(clicks, _part(job.domain, self.domain_share, job.seed, epoch))
+            return rows, domains_of(rows, clicks) if self.domain_batches else np.zeros(len(rows), np.int64)
 
         def batches(epoch: int) -> Iterator[Indexes]:
-            nonlocal rows, weight, asks, at, hard
-            rows = joined(clicks, _part(job.domain, self.domain_share, job.seed, epoch))
-            weight = torch.from_numpy(rows.taught / max(float(rows.taught.mean()), 1e-12)).to(encoder.device)
-            asks = np.asarray([number[query] for query in rows.queries], dtype=np.int64)[rows.query]
-            at = np.searchsorted(used, rows.document)
-            if self.hard_negatives:
+            nonlocal pairs
+            rows, domain = rows_of(epoch)
+            asked, found = texts.asked(rows), texts.found(rows)
+            hard = np.zeros((len(rows), 0), dtype=np.int64)
+            if mining:
                 job.report(Progress("training"))
                 vectors = upper.vectors()
-                hard = mined(
-                    vectors[asks],
-                    vectors[: len(used)],
-                    rows.query,
-                    at,
-                    count=self.hard_negatives,
-                    unwanted=unwanted,
-                )
+                documents = vectors[: len(texts.documents)]
+                hard = mined(vectors[asked], documents, rows.query, found, count=mining, unwanted=texts.unwanted)
+            pairs = Pairs(rows, asked, found, hard)
             rng = np.random.default_rng([job.seed, epoch])
-            return neighbourly_batches(job.corpus.vectors[rows.document], self.batch, rng)
+            vectors = job.corpus.vectors[rows.document]
+            if self.domain_batches:
+                return batches_by_domain(vectors, domain, self.batch, rng)
+            return neighbourly_batches(vectors, self.batch, rng)
 
         def loss(batch: Indexes) -> torch.Tensor:
-            own = hard[batch].ravel() if self.hard_negatives else np.zeros(0, dtype=np.int64)
-            vectors = upper.embed(np.concatenate([asks[batch], at[batch], np.maximum(own, 0)]))
-            size = len(batch)
-            others = None
-            if len(own):
-                there = torch.from_numpy(own >= 0).to(vectors.device)
-                others = (vectors[2 * size :] * there[:, None]).view(size, self.hard_negatives, -1)
-            return losses.ranking(
-                vectors[:size],
-                vectors[size : 2 * size],
-                scale=self.scale,
-                same=_same(rows.query[batch], rows.document[batch]).to(vectors.device),
-                weight=weight[torch.from_numpy(batch).to(weight.device)],
-                hard=others,
-                both_ways=self.loss == "both_ways",
-            )
+            lead = torch.from_numpy(leads(teacher, pairs, batch)) if teacher else None
 
+            def of_vectors(vectors: torch.Tensor) -> torch.Tensor:
+                given = batch_of(pairs, batch, vectors)
+                taught = distilled(given, lead.to(vectors.device), scale=self.scale) if lead is not None else 0.0
+                return loss_of(given) + taught
+
+            return embedded(upper, pairs.texts(batch), of_vectors, at_once=self.cached_batch)
+
+        counts = [batch_count(rows_of(epoch)[1], self.batch) for epoch in range(self.epochs)]
+        teacher = None
+        if self.teacher:
+            teacher = teacher_of(self.teacher, texts.all, encoder.device, on_text=job.preparing)
         layers = trained_layers(encoder, self.depth)
-        with layers_of(encoder, texts, layers, ranks=job.ranks, on_text=job.preparing) as upper:
-            return descend(
+        with layers_of(encoder, texts.all, layers, ranks=job.ranks, on_text=job.preparing) as upper:
+            stopping = None
+            if len(apart):
+                asked, wanted = texts.asked(apart), texts.found(apart)
+                ranking = Ranking.of(asked, wanted, apart.taught, documents=len(texts.documents), seed=job.seed)
+                stopping = EarlyStopping(self.patience, lambda: ranking.reciprocal(upper))
+            descended = descend(
                 job,
                 torch.optim.AdamW(upper.parameters, weight_decay=0.01, fused=True),
                 batches,
                 loss,
-                steps=self.epochs * -(-pairs // self.batch),
+                steps=sum(-(-count // self.accumulate) for count in counts),
                 learning_rate=self.learning_rate,
                 layers=upper,
-                identity=[self, *clicks.facts(), *job.domain.facts()],
-                mining=self.hard_negatives > 0,
+                identity=[self, *clicks.facts(), *job.domain.facts(), rows_of(0)[1].tobytes()],
+                mining=mining > 0,
+                accumulate=self.accumulate,
+                stopping=stopping,
             )
-
-
-def _same(query: Indexes, document: Indexes) -> torch.Tensor:
-    """(n, n): a pair that shares its query or its document with another is no negative for it."""
-    same = (document[:, None] == document[None, :]) | (query[:, None] == query[None, :])
-    np.fill_diagonal(same, False)
-    return torch.from_numpy(same)
-
-
-def mined(
-    asked: Vectors,
-    documents: Vectors,
-    query: Indexes,
-    document: Indexes,
-    *,
-    count: int,
-    unwanted: Mapping[int, Indexes] = MappingProxyType({}),
-) -> Indexes:
-    """(rows, count): for each row the documents that its query finds first and must not, -1 where there are fewer.
-
-    ``asked`` (rows, dim) are the rows' queries, ``query`` and ``document`` (rows,) their numbers. ``unwanted``, by
-    query, are documents that feedback speaks against: they come before all that are merely found. What scores
-    nearly as high as the row's own document may be wanted too (positive-aware mining, Moreira et al. 2024,
-    "NV-Retriever"), and so may a near-copy of that, and what was clicked for a query that all but coincides; what
-    was clicked for the query itself is.
-    """
-    found = np.full((len(asked), count), -1, dtype=np.int64)
-    wanted: dict[int, list[int]] = defaultdict(list)
-    for q, d in zip(query.tolist(), document.tolist(), strict=True):
-        wanted[q].append(d)
-    for row in range(len(asked)):
-        scores, own = documents @ asked[row], documents[document[row]]
-        protected = (scores > PROTECTED * scores[document[row]]) | (documents @ own >= NEAR_COPY)
-        scores[unwanted.get(int(query[row]), [])] += BEFORE_ALL
-        scores[protected] = -np.inf
-        for like in {int(query[row]), *query[asked @ asked[row] >= NEAR_DUPLICATE].tolist()}:
-            scores[wanted[like]] = -np.inf
-        first = np.argsort(-scores, kind="stable")[:count]
-        first = first[np.isfinite(scores[first])]
-        found[row, : len(first)] = first
-    return found
+        notes: Notes = {"queries_kept_apart": len(apart.queries)} if self.patience else {}
+        return replace(descended, notes=descended.notes | notes)
 
 
 def _part(pieces: Clicks, share: float, seed: int, epoch: int) -> Clicks:
@@ -238,16 +212,3 @@ def _encoded(job: Job, encoder: SentenceTransformer, texts: list[str]) -> Vector
     """(n, dim) float32, normalised."""
     job.report(Progress("encoding", 0, len(texts)))
     return encode(encoder, texts, on_batch=lambda done: job.report(Progress("encoding", done, len(texts))))
-
-
-def neighbourly_batches(vectors: Vectors, size: int, rng: np.random.Generator) -> Iterator[Indexes]:
-    """Every row of ``vectors`` (n, dim) once; half of each batch lies near its first row, the rest anywhere."""
-    unused = rng.permutation(len(vectors))
-    while len(unused):
-        first, others = unused[0], unused[1:]
-        wanted = min(size // 2, len(others))
-        nearest = np.argsort(-(vectors[others] @ vectors[first]), kind="stable")[:wanted]
-        rest = np.setdiff1d(np.arange(len(others)), nearest)[: size - 1 - wanted]
-        taken = np.concatenate([nearest, rest])
-        yield np.concatenate([[first], others[taken]]).astype(np.int64)
-        unused = np.delete(others, taken)

@@ -58,6 +58,30 @@ def triplet(asked: Tensor, preferred: Tensor, other: Tensor, *, margin: float, w
     return mean(F.relu(margin - lead), weight)
 
 
+def negatives(asked: Tensor, found: Tensor, *, same: Tensor, hard: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines of each query with the pairs' documents and its own hard ones, (n, n + count), and which of them are
+    negatives of it; ``same`` and ``hard`` as in ``ranking``."""
+    scores = asked @ found.T
+    there = ~(same | torch.eye(len(asked), dtype=torch.bool, device=same.device))
+    if hard is None:
+        return scores, there
+    own = torch.einsum("nd,ncd->nc", asked, hard)
+    return torch.cat([scores, own], dim=1), torch.cat([there, hard.any(dim=2)], dim=1)
+
+
+def hardest(asked: Tensor, found: Tensor, *, same: Tensor, hard: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The negative (n, dim) that is nearest to each query, and whether it has one (n,)."""
+    with torch.no_grad():
+        scores, there = negatives(asked, found, same=same, hard=hard)
+        best = scores.masked_fill(~there, OUT).argmax(dim=1)
+    count = len(found)
+    nearest = found[best.clamp(max=count - 1)]
+    if hard is not None:
+        own = hard[torch.arange(count, device=best.device), (best - count).clamp(min=0)]
+        nearest = torch.where((best < count)[:, None], nearest, own)
+    return nearest, there.any(dim=1)
+
+
 def margin_distillation(
     asked: Tensor, positive: Tensor, negative: Tensor, lead: Tensor, weight: Rows = None
 ) -> Tensor:

@@ -320,9 +320,14 @@ class _Tokens:
 
 def all_vectors(layers: Layers, texts: int) -> Vectors:
     """(texts, dim) float32, normalised."""
+    return vectors_of(layers, np.arange(texts))
+
+
+def vectors_of(layers: Layers, rows: Indexes) -> Vectors:
+    """(n, dim) float32, normalised, without gradients."""
     with torch.no_grad():
-        blocks = [np.arange(i, min(i + 512, texts)) for i in range(0, texts, 512)]
-        return torch.cat([layers.embed(rows) for rows in blocks]).cpu().numpy()
+        blocks = [rows[start : start + 512] for start in range(0, len(rows), 512)]
+        return torch.cat([layers.embed(block) for block in blocks]).cpu().numpy()
 
 
 def groups(rows: Indexes, lengths: Indexes) -> Iterator[Indexes]:
