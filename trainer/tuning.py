@@ -81,6 +81,18 @@ SPACE: dict[VersionKind, dict[str, BaseDistribution]] = {
     },
 }
 """Where to look. Today's value is always within: see ``space_of``."""
+AS_SET = frozenset(
+    {
+        "full_accumulate",
+        "full_cached_batch",
+        "full_domain_batches",
+        "full_head",
+        "full_matryoshka",
+        "full_patience",
+        "full_teacher",
+    }
+)
+"""Settings that stay as they are: what a version is for decides them, or how much memory and time there is."""
 
 
 def tune(
