@@ -63,7 +63,7 @@ class Story:
             f"{m.detector} {m.value:.3f}" + (f" (p = {m.p_value:.3f})" if m.p_value is not None else "")
             for m in exceeded
         )
-        return "drift", f"partition {report.partition}, window of {report.queries} queries: {words}"
+        return "drift", f"partition {report.partition}: {words}"
 
     def _training(self, progress: TrainingProgressed) -> tuple[str, str] | None:
         stage = f"{progress.kind}/{progress.stage}"
