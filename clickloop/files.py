@@ -174,7 +174,7 @@ def _decoded(value: Any, name: str) -> Any:
                 return value.decode()
             except UnicodeDecodeError:
                 raise ValueError(f"{name} is binary, and no UTF-8 text") from None
-        case list():
+        case list() | tuple():
             return [_decoded(inner, name) for inner in value]
         case dict():
             return {key: _decoded(inner, name) for key, inner in value.items()}

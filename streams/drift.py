@@ -10,11 +10,16 @@ has learnt it. That is once most queries are answered by a version that came lat
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 
 from clickloop.events import Measurement
 from streams.detectors import Detector, default_detectors
 from streams.windows import MIN_QUERIES, Reference, Sample
+
+SEEN = 1000
+"""Versions that are remembered to have answered."""
 
 
 class DriftWatch:
@@ -23,14 +28,17 @@ class DriftWatch:
     def __init__(self, *, detectors: tuple[Detector, ...] | None = None, seed: int = 0) -> None:
         self._detectors = default_detectors() if detectors is None else detectors
         self._rng = np.random.default_rng(seed)
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        """Every version that answered, the latest last."""
         self._unlearnt: frozenset[str] = frozenset()
-        """While windows are different: the versions that were there when the first one was."""
+        """While windows are different: the versions that had answered when the first one was."""
         self.reference = Reference()
 
     def measure(self, window: Sample) -> list[Measurement]:
         """Compare a window with the reference, which it joins unless it is different. Empty for the first one."""
         if window.queries < MIN_QUERIES:
             return []
+        self._remember(window)
         if not self.reference.sample.queries or self._is_learnt(window):
             self._unlearnt = frozenset()
             self.reference.restart()
@@ -39,10 +47,18 @@ class DriftWatch:
         found = [d.measure(window, self.reference.sample, self._rng) for d in self._detectors]
         measurements = [m for m in found if m is not None]
         if not any(m.exceeded for m in measurements):
+            self._unlearnt = frozenset()
             self.reference.add(window, self._rng)
         elif not self._unlearnt:
-            self._unlearnt = frozenset([*self.reference.sample.clicks, *window.clicks])
+            self._unlearnt = frozenset(self._seen)
         return measurements
+
+    def _remember(self, window: Sample) -> None:
+        for version in window.clicks:
+            self._seen[version] = None
+            self._seen.move_to_end(version)
+        while len(self._seen) > SEEN:
+            self._seen.popitem(last=False)
 
     def _is_learnt(self, window: Sample) -> bool:
         """Whether a version that can have learnt what is new has taken over."""

@@ -371,6 +371,7 @@ class Partition:
             event.doc_id,
             impression.query,
             at=arrival.at - _ahead(arrival),
+            served_at=impression.served_at - _ahead(arrival),
             again=_is_believed(feedback, event.doc_id),
         )
 

@@ -36,10 +36,10 @@ class Tally:
         self._others: dict[str, float] = {}
         self._changed: set[str] = set()
 
-    def turn(self, at: float, *, back: bool = False) -> None:
-        """Go on to the window of ``at``, if that is a later one; with ``back``, if it is another."""
+    def turn(self, at: float) -> None:
+        """Go on to the window of ``at``, if that is a later one."""
         window = int(at // self.seconds)
-        if window > self.window or (back and window != self.window):
+        if window > self.window:
             self.window = window
             self._own.clear()
             self._others.clear()

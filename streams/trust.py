@@ -25,6 +25,8 @@ MINUTE = 60.0
 HOUR = 3600.0
 CLOCK_SKEW = 60.0
 """What happened later than that after the broker took it was told by a wrong clock."""
+PAST_HOURS = 4
+"""Hours of the past that are counted at a time; the one that was left alone the longest goes first."""
 MAX_KEYS = 50_000
 """Split keys whose rates are remembered; the one that was silent the longest goes first."""
 FAST_WEIGHT = 0.5
@@ -71,9 +73,9 @@ class Trust:
 
     ``counts`` tells how often each rule took weight away: ``too_fast``, ``rate``, ``everything``, ``repeat``,
     ``key_share``, ``document_share``, ``query_share``. ``tallies`` are what other partitions' counts are added
-    to (``streams/caps.py``); without that, each partition bounds its own part alone. What is more than an hour
-    older than the latest, as imported history is, has tallies of its own, that go back to its time: among those of
-    now, months of it would be one hour's.
+    to (``streams/caps.py``); without that, each partition bounds its own part alone. Feedback on what was served
+    over an hour before the latest, as imported history is, has tallies of its own hour: among those of now, months
+    of it would be one hour's. When it was served decides, for who clicks has no say in that.
     """
 
     def __init__(self, limits: Limits, *, part: float = 1.0) -> None:
@@ -81,9 +83,10 @@ class Trust:
         self._limits = limits
         self._max_keys = max(1, round(part * MAX_KEYS))
         self._habits: OrderedDict[str, _Habits] = OrderedDict()
-        most = round(part * MAX_NAMES)
-        self.tallies = (Tally("rate", seconds=MINUTE, most=most), Tally("influence", seconds=HOUR, most=most))
-        self._past = (Tally("rate", seconds=MINUTE, most=most), Tally("influence", seconds=HOUR, most=most))
+        self._most = round(part * MAX_NAMES)
+        self.tallies = _tallies(self._most)
+        self._past: OrderedDict[int, tuple[Tally, Tally]] = OrderedDict()
+        """By hour."""
         self._latest = 0.0
         self.counts: Counter[str] = Counter()
 
@@ -100,7 +103,7 @@ class Trust:
         weight = 1.0
         if split_key:
             habits = self._habits_of(split_key)
-            if self._is_over_rate(split_key, habits, at):
+            if self._is_over_rate(split_key, habits, at, served_at):
                 return self._lowered("rate", 0.0)
             if fast:
                 _add(habits.fast, at, limit=FAST_REPEATS)
@@ -111,14 +114,16 @@ class Trust:
         if fast:
             weight = self._lowered("too_fast", FAST_WEIGHT).weight
         judged = Judgement(weight, "too_fast" if fast else "")
-        return judged if again else self._within_shares(split_key, doc_id, query, judged, at)
+        return judged if again else self._within_shares(split_key, doc_id, query, judged, at, served_at)
 
-    def opinion(self, split_key: str, doc_id: str, query: str, *, at: float, again: bool = False) -> Judgement:
+    def opinion(
+        self, split_key: str, doc_id: str, query: str, *, at: float, served_at: float, again: bool = False
+    ) -> Judgement:
         """Weigh a rating or a preference, which counts against the rate and the shares as a click does."""
-        if split_key and self._is_over_rate(split_key, self._habits_of(split_key), at):
+        if split_key and self._is_over_rate(split_key, self._habits_of(split_key), at, served_at):
             return self._lowered("rate", 0.0)
         judged = Judgement(1.0)
-        return judged if again else self._within_shares(split_key, doc_id, query, judged, at)
+        return judged if again else self._within_shares(split_key, doc_id, query, judged, at, served_at)
 
     def believed(self, feedback: Feedback, shown: int) -> bool:
         """False for an impression nearly all of whose results were clicked within two seconds.
@@ -139,30 +144,37 @@ class Trust:
                 return False
         return True
 
-    def _is_over_rate(self, split_key: str, habits: _Habits, at: float) -> bool:
+    def _is_over_rate(self, split_key: str, habits: _Habits, at: float, served_at: float) -> bool:
         limit = self._limits.clicks_per_minute
         if not limit:
             return False
         _add(habits.clicks, at, limit=limit + 1)
-        rates, _ = self._tallies_at(at)
+        rates, _ = self._tallies_at(at, served_at)
         rates.add(split_key, 1.0)
         return len(habits.clicks) + rates.others(split_key) > limit
 
-    def _tallies_at(self, at: float) -> tuple[Tally, Tally]:
-        """The rates and the influence to which this time counts."""
-        if at >= self._latest - HOUR:
+    def _tallies_at(self, at: float, served_at: float) -> tuple[Tally, Tally]:
+        """The rates and the influence to which feedback counts; what is late counts in the latest window."""
+        if served_at >= self._latest - HOUR:
             self._latest = max(self._latest, at)
-            for tally in self.tallies:
-                tally.turn(at)
-            return self.tallies
-        for tally in self._past:
-            tally.turn(at, back=True)
-        return self._past
+            of_hour = self.tallies
+        else:
+            hour = int(served_at // HOUR)
+            of_hour = self._past.setdefault(hour, _tallies(self._most // PAST_HOURS))
+            self._past.move_to_end(hour)
+            if len(self._past) > PAST_HOURS:
+                self._past.popitem(last=False)
+            at = served_at
+        for tally in of_hour:
+            tally.turn(at)
+        return of_hour
 
-    def _within_shares(self, split_key: str, doc_id: str, query: str, judged: Judgement, at: float) -> Judgement:
+    def _within_shares(
+        self, split_key: str, doc_id: str, query: str, judged: Judgement, at: float, served_at: float
+    ) -> Judgement:
         """``judged`` where there is room for it, else 0. What is given is counted, what is not is not."""
         limits, weight = self._limits, judged.weight
-        _, tally = self._tallies_at(at)
+        _, tally = self._tallies_at(at, served_at)
         total = tally.add(ALL, weight)
         claims: list[tuple[str, str, float]] = []
         if limits.max_document_share:
@@ -188,6 +200,10 @@ class Trust:
     def _lowered(self, rule: str, weight: float) -> Judgement:
         self.counts[rule] += 1
         return Judgement(weight, rule)
+
+
+def _tallies(most: int) -> tuple[Tally, Tally]:
+    return Tally("rate", seconds=MINUTE, most=most), Tally("influence", seconds=HOUR, most=most)
 
 
 @lru_cache(maxsize=50_000)

@@ -35,27 +35,11 @@ SecondsLeft = Callable[[], float]
 _CHARACTERS = 4
 """Of a token, about."""
 _SAMPLE = 64
-"""Texts that tell a pace; the first of few would count for too much."""
+"""Texts that tell a pace."""
 
 
 def _endless() -> float:
     return float("inf")
-
-
-@dataclass
-class Pace:
-    """How fast texts are encoded here, by what was encoded last."""
-
-    characters: float = 0.0
-    seconds: float = 0.0
-
-    def saw(self, characters: float, seconds: float) -> None:
-        """What was seen before counts half as much from now on: a machine is not always as busy."""
-        self.characters, self.seconds = self.characters / 2 + characters, self.seconds / 2 + seconds
-
-    def expected(self, characters: float) -> float:
-        """Seconds."""
-        return characters * self.seconds / self.characters
 
 
 def characters_read(encoder: SentenceTransformer, texts: Sequence[str]) -> int:
@@ -84,7 +68,6 @@ class Loader:
         self._device = device
         self._seed = seed
         self._queries: OrderedDict[tuple[str, str], Vectors] = OrderedDict()
-        self._pace = Pace()
 
     def load(
         self,
@@ -133,14 +116,15 @@ class Loader:
         return model, _stacked(vectors, [document.digest for document in documents])
 
     def seconds_to_encode(self, encoder: SentenceTransformer, texts: Sequence[str]) -> float:
-        """About how long it will take, told by what was encoded before, or else by a few of the texts."""
+        """About how long it will take, told by a few of the texts."""
         if not texts:
             return 0.0
-        if not self._pace.characters:
-            sample, begun = texts[:: -(-len(texts) // _SAMPLE)], time.monotonic()
-            encode(encoder, sample)
-            self._pace.saw(characters_read(encoder, sample), time.monotonic() - begun)
-        return self._pace.expected(characters_read(encoder, texts))
+        sample = texts[:: -(-len(texts) // _SAMPLE)]
+        encode(encoder, sample[:1])  # the first call waits for more than its text
+        begun = time.monotonic()
+        encode(encoder, sample)
+        seconds = time.monotonic() - begun
+        return seconds * characters_read(encoder, texts) / max(characters_read(encoder, sample), 1)
 
     def keep(self, space: str, documents: Sequence[Document], vectors: Vectors) -> None:
         """Leave a new space's vectors where the nodes look for them, so that their backfill only reads."""
@@ -192,10 +176,7 @@ class Loader:
         on_vectors: Callable[[NDArray[np.int64], Vectors], None],
     ) -> None:
         """Give ``on_vectors`` each batch's rows and vectors as soon as they are there."""
-        begun = time.monotonic()
         encode(encoder, texts, on_batch=lambda done: on_text(done, len(texts)), on_vectors=on_vectors)
-        if len(texts) >= _SAMPLE:
-            self._pace.saw(characters_read(encoder, texts), time.monotonic() - begun)
 
 
 def _stacked(store: VectorStore, digests: Sequence[bytes]) -> Vectors:

@@ -9,6 +9,7 @@ keep the last word where there are any to speak of.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -44,7 +45,7 @@ def shared(clicks: Clicks, *, cap: float) -> Clicks:
     unwanted = {
         query: kept
         for query, documents in clicks.unwanted.items()
-        if (kept := {document: much for document, much in documents.items() if (query, document) not in borrowed})
+        if (kept := _beyond(documents, query, borrowed))
     }
     return replace(
         clicks,
@@ -54,6 +55,16 @@ def shared(clicks: Clicks, *, cap: float) -> Clicks:
         weight=np.asarray([weight[row] for row in rows], dtype=np.float32),
         unwanted=unwanted,
     )
+
+
+def _beyond(
+    documents: Mapping[int, float], query: int, borrowed: Mapping[tuple[int, int], tuple[float, float]]
+) -> dict[int, float]:
+    """What still speaks against a query's documents beyond what it has borrowed for them."""
+    less = {
+        document: much - borrowed.get((query, document), (0.0, 0.0))[0] for document, much in documents.items()
+    }
+    return {document: much for document, much in less.items() if much > 0.0}
 
 
 def _borrowed(clicks: Clicks, cap: float) -> dict[tuple[int, int], tuple[float, float]]:

@@ -301,6 +301,28 @@ def test_a_version_that_was_there_before_the_shift_has_not_learnt_it() -> None:
         assert "query_distance" in moved
 
 
+def test_an_alarm_of_long_ago_makes_no_later_version_one_that_has_learnt_a_new_shift() -> None:
+    rng = np.random.default_rng(37)
+    watch = DriftWatch()
+    alarms(watch, *[window(rng, 200) for _ in range(3)])
+    assert alarms(watch, window(rng, 200, topic=1))[0] > {"query_distance"}
+    alarms(watch, *[window(rng, 200) for _ in range(2)])
+    alarms(watch, window(rng, 200, version=["v1"] * 4 + ["v2"]))
+    shifted = [window(rng, 200, topic=2, version=share) for share in (["v1"] * 3 + ["v2"], "v2", "v2")]
+    for moved in alarms(watch, *shifted):
+        assert "query_distance" in moved
+
+
+def test_a_version_that_is_rolled_back_to_has_not_learnt_a_new_shift() -> None:
+    rng = np.random.default_rng(38)
+    watch = DriftWatch()
+    alarms(watch, *[window(rng, 200) for _ in range(3)], window(rng, 200, topic=1))
+    alarms(watch, *[window(rng, 200, topic=1, version="v2") for _ in range(3)])
+    shifted = [window(rng, 200, topic=2, version=version) for version in ("v2", "v1", "v1")]
+    for moved in alarms(watch, *shifted):
+        assert "query_distance" in moved
+
+
 def test_a_version_that_has_learnt_what_is_new_starts_the_reference_afresh() -> None:
     rng = np.random.default_rng(10)
     watch = DriftWatch()

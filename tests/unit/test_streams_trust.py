@@ -19,7 +19,7 @@ def weigh(rules: Trust, key: str, *, at: float, served_at: float, doc: str = "d"
 
 
 def weigh_rating(rules: Trust, key: str, *, at: float) -> float:
-    return rules.opinion(key, "d", "t", at=at).weight
+    return rules.opinion(key, "d", "t", at=at, served_at=at - 5.0).weight
 
 
 def test_a_person_who_clicks_now_and_then_is_believed() -> None:
@@ -54,7 +54,7 @@ def test_a_flood_of_ratings_counts_against_the_rate_too() -> None:
 
 def test_history_takes_no_room_from_today_nor_today_from_history() -> None:
     day, rules = 86_400.0, Trust(Limits(clicks_per_document=0))
-    today = 400 * day
+    today = 400 * day + 1800.0
 
     def believed(key: str, whens: list[float]) -> float:
         each = ((at, f"d{n}", f"text {n}") for n, at in enumerate(whens))
@@ -64,6 +64,24 @@ def test_history_takes_no_room_from_today_nor_today_from_history() -> None:
     assert believed("bob", [today - 60 * day + n * day / 2 for n in range(100)]) == 100.0
     assert believed("eve", [today - 9 * day + n * 30.0 for n in range(40)]) == 20.0, "of one hour, a share"
     assert believed("ann", [today + 60.0 + n for n in range(20)]) == 15.0
+
+
+def test_no_one_gets_room_by_dating_clicks_back() -> None:
+    rules = Trust(Limits())
+    now = 400 * 86_400.0
+    believed = 0.0
+    for n in range(1000):
+        dated = now - 7200.0 * (1 + n % 2) - 61.0 * n
+        believed += weigh(rules, "eve", at=dated, served_at=now + n, doc="d", text=f"text {n}")
+    assert believed <= Limits().clicks_per_document
+
+
+def test_two_histories_that_come_mixed_have_their_shares_each() -> None:
+    rules = Trust(Limits())
+    weigh(rules, "ann", at=10 * 86_400.0, served_at=10 * 86_400.0 - 5.0)
+    days = [86_400.0 * (1 + n % 2) + 1800.0 + n for n in range(200)]
+    believed = [weigh(rules, "eve", at=at, served_at=at - 5.0, doc="d", text=f"text {at}") for at in days]
+    assert sum(believed) == 2 * Limits().clicks_per_document
 
 
 def test_a_clock_in_the_future_takes_nothing_from_those_after_it() -> None:

@@ -241,6 +241,17 @@ def test_a_teacher_that_cannot_be_used_is_refused_in_a_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["2_Dense/pytorch_model.bin", "head.pt"])
+def test_a_teacher_with_weights_that_would_be_unpickled_is_refused(
+    part: str, encoder: SentenceTransformer, tmp_path: Path
+):
+    folder = cross_encoder(tmp_path, scores=1)
+    (folder / part).parent.mkdir(exist_ok=True)
+    (folder / part).write_bytes(b"pickled")
+    with pytest.raises(SettingsError, match="nothing is unpickled"):
+        replace(SMALL, teacher=f"cross-encoder:{folder}").train(job_of(encoder))
+
+
 # Gradients of several batches
 
 

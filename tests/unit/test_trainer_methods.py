@@ -160,6 +160,9 @@ def test_neither_a_near_copy_nor_a_twin_querys_click_is_a_hard_negative_and_what
     assert found[0].tolist() == [3, 4], "1 is like its own, and 2 was clicked for a query like it"
     against = {0: np.array([4])}
     assert mined(asked, documents, query, document, count=2, unwanted=against)[0].tolist() == [4, 3]
+    alone = (asked[1:2], documents, np.array([0]), np.array([2]))
+    assert mined(*alone, count=1)[0].tolist() == [4], "0 is found before its own"
+    assert mined(*alone, count=1, unwanted={0: np.array([0])})[0].tolist() == [0]
 
 
 def test_a_checkpoint_of_another_training_or_a_torn_one_is_thrown_away(tmp_path: Path):
@@ -225,6 +228,14 @@ def test_what_was_rated_low_is_pushed_down_as_far_as_it_is_found():
     assert more.item() == pytest.approx(-2.0 * np.log(1.0 - chance), rel=1e-5)
     more.backward()
     assert scores.grad is not None
+    sure = torch.tensor([[50.0, 0.0, 0.0]], requires_grad=True)
+    Targets(rated).loss(torch.log_softmax(sure, dim=1), np.array([0])).backward()
+    assert sure.grad is not None
+    assert sure.grad.isfinite().all()
+    without = torch.tensor([[50.0, 0.0, 0.0]], requires_grad=True)
+    Targets(clicks).loss(torch.log_softmax(without, dim=1), np.array([0])).backward()
+    assert without.grad is not None
+    assert bool(sure.grad[0, 0] >= without.grad[0, 0])
     assert scores.grad[0].tolist() == pytest.approx([2.0 * chance / (1.0 - chance), 0.0, 0.0], rel=1e-5)
 
 

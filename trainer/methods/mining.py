@@ -31,10 +31,10 @@ def mined(
     """(rows, count): for each row the documents that its query finds first and must not, -1 where there are fewer.
 
     ``asked`` (rows, dim) are the rows' queries, ``query`` and ``document`` (rows,) their numbers. ``unwanted``, by
-    query, are documents that feedback speaks against: they come before all that are merely found. What scores
-    nearly as high as the row's own document may be wanted too (positive-aware mining, Moreira et al. 2024,
-    "NV-Retriever"), and so may a near-copy of that, and what was clicked for a query that all but coincides; what
-    was clicked for the query itself is.
+    query, are documents that feedback speaks against: they come before all that are merely found, however high
+    they score. Another that scores nearly as high as the row's own document may be wanted too (positive-aware
+    mining, Moreira et al. 2024, "NV-Retriever"), and so may a near-copy of that, and what was clicked for a query
+    that all but coincides; what was clicked for the query itself is.
     """
     found = np.full((len(asked), count), -1, dtype=np.int64)
     wanted: dict[int, list[int]] = defaultdict(list)
@@ -42,9 +42,11 @@ def mined(
         wanted[q].append(d)
     for row in range(len(asked)):
         scores, own = documents @ asked[row], documents[document[row]]
-        protected = (scores > PROTECTED * scores[document[row]]) | (documents @ own >= NEAR_COPY)
-        scores[unwanted.get(int(query[row]), [])] += BEFORE_ALL
-        scores[protected] = -np.inf
+        refused = unwanted.get(int(query[row]), np.zeros(0, dtype=np.int64))
+        protected = scores > PROTECTED * scores[document[row]]
+        protected[refused] = False
+        scores[refused] += BEFORE_ALL
+        scores[protected | (documents @ own >= NEAR_COPY)] = -np.inf
         for like in {int(query[row]), *query[asked @ asked[row] >= NEAR_DUPLICATE].tolist()}:
             scores[wanted[like]] = -np.inf
         first = np.argsort(-scores, kind="stable")[:count]

@@ -16,8 +16,8 @@ SCALE = 30.0
 """Inverse temperature of the softmax over cosines."""
 WHOLE_CORPUS = 20_000
 """Up to so many documents, every one is a negative for every query; of more, a sample and the nearest ones."""
-SURE = 0.999
-"""Most that a document may be found likely; beyond it the loss of an unwanted one would have no bound."""
+SURE = -1e-6
+"""Log-probability from which on a document is all that is found; an unwanted one's loss stays finite there."""
 NEAREST = 100
 SAMPLED = 1024
 
@@ -47,8 +47,14 @@ class Targets:
         loss = -(found * weight).sum()
         if len(self._unwanted):
             found, weight = self._unwanted.picked(scores, queries, column)
-            loss = loss - (torch.log1p(-found.exp().clamp(max=SURE)) * weight).sum()
+            loss = loss - (_log_of_the_rest(found) * weight).sum()
         return loss / len(queries)
+
+
+def _log_of_the_rest(found: torch.Tensor) -> torch.Tensor:
+    """log(1 - p) of log-probabilities, whose gradient stays that of a document at SURE beyond it."""
+    within = found - (found - SURE).clamp(min=0.0).detach()
+    return torch.log(-torch.expm1(within))
 
 
 class _Rows:

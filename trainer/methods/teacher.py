@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder
 
 from clickloop.errors import ArtifactError, SettingsError
@@ -22,6 +24,7 @@ from trainer.methods.pairs import Pairs
 from trainer.methods.upper_layers import OnText
 from trainer.model import encode, load_encoder
 
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 CROSS_ENCODER = "cross-encoder:"
 """How the setting begins where it names one."""
 
@@ -59,13 +62,18 @@ class CrossEncoderTeacher:
         self._texts = texts
         named = f"setting full_teacher: {CROSS_ENCODER}{name}"
         try:
+            folder = (
+                Path(name) if Path(name).is_dir() else Path(snapshot_download(name, ignore_patterns=list(PICKLED)))
+            )
+            if any(found for pattern in PICKLED for found in folder.rglob(pattern)):
+                raise ValueError("it holds weights that are no safetensors, and nothing is unpickled")
             self._model = CrossEncoder(
-                name,
+                str(folder),
                 device=str(device),
-                local_files_only=Path(name).is_dir(),
+                local_files_only=True,
                 model_kwargs={"use_safetensors": True},
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().split("\n", 1)[0]
             raise SettingsError(f"{named} can't be loaded: {reason}") from None
         if self._model.num_labels != 1:
