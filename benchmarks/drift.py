@@ -194,14 +194,18 @@ def _groups(quick: bool) -> Iterator[tuple[str, Group]]:
         yield from _real()
 
 
+def _worlds_from(first: int) -> Callable[[int], World]:
+    return lambda seed: simulated(first + seed)
+
+
 def _simulated(quick: bool) -> Group:
     streams, windows = (16, 12) if quick else (80, 20)
     group = Group()
     say(f"simulated: {2 * streams + streams // 2} streams ...")
     group.run(simulated, "none", streams, before=windows, after=0)
-    group.run(lambda seed: simulated(1000 + seed), "unseen_topics", streams, before=BEFORE, after=AFTER)
-    group.run(lambda seed: simulated(2000 + seed), "worse_answers", streams // 4, before=BEFORE, after=AFTER)
-    group.run(lambda seed: simulated(3000 + seed), "worse_topic", streams // 4, before=BEFORE, after=AFTER)
+    group.run(_worlds_from(1000), "unseen_topics", streams, before=BEFORE, after=AFTER)
+    group.run(_worlds_from(2000), "worse_answers", streams // 4, before=BEFORE, after=AFTER)
+    group.run(_worlds_from(3000), "worse_topic", streams // 4, before=BEFORE, after=AFTER)
     return group
 
 
@@ -209,23 +213,10 @@ def _several_versions(quick: bool, versions: Versions) -> Group:
     streams = 2 if quick else 30
     group = Group()
     say(f"{versions.__name__}: {3 * streams} streams ...")
-    group.run(lambda seed: simulated(4000 + seed), "none", streams, before=12, after=0, versions=versions)
-    group.run(
-        lambda seed: simulated(5000 + seed),
-        "unseen_topics",
-        streams,
-        before=BEFORE,
-        after=AFTER,
-        versions=versions,
-    )
-    group.run(
-        lambda seed: simulated(6000 + seed),
-        "worse_answers",
-        streams,
-        before=BEFORE,
-        after=AFTER,
-        versions=versions,
-    )
+    group.run(_worlds_from(4000), "none", streams, before=12, after=0, versions=versions)
+    shifts: tuple[tuple[Shift, int], ...] = (("unseen_topics", 5000), ("worse_answers", 6000))
+    for shift, first in shifts:
+        group.run(_worlds_from(first), shift, streams, before=BEFORE, after=AFTER, versions=versions)
     return group
 
 

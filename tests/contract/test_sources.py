@@ -15,7 +15,7 @@ from clickloop.settings import load_mappings
 from clickloop.sources import Sources
 from demo.processes import ProcessGroup
 from tests.streams_worker import until, worker
-from tests.unit.test_sources import AT, TOML, UBI_EVENT, UBI_QUERY, envelope
+from tests.unit.source_records import AT, TOML, UBI_EVENT, UBI_QUERY, envelope
 from trainer.examples import read_documents
 
 BINARY = [("ce_specversion", b"1.0"), ("ce_id", b"1"), ("ce_source", b"/shop"), ("ce_type", b"clicked")]

@@ -20,7 +20,9 @@ from clickloop.errors import InvalidMessageError, MessageError
 from clickloop.events import Message, MessageQuarantined
 from clickloop.kafka import Record
 from tests.unit.golden_messages import GOLDEN
-from tests.unit.test_sources import AT, UBI_EVENT, UBI_EXAMPLES, mapped, page_sources, shown_examples
+from tests.unit.source_records import AT, UBI_EVENT, mapped
+from tests.unit.test_sources_page import page_sources, shown_examples
+from tests.unit.test_sources_ubi import UBI_EXAMPLES
 
 MESSAGES = 100_000
 SECONDS = 60.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class Pairs:
     hard: Indexes
     """(rows, count) negatives of each row alone, -1 where there are fewer"""
 
-    @property
+    @cached_property
     def weight(self) -> Floats:
         """(rows,) how much is made of each, with a mean of 1"""
         taught = self.clicks.taught
