@@ -93,9 +93,10 @@ def _csv(path: Path) -> Iterator[Row]:
             original = "".join(taken).encode("utf-8", "surrogateescape").rstrip(b"\r\n")
             place = f"{path}:{line}"
             if header is None:
-                if reason or len(set(cells)) != len(cells):
+                names = [name.strip() for name in cells]
+                if reason or len(set(names)) != len(names):
                     raise SettingsError(f"{place}: {reason or 'a column of this name occurs twice in the header'}")
-                header = [name.strip() for name in cells]
+                header = names or None
             elif not reason and len(cells) > len(header):
                 yield Row(place, original, None, f"{len(cells)} cells, but the header names {len(header)} columns")
             elif reason or cells:
@@ -129,11 +130,33 @@ def _parquet(path: Path) -> Iterator[Row]:
                         # Python's times have microseconds, and nanoseconds would be an error.
                         kind = pa.timestamp("us", tz=field.type.tz)
                         table = table.set_column(place, field.name, table.column(place).cast(kind, safe=False))
-                for record in table.to_pylist():
+                for record, reason in _records(table):
                     number += 1
-                    yield _encoded(f"{path}:{number}", record)
+                    original = repr(record).encode("utf-8", "replace") if reason else b""
+                    yield _encoded(f"{path}:{number}", record, original, reason)
     except pa.ArrowException as error:
         raise SettingsError(f"{path} is no readable Parquet file: {error!s:.200}") from None
+
+
+def _records(table: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each row, and why it can't be used: Arrow holds what Python can't, as the year 10,000."""
+    try:
+        records = table.to_pylist()
+    except (ValueError, OverflowError):
+        yield from (_record(table.slice(place, 1)) for place in range(table.num_rows))
+    else:
+        yield from ((record, "") for record in records)
+
+
+def _record(row: Any) -> tuple[dict[str, Any], str]:
+    record, reason = dict[str, Any](), ""
+    for name, column in zip(row.column_names, row.columns, strict=True):
+        try:
+            record[name] = column[0].as_py()
+        except (ValueError, OverflowError) as error:
+            record[name] = " ".join(column.combine_chunks().to_string().split())
+            reason = f"{name} can't be read, {record[name]:.100}: {error}"
+    return record, reason
 
 
 def _encoded(place: str, record: dict[str, Any], original: bytes = b"", reason: str = "") -> Row:

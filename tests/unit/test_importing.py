@@ -123,6 +123,27 @@ def test_binary_within_lists_is_text_and_a_sketch_stays_bytes(tmp_path: Path) ->
     assert (query.query, query.results[0].doc_id, query.sketch) == ("shoes", "d", b"\xff\x00")
 
 
+def test_a_value_that_python_cannot_hold_costs_its_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.parquet"
+    year_10000 = 253_402_300_800_000_000
+    at = int(AT.timestamp() * 1e6)
+    columns = {name: [value] * 3 for name, value in CLICK.items() if name != "clicked_at"}
+    times = pa.array([at, year_10000, at], pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table({**columns, "clicked_at": times}), path)
+    found = read(path)
+    assert [r.message is None for r in found] == [False, True, False]
+    assert "clicked_at can't be read, [ 10000-01-01 00:00:00" in found[1].reason
+    assert b"10000-01-01" in found[1].row.original
+
+
+def test_empty_lines_before_the_header_of_a_csv_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text("\n\nquery_id, doc_id ,clicked_at\nq-1,d,2026-03-02T09:15:04Z\n")
+    (row,) = read(path)
+    assert row.row.place.endswith(":4")
+    assert row.message.doc_id == "d"
+
+
 def test_two_columns_of_one_name_are_a_users_mistake_in_parquet_too(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["doc_id", "doc_id"]), path)
@@ -230,6 +251,7 @@ def test_lines_of_any_length_and_content_are_rows(tmp_path: Path) -> None:
         ("x.txt", b"", "must end in"),
         ("x.parquet", b"no parquet", "no readable Parquet"),
         ("x.csv", b"a,a\n1,2\n", "occurs twice"),
+        ("x.csv", b"\na, a \n1,2\n", "x.csv:2: .*occurs twice"),
         ("gone.jsonl", None, "can't be read"),
     ],
 )
@@ -259,7 +281,7 @@ async def test_rejected_rows_are_kept_as_they_were(tmp_path: Path) -> None:
 
 async def test_actions_without_feedback_are_ignored_and_not_rejected(tmp_path: Path) -> None:
     seen = {"action_name": "impression", "query_id": "q", "timestamp": AT.isoformat()}
-    path = jsonl(tmp_path / "x.jsonl", seen, CLICK, seen, {**seen, "event_attributes": 7})
+    path = jsonl(tmp_path / "x.jsonl", seen, CLICK, {**seen, "event_attributes": 7}, {**seen, "action_name": 7})
     said: list[str] = []
     with Rejects(None, said.append) as reject:
         report = await send(read(path), None, reject=reject, progress=lambda _: None)
