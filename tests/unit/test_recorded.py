@@ -128,7 +128,10 @@ def test_what_cannot_be_read_is_told_and_stops_nothing(tmp_path: Path) -> None:
 def test_actions_without_feedback_are_no_unusable_lines(tmp_path: Path) -> None:
     seen = {"action_name": "impression", "query_id": "q1", "timestamp": START.isoformat()}
     events, told = read(
-        written(tmp_path / "a.jsonl", [query(1), seen, click(1), {**seen, "timestamp": "soon"}, seen])
+        written(
+            tmp_path / "a.jsonl",
+            [query(1), seen, click(1), {**seen, "action_name": ""}, {**seen, "timestamp": "soon"}],
+        )
     )
     assert [line.split(":")[1] for line in told] == ["4"]
     assert events.ignored == 2
