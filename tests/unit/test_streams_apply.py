@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from clickloop import codec, topics
+from clickloop.errors import ImpossibleFeedbackError
 from clickloop.sources import Sources
 from streams.apply import Applied, apply
 from streams.partition import Partition
@@ -79,6 +80,7 @@ def test_a_click_on_what_was_not_shown_is_a_letter_of_the_click_itself() -> None
     found = applied(state, topics.QUERIES, *asked("q1"))
     ((of, error, live),) = found.unusable
     assert (of, live) == (41, True), "and not of the query that it waited for"
+    assert isinstance(error, ImpossibleFeedbackError)
     assert "'nowhere' was not shown" in str(error)
 
 

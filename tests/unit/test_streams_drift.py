@@ -199,6 +199,22 @@ def test_the_fall_of_one_of_two_versions_is_told_and_ends_when_it_answers_no_mor
     assert not alone.exceeded
 
 
+def test_a_trend_is_told_of_the_version_that_fell_while_it_answers_or_else_of_the_one_that_answers_most() -> None:
+    rng = np.random.default_rng(43)
+    trend, shares = ClickTrend(), ["v1", "v2", "v2"]
+    assert trend.measure(window(rng, 40), Sample(), rng) is None, "too few"
+    for _ in range(3):
+        even = trend.measure(window(rng, 600, version=shares, clicked={"v1": 0.9, "v2": 0.5}), Sample(), rng)
+    fallen = trend.measure(window(rng, 600, version=shares, clicked={"v1": 0.2, "v2": 0.5}), Sample(), rng)
+    alone = trend.measure(window(rng, 200, version="v2", clicked=0.5), Sample(), rng)
+    assert even is not None
+    assert even.value == pytest.approx(0.5 * 0.457, abs=0.06), "the mean of 1, 1/2 ... 1/5 is 0.457"
+    assert fallen is not None
+    assert fallen.exceeded
+    assert alone is not None
+    assert not alone.exceeded
+
+
 def test_rising_click_ranks_and_a_new_version_are_no_falling_trend() -> None:
     rng = np.random.default_rng(25)
     trend = ClickTrend()
@@ -275,7 +291,7 @@ def test_a_version_that_takes_over_at_once_raises_no_alarm_though_it_shows_other
     rng = np.random.default_rng(34)
     watch = DriftWatch()
     alarms(watch, *[window(rng, 200) for _ in range(3)])
-    windows = [window(rng, 200, version="v2", clicked=0.2) for _ in range(3)]
+    windows = [window(rng, 200, version="v2", clicked=0.4) for _ in range(3)]
     for number, one in enumerate(windows):
         for click in one.clicked:
             click.document += 1
@@ -333,6 +349,53 @@ def test_a_version_that_has_learnt_what_is_new_starts_the_reference_afresh() -> 
     assert alarms(watch, *learnt) == [{"unmeasured"}, set(), set(), set()]
 
 
+def test_a_version_that_came_after_a_shift_has_learnt_it_only_once_it_answers_most() -> None:
+    rng = np.random.default_rng(39)
+    watch = DriftWatch()
+    alarms(watch, *[window(rng, 200) for _ in range(3)])
+    shares = ("v1", ["v1"] * 3 + ["v2"], "v2")
+    first, second, third = alarms(watch, *[window(rng, 200, topic=1, version=share) for share in shares])
+    assert "query_distance" in first & second
+    assert third == {"unmeasured"}
+
+
+def test_of_very_many_versions_those_that_answered_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.drift.SEEN", 2)
+    rng = np.random.default_rng(40)
+    watch = DriftWatch()
+    alarms(watch, *[window(rng, 200, version=["live"] * 3 + [f"v{number}"]) for number in range(4)])
+    shifted = [window(rng, 200, topic=1, version=share) for share in (["live"] * 3 + ["v4"], "live", "v4")]
+    for moved in alarms(watch, *shifted):
+        assert "query_distance" in moved
+    assert list(watch._seen) == ["live", "v4"]
+
+
+def test_a_version_that_gave_too_few_answers_before_is_compared_with_none() -> None:
+    rng = np.random.default_rng(41)
+    reference, few = window(rng, 600), window(rng, 40, version="v2", clicked=1.0)
+    reference.asked += few.asked
+    reference.clicked += few.clicked
+    reference.clicks.merge(few.clicks)
+    reference.abandoned.merge(few.abandoned)
+    new = window(rng, 300, version="v2", clicked=0.2)
+    for name in ("new_documents", "topic_clicks", "click_mrr", "abandonment"):
+        assert mean_of(name).measure(new, reference, rng) is None, name
+
+
+def test_versions_that_show_other_documents_and_earn_other_clicks_may_change_their_shares() -> None:
+    rng = np.random.default_rng(42)
+    clicked = {"v1": 0.9, "v2": 0.3}
+    reference, moved = (
+        window(rng, 600, version=["v1"] * ones + ["v2"] * (10 - ones), clicked=clicked) for ones in (7, 1)
+    )
+    for click in [*reference.clicked, *moved.clicked]:
+        click.document += click.version == "v2"
+    for detector in (mean_of("new_documents"), TopicClicks(topics=2)):
+        found = detector.measure(moved, reference, rng)
+        assert found is not None
+        assert not found.exceeded, detector.name
+
+
 def test_few_queries_of_each_of_two_versions_are_enough_together() -> None:
     rng = np.random.default_rng(37)
     reference = window(rng, 600, version=EVEN, clicked=0.8)
@@ -363,6 +426,18 @@ def test_a_new_versions_answers_are_soon_in_a_reference_of_many_windows() -> Non
         reference.add(window(rng, 100, version="v2"), rng)
     assert sum(query.version == "v2" for query in reference.sample.asked) >= 50
     assert sum(click.version == "v2" for click in reference.sample.clicked) >= 25
+
+
+def test_a_version_that_answered_hardly_anything_for_long_is_soon_in_the_reference_too() -> None:
+    rng = np.random.default_rng(44)
+    reference = Reference(limit=200)
+    for _ in range(100):
+        reference.add(window(rng, 100), rng)
+    for _ in range(15):
+        reference.add(window(rng, 100, version=["v1"] * 49 + ["v2"]), rng)
+    for _ in range(2):
+        reference.add(window(rng, 100, version="v2"), rng)
+    assert sum(query.version == "v2" for query in reference.sample.asked) >= 50
 
 
 def test_a_window_that_is_different_does_not_become_the_norm() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clickloop.events import ExampleFormed, QueryServed, ResultClicked, ResultPreferred, ResultRated
-from streams.examples import example_id
+from streams.examples import Feedback, example_id
 from streams.partition import Partition
 from tests.unit.streams_facts import NOON, click, partition, preference, query, rating
 
@@ -99,7 +99,7 @@ def test_the_same_event_twice_changes_nothing() -> None:
 def test_a_second_click_on_a_result_within_a_minute_is_no_second_click() -> None:
     feed = log()
     feed.put(query())
-    told = [feed.put(click("b", when=at, event=f"at {at}")) for at in (2, 30, 70)]
+    told = [feed.put(click("b", when=at, event=f"at {at}")) for at in (2, 30, 62)]
     assert [(one.clicks, one.revision) for (one,) in told] == [(1, 1), (1, 2), (2, 3)]
 
 
@@ -123,6 +123,24 @@ def test_clicks_on_one_result_again_and_again_revise_that_example_alone() -> Non
         assert [e.doc_id for e in feed.put(click("a", when=at))] == ["a"]
 
 
+def test_a_preference_told_again_revises_that_example_alone() -> None:
+    feed = log()
+    feed.put(query())
+    feed.put(click("c"))
+    assert [e.doc_id for e in feed.put(preference("a", "d", strength=0.3))] == ["a", "c"]
+    assert [e.doc_id for e in feed.put(preference("a", "d", strength=0.6))] == ["a"]
+
+
+def test_of_two_clicks_that_are_believed_alike_the_reason_is_the_same_whichever_came_first() -> None:
+    reasons = []
+    for order in (("rate", "repeat"), ("repeat", "rate")):
+        feedback = Feedback()
+        for number, reason in enumerate(order):
+            result = feedback.click("a", at=NOON + number, dwell=None, trust=0.0, reason=reason)
+        reasons.append(result.click_reason)
+    assert reasons[0] == reasons[1]
+
+
 def test_the_same_query_twice_opens_one_impression() -> None:
     feed = log()
     feed.put(query())
@@ -143,6 +161,30 @@ def test_a_query_that_comes_again_after_its_window_opens_nothing() -> None:
     counts = feed.part.join.counts
     assert (counts["duplicate_query"], counts["late"], feed.part.join.open_impressions) == (1, 1, 0)
     assert feed.part.report(NOON + 2001.0) is None
+
+
+def test_of_what_is_closed_the_latest_is_known_and_no_more_than_may_be_open() -> None:
+    feed = log(max_open_impressions=8)
+    for number in range(100):
+        feed.put(query(f"q{number}"))
+        for closed in range(max(0, number - 11), number - 7):
+            assert feed.part.query(query(f"q{closed}"), offset=999, log_time=NOON, now=NOON).examples == []
+    counts = feed.part.join.counts
+    assert (counts["evicted"], counts["duplicate_query"]) == (92, 1 + 2 + 3 + 4 * 89)
+    for number in range(84):
+        feed.put(click("b", f"q{number}"))
+    assert (counts["waiting"], counts["late"]) == (84, 0), "those are long gone"
+
+
+def test_what_was_the_oldest_before_it_was_forgotten_is_not_closed_again() -> None:
+    feed = log(window_seconds=60)
+    feed.put(query("q0", key="u0"))
+    feed.put(query("q1", key="u1"))
+    assert feed.part.join.oldest_open_offset == 0
+    feed.part.join.forget("u0")
+    assert feed.part.join.oldest_open_offset == 1
+    feed.pass_time(100.0)
+    assert feed.part.join.open_impressions == 0
 
 
 def test_a_longer_dwell_revises_the_example() -> None:
@@ -172,6 +214,9 @@ def test_a_low_rating_turns_a_click_into_a_negative_and_a_high_one_makes_a_posit
     (liked,) = feed.put(rating("c", 5))
     assert (liked.label, liked.weight) == ("positive", 1.0)
     assert liked.negatives == ["a", "b"], "what was rated low is a negative for what is below it"
+    feed.put(rating("b", 2, when=4.0))
+    (lower,) = feed.put(click("d"))
+    assert lower.negatives == ["a", "b"]
 
 
 def test_a_preference_makes_an_example_against_the_alternative_that_weighs_its_strength() -> None:
@@ -236,6 +281,14 @@ def test_a_click_after_the_window_is_counted_as_late_and_makes_nothing() -> None
     feed = log(window_seconds=60)
     feed.put(query())
     assert feed.put(click("b", when=61)) == []
+    assert feed.part.join.counts["late"] == 1
+
+
+def test_a_click_that_is_dated_before_the_window_is_counted_as_late_and_makes_nothing() -> None:
+    feed = log(window_seconds=60)
+    feed.put(query())
+    assert feed.put(click("b", when=-61)) == []
+    assert len(feed.put(click("b", when=-59))) == 1
     assert feed.part.join.counts["late"] == 1
 
 

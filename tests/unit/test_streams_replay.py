@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from clickloop.commands import Pause, Reason, Retrain
 from clickloop.events import Message, OffsetRange
@@ -13,7 +14,7 @@ from streams.advice import Recommendation, recommendations
 from streams.replay import Told, replay, time_of
 from streams.settings import StreamsSettings
 from streams.trigger import Trigger
-from tests.unit.streams_facts import NOON, at, progress, range_, report, trained
+from tests.unit.streams_facts import NOON, at, node, progress, range_, report, trained
 
 
 def told(*messages: Message) -> list[Told]:
@@ -157,6 +158,37 @@ def test_what_the_trigger_really_did_is_passed_over_and_what_operators_did_is_he
     done = progress("manual", "adapter", "done", when=26)
     assert times(fired(told(*reports(10), real))) == times(fired(told(*reports(10))))
     assert times(fired(told(*reports(10), manual, done))) == [70.0]
+
+
+def test_what_the_same_command_came_to_in_truth_is_passed_over_too() -> None:
+    log = reports(30)
+    first, *others = fired(told(*log))
+    name = first.command_id
+    real = command(name, *first.ranges, policy="threshold", when=40)
+    published = trained("v1", name, seconds=400.0, when=41)
+    failed = progress(name, "adapter", "failed", when=41)
+    assert times(fired(told(*log, real, published, failed))) == times([first, *others])
+
+
+def test_each_rung_is_taken_to_cost_what_it_alone_did() -> None:
+    log = told(
+        trained("v0", "k0", seconds=10.0, when=-500.0),
+        trained("v1", "k0", kind="query_encoder", parent="v0", seconds=30.0, when=-500.0),
+        *reports(60),
+    )
+    found = fired(log, kinds=["adapter", "query_encoder"])
+    assert len(found) > 3
+    assert {c.reason.figures["expected_seconds"] for c in found} == {40.0}
+
+
+def test_what_would_have_been_trained_knows_the_documents_of_its_time() -> None:
+    log = told(
+        trained("v0", "k0", documents=100, when=-500.0),
+        node("a", documents=900),
+        *reports(30),
+        replace(node("a", documents=1500), reported_at=at(200)),
+    )
+    assert times(fired(log, policies=["new_documents"], document_threshold=500)) == [20.0, 200.0]
 
 
 def test_before_the_start_everything_is_as_it_was() -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from msgspec.structs import replace
+
 from clickloop.commands import Pause, Retrain
-from clickloop.events import OffsetRange
+from clickloop.events import OffsetRange, SliceCounts
 from streams.buffer import covers, merge_ranges
+from streams.pending import Pending
 from streams.settings import StreamsSettings
 from streams.trigger import NotNow, Trigger
 from tests.unit.streams_facts import NOON, at, node, progress, range_, report, trained
@@ -405,6 +409,43 @@ def test_pending_reports_are_bounded_and_no_range_is_lost() -> None:
     assert len(rule._pending) <= 20_001
     assert rule.new_examples == 20_050
     assert rule.low_water == 0
+
+
+def test_reports_that_became_one_add_up_and_wait_for_a_command_over_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.pending.MAX_PENDING", 2)
+    pending = Pending()
+    for number in range(4):
+        one = report(number, examples=10, ranges=[range_(number, 0, 10)], when=number)
+        pending.add(replace(one, slices=[SliceCounts(examples=10, domain=f"d{number}")]), offset=number)
+    assert len(pending) == 2
+    totals = pending.totals
+    assert (totals.queries, totals.examples, pending.low_water) == (40, 40, 0)
+    assert totals.ranges == [range_(number, 0, 10) for number in range(4)]
+    assert {part.domain for part in pending.slices()} == {"d0", "d1", "d2", "d3"}
+    pending.drop_covered([range_(0, 0, 10), range_(3, 0, 10)], NOON + 9)
+    assert (len(pending), pending.totals.examples) == (1, 30)
+
+
+def test_windows_without_examples_that_became_one_wait_for_a_command_after_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.pending.MAX_PENDING", 1)
+    pending = Pending()
+    for number in range(2):
+        pending.add(report(number, when=number), offset=number)
+    pending.drop_covered([], NOON + 0.5)
+    assert len(pending) == 1
+    pending.drop_covered([], NOON + 1.0)
+    assert len(pending) == 0
+
+
+def test_a_report_that_is_told_again_is_where_it_was_told_first() -> None:
+    rule = trigger()
+    for offset in (3, 9):
+        rule.report(report(0, examples=20, ranges=[range_(0, 0, 20)]), offset=offset)
+    assert rule.low_water == 3
 
 
 def test_reports_that_are_told_one_by_one_add_up_as_they_do_after_a_restart() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from clickloop.events import ExampleFormed
 from streams.dead_letters import DeadLetterLimit
 from streams.examples import Feedback, NoPositionBias, PositionBias
-from streams.trust import MAX_KEYS, Limits, Trust
+from streams.trust import MAX_KEYS, PAST_HOURS, Limits, Trust
 from tests.unit.streams_facts import NOON, click, partition, query, rating
 
 
@@ -76,12 +78,49 @@ def test_no_one_gets_room_by_dating_clicks_back() -> None:
     assert believed <= Limits().clicks_per_document
 
 
-def test_two_histories_that_come_mixed_have_their_shares_each() -> None:
+def test_no_one_gets_room_in_history_by_dating_clicks_otherwise() -> None:
     rules = Trust(Limits())
-    weigh(rules, "ann", at=10 * 86_400.0, served_at=10 * 86_400.0 - 5.0)
-    days = [86_400.0 * (1 + n % 2) + 1800.0 + n for n in range(200)]
-    believed = [weigh(rules, "eve", at=at, served_at=at - 5.0, doc="d", text=f"text {at}") for at in days]
-    assert sum(believed) == 2 * Limits().clicks_per_document
+    day = 86_400.0
+    weigh(rules, "ann", at=10 * day, served_at=10 * day - 5.0)
+    whens = [day + 5.0 + 7200.0 * n for n in range(20)]
+    believed = [weigh(rules, "eve", at=at, served_at=day, doc="d", text=f"text {at}") for at in whens]
+    assert sum(believed) == Limits().clicks_per_document
+
+
+def test_dating_a_click_back_hides_nothing_of_what_other_partitions_have_counted() -> None:
+    rules = trust()
+    now = 10 * 86_400.0
+    assert weigh(rules, "flood", at=now, served_at=now - 5.0) == 1.0
+    rates = rules.tallies[0]
+    rates.told(rates.window, {"flood": 11.0})
+    assert weigh(rules, "flood", at=now - 7300.0, served_at=now - 3.0) == 0.0
+
+
+def test_history_that_is_told_backwards_takes_no_room_from_today() -> None:
+    rules, today = Trust(Limits(clicks_per_document=0)), 400 * 86_400.0
+    whens = [today - 3000.0 * n for n in range(40)]
+    believed = [weigh(rules, "bob", at=at, served_at=at - 5.0, doc=f"d{at}", text=f"text {at}") for at in whens]
+    assert believed == [1.0] * 40
+
+
+@pytest.mark.parametrize("apart", [7200.0, 86_400.0], ids=["hours", "days"])
+def test_histories_that_come_mixed_have_their_shares_each(apart: float) -> None:
+    rules = Trust(Limits())
+    weigh(rules, "ann", at=20 * 86_400.0, served_at=20 * 86_400.0 - 5.0)
+    whens = [apart * (1 + n % PAST_HOURS) + 1800.0 + n for n in range(200)]
+    believed = [weigh(rules, "eve", at=at, served_at=at - 5.0, doc="d", text=f"text {at}") for at in whens]
+    assert sum(believed) == PAST_HOURS * Limits().clicks_per_document
+
+
+def test_of_past_hours_the_one_that_was_left_alone_the_longest_is_forgotten() -> None:
+    rules = Trust(Limits())
+    weigh(rules, "ann", at=20 * 86_400.0, served_at=20 * 86_400.0 - 5.0)
+    believed = 0.0
+    for hour in range(1, 40):
+        believed += weigh(rules, "eve", at=10.0 + hour, served_at=5.0, doc="d", text=f"text {hour}")
+        weigh(rules, "bob", at=3600.0 * hour, served_at=3600.0 * hour, doc=f"d{hour}", text="t")
+    assert believed == Limits().clicks_per_document
+    assert len(rules._past) == PAST_HOURS
 
 
 def test_a_clock_in_the_future_takes_nothing_from_those_after_it() -> None:

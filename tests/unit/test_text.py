@@ -20,6 +20,15 @@ def test_case_accents_encoding_and_punctuation_make_no_difference() -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
+    [("\uff33\uff30\uff21", "spa"), ("Stra\u00dfe", "STRASSE"), ("\u2460", "1")],
+    ids=["wide letters", "sharp s", "circled"],
+)
+def test_letters_that_mean_the_same_are_the_same(one: str, other: str) -> None:
+    assert normal_text(one) == normal_text(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
     [
         ("\u0e01\u0e34\u0e19", "\u0e01\u0e37\u0e19"),  # Thai: eat, return
         ("\u0926\u093f\u0928", "\u0926\u0940\u0928"),  # Hindi: day, poor

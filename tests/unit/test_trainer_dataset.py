@@ -10,6 +10,7 @@ from clickloop.events import ExampleFormed
 from clickloop.text import normal_text
 from tests.unit.trainer_facts import documents, example, world
 from trainer.dataset import PASSED_OVER, RATED, Clicks, after_synthetic, moments, prepare
+from trainer.influence import proportionate
 
 
 def rows(clicks: Clicks) -> dict[tuple[str, int], float]:
@@ -98,6 +99,74 @@ def test_a_document_that_claims_out_of_proportion_teaches_no_more_than_the_avera
     assert not [text for text in clicks.queries if text.startswith("f")], "those go first who click nothing else"
     assert len(prepare([*people, *farm], documents(40)).clicks) == 450
     assert len(prepare(people, documents(40), max_document_share=0.02).clicks) == 400, "people lose nothing"
+
+
+def claims(doc_id: str, count: int, key: str, *, first: int, **more: object) -> list[ExampleFormed]:
+    """Of as many keys, each on a query of its own."""
+    made = [example(f"{key} {n}", doc_id, number=first + n, key=f"{key}-{n}", weight=1.0) for n in range(count)]
+    return [msgspec.structs.replace(one, **more) for one in made]
+
+
+def crowd(each: int) -> list[ExampleFormed]:
+    """Claims of people on forty documents; a person's are on one of each ten."""
+    return [
+        example(f"query {n}", f"d{n % 40:04}", number=n, key=f"user-{n % 10}", weight=1.0)
+        for n in range(40 * each)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("each", "share", "count", "left"),
+    [(1, 0.02, 20, 20), (1, 0.02, 21, 1), (3, 0.02, 30, 30), (3, 0.02, 31, 3), (1, 0.5, 40, 40), (1, 0.5, 41, 1)],
+    ids=["free", "beyond it", "of ten times the median", "beyond that", "of a share", "beyond it all"],
+)
+def test_a_document_claims_too_much_beyond_all_three_limits(each: int, share: float, count: int, left: int):
+    pushed = claims("d0040", count, "farm", first=1000)
+    found = proportionate([*crowd(each), *pushed], max_share=share)
+    assert sum(one.doc_id == "d0040" for one in found) == left
+    assert len(found) == 40 * each + left
+
+
+def test_claims_for_a_document_and_against_it_and_what_was_made_up_are_not_added_together():
+    given = [
+        *crowd(1),
+        *claims("d0040", 15, "fan", first=1000),
+        *claims("d0040", 15, "foe", first=2000, label="negative"),
+        *claims("d0040", 30, "made", first=3000, origin="synthetic"),
+    ]
+    assert proportionate(given, max_share=0.02) == given
+
+
+def test_those_stay_whose_keys_are_believed_to_have_clicked_the_most_else():
+    hidden = [example(f"hidden {n}", f"d{n:04}", number=500 + n, key=f"farm-{n}", weight=0.0) for n in range(40)]
+    nameless = [msgspec.structs.replace(one, split_key="") for one in claims("d0040", 20, "none", first=3000)]
+    honest = claims("d0040", 3, "user", first=4000)
+    given = [*crowd(5), *hidden, *nameless, example("bare", "d0000", number=900, weight=1.0)]
+    given += [*claims("d0040", 100, "farm", first=1000), *honest]
+    assert [one for one in proportionate(given, max_share=0.02) if one.doc_id == "d0040"] == honest
+
+
+def test_whose_key_clicked_more_goes_before_whose_clicked_less():
+    broad = [example(f"broad {n}", f"d{n:04}", number=500 + n, key="broad", weight=1.0) for n in range(39)]
+    pushed = [
+        *claims("d0040", 30, "user", first=1000),
+        example("b", "d0040", number=2000, key="broad", weight=1.0),
+    ]
+    found = proportionate([*crowd(1), *broad, *pushed], max_share=0.02)
+    left = [one.split_key for one in found if one.doc_id == "d0040"]
+    assert left[-1] == "broad"
+    assert len(left) == 2
+
+
+def test_what_was_taken_away_for_the_documents_sake_alone_is_given_back():
+    said = [(0.0, "document_share"), (0.5, "too_fast"), (0.0, "repeat")]
+    people = [
+        msgspec.structs.replace(one, weight=weight, trust=weight, reason=reason)
+        for one, (weight, reason) in zip(claims("d0040", 3, "user", first=4000), said, strict=True)
+    ]
+    found = proportionate([*crowd(5), *claims("d0040", 100, "farm", first=1000), *people], max_share=0.02)
+    left = [(one.weight, one.trust, one.reason) for one in found if one.doc_id == "d0040"]
+    assert left == [(1.0, 1.0, ""), (0.5, 0.5, "too_fast")]
 
 
 def test_a_flood_of_low_ratings_is_held_to_what_people_say_against_other_documents():

@@ -462,6 +462,84 @@ def test_a_ranking_is_the_mean_reciprocal_rank_of_what_is_wanted():
     assert heavier.reciprocal(layers) == pytest.approx(0.875)
 
 
+def test_queries_without_clicks_are_neither_kept_apart_nor_known_beside_those_that_are(
+    encoder: SentenceTransformer,
+):
+    clicks = small_job(encoder, None, lambda _: None).clicks
+    rows = clicks.query < 30
+    parts = {name: getattr(clicks, name)[rows] for name in ("query", "document", "weight", "evidence")}
+    vectors = np.eye(len(clicks.queries), dtype=np.float32)
+    known, apart = set_apart(replace(clicks, vectors=vectors, **parts))
+    assert (known.queries, apart.queries) == (clicks.queries[:27], clicks.queries[27:30])
+
+
+def test_an_epoch_that_is_no_better_than_the_best_is_none():
+    stopping, weights = EarlyStopping(1, lambda: 0.5), torch.ones(2)
+    stopping.look(1, [weights])
+    assert not stopping.over
+    stopping.look(2, [torch.zeros(2)])
+    assert (stopping.over, stopping.best_epoch) == (True, 1)
+
+
+def test_what_is_wanted_is_ranked_among_other_documents_and_what_is_no_number_comes_last():
+    vectors = torch.eye(4)
+    vectors[3] = torch.tensor([0.8, 0.6, 0.0, 0.0])
+
+    class Fixed:
+        def embed(self, rows: np.ndarray) -> torch.Tensor:
+            return vectors[torch.from_numpy(rows)]
+
+    layers: Any = Fixed()
+    ranking = Ranking.of(np.array([3]), np.array([2]), np.ones(1, np.float32), documents=3, seed=0)
+    assert ranking.among.tolist() == [0, 1, 2]
+    assert ranking.reciprocal(layers) == pytest.approx(1 / 3)
+    vectors[:] = torch.nan
+    assert ranking.reciprocal(layers) == pytest.approx(1 / 4)
+
+
+def test_what_is_kept_apart_is_ranked_among_documents_and_weighed_as_it_would_be_taught(
+    encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+):
+    usual, found = Ranking.of, list[Ranking]()
+
+    def of(*given: Any, **more: Any) -> Ranking:
+        found.append(usual(*given, **more))
+        return found[0]
+
+    monkeypatch.setattr(Ranking, "of", of)
+    given = job_of(encoder)
+    weight = np.arange(1.0, 1.0 + len(given.clicks), dtype=np.float32)
+    replace(SMALL, epochs=1, patience=1).train(replace(given, clicks=replace(given.clicks, weight=weight)))
+    (ranking,) = found
+    assert ranking.weight.tolist() == [1.0] * 4, "clicks that are not debiased teach by their evidence"
+    assert ranking.among.max() < ranking.asked.min(), "no query is ranked"
+
+
+def test_what_was_rated_low_is_its_querys_hard_negative(
+    encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+):
+    given = job_of(encoder)
+    unclicked = np.setdiff1d(np.arange(len(given.corpus)), given.clicks.document)
+    alike = given.corpus.vectors[unclicked] @ given.corpus.vectors[given.clicks.document].T
+    place, row = np.unravel_index(alike.argmin(), alike.shape)
+    against, query = int(unclicked[place]), int(given.clicks.query[row])
+    seen: list[tuple[str, str]] = []
+
+    def texts(pairs: Pairs, batch: np.ndarray) -> np.ndarray:
+        rows = usual(pairs, batch)
+        asked = [pairs.clicks.queries[query] for query in pairs.clicks.query[batch]]
+        seen.extend(zip(asked, pairs.hard[batch, 0].tolist(), strict=True))
+        return rows
+
+    usual = Pairs.texts
+    monkeypatch.setattr(Pairs, "texts", texts)
+    unwanted = {query: {against: 3.0}}
+    method = replace(SMALL, epochs=1, hard_negatives=1, head=None)
+    method.train(replace(given, clicks=replace(given.clicks, unwanted=unwanted)))
+    number = int(np.searchsorted(np.unique([*given.clicks.document, against]), against))
+    assert (given.clicks.queries[query], number) in seen
+
+
 def test_with_a_handful_of_queries_training_does_all_its_epochs_and_says_why(encoder: SentenceTransformer):
     few = job_of(encoder)
     trained = replace(SMALL, patience=1).train(replace(few, clicks=few.clicks.of_queries(range(4))))

@@ -17,6 +17,7 @@ from trainer.gate import (
     decide,
     judge,
     measure,
+    ranks,
 )
 from trainer.model import Vectors, normalised
 
@@ -112,12 +113,46 @@ def test_no_share_of_lost_documents_is_told_that_too_few_were_there_to_measure(f
     assert any(f"not measured: {found} documents" in reason for reason in result.reasons) != measured
 
 
+def test_what_is_lost_is_told_of_all_moments_together():
+    def trial(after: int) -> Trial:
+        better = {"mrr_at_10": np.full(60, 0.6)}
+        return Trial(np.ones(60), {"mrr_at_10": np.full(60, 0.5)}, better, found_before=20, found_after=after)
+
+    result = judge([trial(20), trial(18)], thresholds=THRESHOLDS, seed=0)
+    assert (result.verdict, result.confirmed, result.kept) == ("pass", 40, 0.95)
+    assert judge([trial(20), trial(10)], thresholds=THRESHOLDS, seed=0).verdict == "fail"
+
+
+def test_only_what_the_parent_found_can_be_kept():
+    clicks, corpus = world()
+    sure = replace(clicks, evidence=clicks.evidence * 2, query=clicks.query, document=clicks.query)
+    trial = measure(sure, Side(-clicks.vectors, corpus.vectors), Side(corpus.vectors, corpus.vectors))
+    assert trial.found_after == trial.found_before < 60
+
+
+def test_ranks_of_very_many_rows_are_those_of_each(monkeypatch: pytest.MonkeyPatch):
+    clicks, corpus = world(queries=100)
+    sides = [Side(v, corpus.vectors) for v in (clicks.vectors, turned(clicks.vectors, corpus.vectors, 0.5))]
+    whole = [ranks(clicks, *sides, among=among) for among in (None, 10)]
+    monkeypatch.setattr("trainer.gate._BLOCK", 7)
+    assert np.array_equal(whole, [ranks(clicks, *sides, among=among) for among in (None, 10)])
+
+
 def test_reasons_name_the_figures():
     mrr = Estimate(before=0.4, after=0.42, change=0.05, low=0.01, high=0.09)
-    found, reasons = decide(mrr, 200, 1.0, THRESHOLDS)
+    found, reasons = decide(mrr, 200, 0.98, THRESHOLDS)
     assert found == "pass"
     assert "+5.0%" in reasons[0]
     assert "+1.0% to +9.0%" in reasons[0]
+    assert reasons[1] == "2.0% of the documents that users surely want are no longer found"
+    assert decide(estimate(0.05, -0.01, 0.09), 200, 0.98, THRESHOLDS, margin=LADDER_MARGIN)[1][1] == reasons[1]
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.0])
+def test_with_too_few_queries_nothing_is_said_however_much_is_lost(kept: float):
+    better = estimate(0.05, 0.01, 0.09)
+    assert decide(better, THRESHOLDS.min_queries - 1, kept, THRESHOLDS)[0] == "inconclusive"
+    assert decide(better, THRESHOLDS.min_queries, kept, THRESHOLDS)[0] == ("pass" if kept else "fail")
 
 
 def test_the_verdict_is_the_same_for_the_same_seed():

@@ -148,6 +148,13 @@ def test_the_triplet_objective_is_theirs_with_each_querys_hardest_negative():
     assert of(batch(asked, found, same=~torch.eye(N, dtype=torch.bool))).item() == 0.0
 
 
+def test_the_triplet_objective_holds_a_querys_own_hard_negative_against_it():
+    asked, found = vectors(2)
+    loss = objective("triplet", scale=SCALE)(batch(asked, found, hard=asked.detach()[:, None]))
+    expected = F.relu(MARGIN + 1.0 - (asked * found).sum(dim=1)).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_the_cosine_objective_scores_pairs_by_their_strength_and_others_by_nothing():
     asked, found = vectors(2)
     strength, of = torch.linspace(0.0, 1.0, N), objective("cosine_similarity", scale=SCALE)
@@ -164,6 +171,13 @@ def test_the_cosine_objective_scores_pairs_by_their_strength_and_others_by_nothi
     )
     one = F.normalize(torch.ones(N, DIM), dim=1)
     assert of(batch(one, one)).item() > 0.4, "one vector for everything is no solution"
+
+
+def test_the_cosine_objective_goes_by_strength_alone_where_a_batch_has_no_negatives():
+    asked, found = vectors(2)
+    alone = batch(asked, found, same=~torch.eye(N, dtype=torch.bool), weight=torch.linspace(0.0, 2.0, N))
+    expected = 0.5 * (((asked * found).sum(dim=1) - 1.0) ** 2).mean()
+    assert objective("cosine_similarity", scale=SCALE)(alone).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_an_objective_over_dimensions_is_the_sum_of_those_over_each():

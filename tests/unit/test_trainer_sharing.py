@@ -58,3 +58,11 @@ def test_what_is_borrowed_is_no_longer_held_against_the_document() -> None:
         clicks([(0, 7, 1.0), (1, 8, 2.0)], [0.0, 1.0], unwanted={0: {8: 0.1, 9: 0.1}, 1: {3: 2.0}}), cap=1.0
     )
     assert found.unwanted == {0: {9: 0.1}, 1: {3: 2.0}}
+
+
+@pytest.mark.parametrize(("against", "left"), [(1.5, {0: {8: 0.5}}), (1.0, {})])
+def test_what_speaks_against_a_document_beyond_what_is_borrowed_stays(
+    against: float, left: dict[int, dict[int, float]]
+) -> None:
+    found = shared(clicks([(0, 7, 1.0), (1, 8, 2.0)], [0.0, 1.0], unwanted={0: {8: against}}), cap=1.0)
+    assert found.unwanted == left
