@@ -232,6 +232,7 @@ class Ladder:
                 partial(self.loader.seconds_to_encode, parent.document_encoder),
                 checkpoints.of(f"moment-{number + 1}", *self._facts(command, manifest, corpus)),
                 self._ranks,
+                data.replayed_share,
             )
             trained = await asyncio.to_thread(method.train, job)
             if not trained.steps and job.seconds_left() <= 0.0:

@@ -12,13 +12,13 @@ import torch
 from tests.unit.trainer_facts import job, mean_reciprocal_rank, world
 from trainer.dataset import Clicks, Corpus
 from trainer.methods import methods_of
-from trainer.methods.adapter import AdapterMethod, whitened
+from trainer.methods.adapter import ANEW_FROM, AdapterMethod, whitened
 from trainer.methods.base import Progress, StoppedError
 from trainer.methods.checkpoint import Checkpoint, Checkpoints
 from trainer.methods.full import FullMethod
 from trainer.methods.mining import mined
 from trainer.methods.query_encoder import QueryEncoderMethod
-from trainer.methods.targets import Negatives, Targets
+from trainer.methods.targets import SCALE, Negatives, SampledNegatives, Targets
 from trainer.methods.towers import Course
 from trainer.methods.upper_layers import MOST_PADDING, groups
 from trainer.model import Adapter, normalised
@@ -108,6 +108,24 @@ def test_an_adapter_starts_from_its_parents_map():
     )
 
 
+def test_with_older_examples_to_learn_again_a_map_is_learnt_anew_and_met_half_way():
+    clicks, corpus = world(queries=300, skew=2.5)
+    earlier = AdapterMethod().train(job(clicks.of_queries(range(150)), corpus)).adapter
+    assert earlier is not None
+    anew = AdapterMethod().train(job(clicks, corpus)).adapter
+    gone_on, met, barely = (
+        AdapterMethod().train(job(clicks, corpus, adapter=earlier, replayed=share)).adapter
+        for share in (0.0, 0.5, ANEW_FROM)
+    )
+    assert anew is not None
+    assert met is not None
+    assert gone_on is not None
+    assert barely is not None
+    assert np.allclose(met.weight, (earlier.weight + anew.weight) / 2, atol=1e-6)
+    assert np.array_equal(met.weight, barely.weight)
+    assert np.linalg.norm(gone_on.weight - earlier.weight) < np.linalg.norm(gone_on.weight - anew.weight)
+
+
 def test_a_handful_of_queries_whitens_next_to_nothing_and_many_do():
     clicks, _ = world(queries=2000)
     skewed = normalised(clicks.vectors * np.linspace(3.0, 0.3, 24))
@@ -163,6 +181,16 @@ def test_neither_a_near_copy_nor_a_twin_querys_click_is_a_hard_negative_and_what
     alone = (asked[1:2], documents, np.array([0]), np.array([2]))
     assert mined(*alone, count=1)[0].tolist() == [4], "0 is found before its own"
     assert mined(*alone, count=1, unwanted={0: np.array([0])})[0].tolist() == [0]
+
+
+def test_what_was_rated_low_is_looked_up_by_the_rows_query():
+    asked = np.array([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    documents = normalised(np.array([[1.0, 0.2], [0.3, 1.0], [0.2, -1.0], [-1.0, 0.2]]))
+    query, document = np.array([0, 0, 1]), np.array([0, 0, 3])
+    found = mined(asked, documents, query, document, count=1, unwanted={1: np.array([1])})
+    assert found.tolist() == [[1], [1], [1]]
+    found = mined(asked, documents, query, document, count=1, unwanted={0: np.array([2])})
+    assert found.tolist() == [[2], [2], [2]], "and 2 is what the last one finds"
 
 
 def test_a_checkpoint_of_another_training_or_a_torn_one_is_thrown_away(tmp_path: Path):
@@ -239,6 +267,33 @@ def test_what_was_rated_low_is_pushed_down_as_far_as_it_is_found():
     assert scores.grad[0].tolist() == pytest.approx([2.0 * chance / (1.0 - chance), 0.0, 0.0], rel=1e-5)
 
 
+def test_what_is_unwanted_counts_beside_what_is_wanted_and_a_loss_is_the_mean_over_queries():
+    clicks = Clicks(["q", "r"], np.array([0, 1]), np.array([2, 1]), np.ones(2), np.array([3.0, 1.0], np.float32))
+    unwanted = {1: {2: 4.0}, 0: {1: 1.0, 0: 2.0}}
+    scores = torch.log_softmax(torch.tensor([[3.0, 2.0, 1.0], [0.0, 1.0, 0.5]]), dim=1)
+    both, more = np.arange(2), replace(clicks, evidence=4 * clicks.evidence)
+    targets = Targets(replace(clicks, unwanted=unwanted))
+    loss = targets.loss(scores, both).item()
+    fourfold = {query: {one: 4.0 * much for one, much in of_it.items()} for query, of_it in unwanted.items()}
+    assert Targets(replace(more, unwanted=fourfold)).loss(scores, both).item() == pytest.approx(loss)
+    assert Targets(replace(clicks, unwanted={0: unwanted[0], 1: unwanted[1]})).loss(scores, both).item() == loss
+    alone = [targets.loss(scores[[q]], np.array([q])).item() for q in both]
+    assert loss == pytest.approx(sum(alone) / 2)
+    column = np.array([1, 2, 0])
+    assert targets.loss(scores[:, np.argsort(column)], both, column).item() == pytest.approx(loss)
+
+
+def test_what_was_rated_low_is_pushed_down_though_it_is_all_but_surely_found():
+    clicks = Clicks(["q"], np.array([0]), np.array([2]), np.ones(1), np.ones(1, dtype=np.float32))
+    slopes = []
+    for unwanted in ({}, {0: {0: 2.0}}):
+        sure = torch.tensor([[15.0, 0.0, 0.0]], requires_grad=True)
+        Targets(replace(clicks, unwanted=unwanted)).loss(torch.log_softmax(sure, dim=1), np.array([0])).backward()
+        assert sure.grad is not None
+        slopes.append(sure.grad[0, 0].item())
+    assert slopes[1] > slopes[0] + 1.0
+
+
 @pytest.mark.parametrize("clicked_too", [True, False])
 def test_an_adapter_lowers_what_was_rated_low_for_its_query(clicked_too: bool):
     clicks, corpus = world(queries=200)
@@ -285,6 +340,33 @@ def test_of_a_very_large_corpus_the_clicked_documents_are_always_among_the_negat
     assert negatives.column is not None
     assert len(negatives.vectors) < 600
     assert (negatives.column[clicks.of_queries(range(20)).document] >= 0).all()
+
+
+def test_of_a_very_large_corpus_all_that_feedback_names_and_what_is_near_is_among_the_negatives(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("trainer.methods.targets.WHOLE_CORPUS", 120)
+    monkeypatch.setattr("trainer.methods.targets.NEAREST", 3)
+    clicks, corpus = world(queries=600)
+    few = clicks.of_queries(range(20))
+    order = np.argsort(-(few.vectors @ corpus.vectors.T), axis=1)
+    far, refused = order[few.query, -1], order[:, -2]
+    named = replace(few, document=far, unwanted={q: {int(refused[q]): 1.0} for q in range(20)})
+    column = Negatives(corpus.vectors, named, few.vectors, seed=0).column
+    assert column is not None
+    for wanted in (far, refused, order[:, :3].ravel()):
+        assert (column[wanted] >= 0).all()
+
+
+def test_a_sampled_negatives_loss_is_low_where_each_query_finds_its_own_document():
+    _, corpus = world(queries=100)
+    wanted = np.array([7, 3, 50])
+    queries = torch.from_numpy(corpus.vectors[wanted])
+    expected = torch.nn.functional.cross_entropy(
+        SCALE * queries @ torch.from_numpy(corpus.vectors).T, torch.from_numpy(wanted)
+    )
+    loss = SampledNegatives(corpus.vectors, seed=0).loss(queries, wanted)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_learning_rate_comes_to_rest_with_the_deadline_when_time_is_short():

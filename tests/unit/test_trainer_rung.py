@@ -74,10 +74,12 @@ class Recorder:
     made: list[Adapter] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     """That it had left."""
+    replayed: list[float] = field(default_factory=list)
 
     def train(self, job: Job) -> Trained:
         self.parents.append(job.parent.adapter)
         self.seconds.append(job.seconds_left())
+        self.replayed.append(job.replayed)
         map_ = Adapter.identity(24)
         self.made.append(Adapter(map_.weight * (1.0 + len(self.made)), map_.bias))
         return Trained(adapter=self.made[-1])
@@ -250,6 +252,12 @@ async def test_the_lineage_says_how_many_examples_had_no_room(climbs: Climbs) ->
     assert made.lineage.settings["dropped_examples"] == 400
 
 
+async def test_a_rung_knows_how_much_of_what_it_learns_is_learnt_again(climbs: Climbs) -> None:
+    climbs.data = replace(climbs.data, replayed_share=0.4)
+    await climbs.run("c1", ["adapter"])
+    assert climbs.rungs["adapter"].replayed == [0.4] * 3
+
+
 async def test_what_a_killed_maker_left_of_a_whole_version_goes_and_anothers_stays(
     climbs: Climbs, tmp_path: Path
 ) -> None:
@@ -300,5 +308,7 @@ def test_a_sample_is_of_all_moments_and_another_one_for_another_seed() -> None:
     assert [part.queries for part in one.later] == [part.queries for part in same.later]
     assert [part.queries for part in one.later] != [part.queries for part in other.later]
     assert all(set(part.queries) <= set(whole.queries) for part, whole in zip(one.later, past, strict=True))
+    assert all(np.isin(np.arange(len(part.queries)), part.query).all() for part in one.later), "all are clicked"
+    assert [*map(id, at_most(past, 0, seed=0).later)] == [*map(id, past)], "nothing is left out"
     assert chosen(5, 3, seed=0).tolist() == sorted(chosen(5, 3, seed=0).tolist())
     assert chosen(5, 0, seed=0).tolist() == chosen(5, 9, seed=0).tolist() == [0, 1, 2, 3, 4]

@@ -122,9 +122,9 @@ def job(
     report: Callable[[Progress], None] = lambda _: None,
     seconds: float = float("inf"),
     adapter: Adapter | None = None,
+    replayed: float = 0.0,
 ) -> Job:
     model = encoder if encoder is not None else SentenceTransformer(modules=[torch.nn.Identity()])
     nothing = clicks.of_queries([])
-    return Job(
-        Parent("base", model, adapter, model), clicks, corpus, nothing, 0, report, seconds_left=deadline(seconds)
-    )
+    parent = Parent("base", model, adapter, model)
+    return Job(parent, clicks, corpus, nothing, 0, report, seconds_left=deadline(seconds), replayed=replayed)

@@ -8,6 +8,10 @@ they come from. Neither needs a click, so neither can learn the clicks' noise. T
 Each descent is a softmax over the corpus, held near its start by distillation, and its result is drawn back by
 averaging the weights (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"). How far is tried on clicks
 that no step has seen yet; what is known to work elsewhere stays unless another choice is clearly better there.
+
+A run that learns a sample of older examples again does not descend from its parent's map: run after run would
+drift away from what the first ones learnt. It takes all three steps anew, which is a matter of seconds, and goes
+half-way from the parent's map to what comes out (averaging as in Wortsman et al. 2022, "Model soups").
 """
 
 from __future__ import annotations
@@ -44,6 +48,10 @@ RECIPES = {
 FLOOR = 1e-2
 """Added to every direction's variance, as a share of the largest: no direction is blown up without end."""
 METRIC = "mrr_at_10"
+ANEW_FROM = 0.2
+"""Least share of older examples in a run; with fewer, a map learnt anew would know too little of them."""
+STEP = 0.5
+"""How far to go from the parent's map to one that was learnt anew."""
 CLEARLY = 2.0
 """Standard errors by which another recipe must beat the usual one (after Breiman's rule, with several to try)."""
 
@@ -54,7 +62,7 @@ class Path:
 
     parent: Adapter
     start: Adapter
-    """the parent's map, whitened"""
+    """the parent's map, or, where there is none or it is learnt anew, the encoder's own vectors, whitened"""
     domain: Adapter
     clicked: Adapter
     queries: int
@@ -63,11 +71,15 @@ class Path:
     """Of the descents, for the lineage."""
     domain_steps: int
     clicked_steps: int
+    step: float
+    """How far to go from the parent's map to what was learnt."""
 
     def mixed(self, recipe: str) -> Adapter:
+        if recipe == "parent":
+            return self.parent
         clicks, total = RECIPES[recipe]
-        origin = self.parent if recipe == "parent" else self.start
-        return between(origin, between(self.domain, self.clicked, clicks), total)
+        learnt = between(self.start, between(self.domain, self.clicked, clicks), total)
+        return between(self.parent, learnt, self.step)
 
 
 @dataclass(frozen=True)
@@ -92,20 +104,21 @@ class AdapterMethod:
         return Trained(adapter=path.mixed(recipe), steps=steps, carried=path, notes=notes)
 
     def walk(self, job: Job, known: Path | None) -> Path:
-        """All three steps; the first two only once in a run, and only where the parent has not been there."""
-        before = Descended(0, {})
+        """All three steps; the first two only once in a run, and not where it goes on from the parent's map."""
+        before, step = Descended(0, {}), 1.0
         if known:
-            parent, start, domain = known.parent, known.start, known.domain
+            parent, start, domain, step = known.parent, known.start, known.domain, known.step
             before = Descended(known.domain_steps, known.notes)
-        elif job.parent.adapter:
+        elif job.parent.adapter and job.replayed < ANEW_FROM:
             parent = start = domain = job.parent.adapter
         else:
-            parent = Adapter.identity(job.clicks.vectors.shape[1])
-            start = whitened(parent, job.clicks.vectors, self.power)
+            own = Adapter.identity(job.clicks.vectors.shape[1])
+            parent, step = (job.parent.adapter, STEP) if job.parent.adapter else (own, 1.0)
+            start = whitened(own, job.clicks.vectors, self.power)
             domain, before = self.learn_domain(job, start) if len(job.domain) else (start, before)
         clicked, then = self.learn_clicks(job, domain)
         queries, notes = len(job.clicks.queries), before.notes | then.notes
-        return Path(parent, start, domain, clicked, queries, notes, before.steps, then.steps)
+        return Path(parent, start, domain, clicked, queries, notes, before.steps, then.steps, step)
 
     def learn_domain(self, job: Job, start: Adapter) -> tuple[Adapter, Descended]:
         """Gradient descent from ``start`` on the documents' pieces."""

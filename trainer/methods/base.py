@@ -95,6 +95,8 @@ class Job:
     """Where a method that takes long leaves what it needs to go on after the process has died."""
     ranks: Ranks | None = None
     """The other processes that a method may give gradient steps to."""
+    replayed: float = 0.0
+    """Share of the examples that is a sample of older ones, learnt again."""
 
     def preparing(self, done: int, texts: int) -> None:
         """Tell how many texts are ready to be trained on; no step is done yet.
