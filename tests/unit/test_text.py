@@ -53,7 +53,18 @@ def test_joiners_and_variation_selectors_make_no_difference() -> None:
         normal_text("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")
         == "\u0645\u06cc\u062e\u0648\u0627\u0647\u0645"
     )
+    assert normal_text("\u0915\u094d\u200d\u0937") == "\u0915\u094d\u0937"
     assert normal_text("shoes \u2764\ufe0f") == normal_text("shoes \u2764") == "shoes"
+    assert normal_text("\u845b\U000e0100") == "\u845b"
+
+
+def test_a_sign_parts_words_and_an_underscore_belongs_to_one() -> None:
+    assert normal_text("low-cost/caf\u00e9") == "low cost caf\u00e9"
+    assert normal_text("read_caf\u00e9") == "read_caf\u00e9" != normal_text("read caf\u00e9")
+
+
+def test_a_masked_text_has_no_marks() -> None:
+    assert masked("\u0e27\u0e34\u0e18\u0e35 cafe\u0301") == "\u0e27_\u0e18_ cafe_"
 
 
 @pytest.mark.parametrize(
