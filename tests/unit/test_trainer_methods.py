@@ -113,10 +113,12 @@ def test_with_older_examples_to_learn_again_a_map_is_learnt_anew_and_met_half_wa
     earlier = AdapterMethod().train(job(clicks.of_queries(range(150)), corpus)).adapter
     assert earlier is not None
     anew = AdapterMethod().train(job(clicks, corpus)).adapter
-    gone_on, met, barely = (
-        AdapterMethod().train(job(clicks, corpus, adapter=earlier, replayed=share)).adapter
+    trained = [
+        AdapterMethod().train(job(clicks, corpus, adapter=earlier, replayed=share))
         for share in (0.0, 0.5, ANEW_FROM)
-    )
+    ]
+    assert [one.notes["step"] for one in trained] == [1.0, 0.5, 0.5]
+    gone_on, met, barely = (one.adapter for one in trained)
     assert anew is not None
     assert met is not None
     assert gone_on is not None

@@ -98,7 +98,7 @@ class AdapterMethod:
         known = earlier if isinstance(earlier, Path) else None
         path = self.walk(job, known)
         recipe = choose(job, known) if known else "usual"
-        notes: Notes = {"recipe": recipe, "power": self.power, **path.notes}
+        notes: Notes = {"recipe": recipe, "power": self.power, "step": path.step, **path.notes}
         # Where the time was up before the clicks had their turn, nothing was learnt from them.
         steps = path.domain_steps + path.clicked_steps if path.clicked_steps else 0
         return Trained(adapter=path.mixed(recipe), steps=steps, carried=path, notes=notes)
