@@ -15,8 +15,10 @@ from clickloop.model_store import base_model_folder
 from tests.unit.trainer_facts import documents, job, mean_reciprocal_rank
 from trainer.dataset import Clicks, Corpus
 from trainer.methods import methods_of
-from trainer.methods.base import Job, Method, Progress, Trained
+from trainer.methods.adapter import ANEW_FROM
+from trainer.methods.base import Job, Method, Parent, Progress, Trained
 from trainer.methods.checkpoint import Checkpoint
+from trainer.methods.query_encoder import encoded
 from trainer.methods.towers import NOT_REPRODUCIBLE
 from trainer.methods.upper_layers import UpperLayers
 from trainer.model import Adapter, encode, load_encoder
@@ -95,6 +97,28 @@ def test_a_query_encoder_learns_from_clicks_and_leaves_its_parent_as_it_was(
         after = trained.adapter.apply(after)
     assert mean_reciprocal_rank(after, corpus.vectors) > mean_reciprocal_rank(clicks.vectors, corpus.vectors)
     assert np.array_equal(encode(encoder, clicks.queries), clicks.vectors)
+
+
+def test_with_older_examples_to_learn_again_a_query_encoder_is_learnt_anew_and_met_half_way(
+    encoder: SentenceTransformer,
+):
+    clicks, corpus = small_world(encoder)
+    method = replace(METHODS["query_encoder"], epochs=2)  # type: ignore[type-var]
+    anew = job(clicks, corpus, encoder)
+    live = method.train(replace(anew, clicks=clicks.of_queries(range(5))))
+    assert live.encoder is not None
+    parent = Parent("query_encoder-1", live.encoder, live.adapter, encoder)
+    before = weights(live)
+    again = replace(anew, parent=parent, clicks=encoded(anew, live.encoder, clicks))
+    learnt, met, gone_on = (
+        weights(method.train(one))
+        for one in (anew, replace(again, replayed=ANEW_FROM), replace(again, replayed=0.1))
+    )
+    assert weights(live) == before, "the parent stays as it was"
+    for now, old, new in zip(met, before, learnt, strict=True):
+        halves = (np.frombuffer(old, np.float32) + np.frombuffer(new, np.float32)) / 2
+        assert np.allclose(np.frombuffer(now, np.float32), halves, atol=1e-6)
+    assert met != gone_on != learnt
 
 
 def test_contrastive_training_is_resumed_between_its_epochs(encoder: SentenceTransformer, tmp_path: Path):

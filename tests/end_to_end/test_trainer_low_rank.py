@@ -41,8 +41,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
     return load_encoder(folder / "encoder", "cpu")
 
 
-def trained_from(parent: Parent, method: QueryEncoderMethod | FullMethod = METHOD) -> Trained:
-    return method.train(replace(small_job(parent.query_encoder, None, lambda _: None), parent=parent))
+def trained_from(
+    parent: Parent, method: QueryEncoderMethod | FullMethod = METHOD, *, replayed: float = 0.0
+) -> Trained:
+    job = small_job(parent.query_encoder, None, lambda _: None)
+    return method.train(replace(job, parent=parent, replayed=replayed))
 
 
 def base_parent(encoder: SentenceTransformer) -> Parent:
@@ -65,12 +68,15 @@ def test_only_linear_maps_of_the_last_layers_change_and_by_no_more_than_the_rank
         assert int(torch.linalg.matrix_rank(difference, rtol=1e-4)) == METHOD.rank, name
 
 
-def test_the_next_training_goes_on_from_the_changes_and_keeps_their_rank(encoder: SentenceTransformer):
+@pytest.mark.parametrize("replayed", [0.0, 0.5])
+def test_the_next_training_goes_on_from_the_changes_and_keeps_their_rank(
+    encoder: SentenceTransformer, replayed: float
+):
     first = trained_from(base_parent(encoder))
     assert first.encoder is not None
     parent = Parent("first", first.encoder, first.adapter, encoder, first.low_rank)
     gentle = replace(METHOD, epochs=1, learning_rate=2e-6)
-    second = trained_from(parent, gentle)
+    second = trained_from(parent, gentle, replayed=replayed)
     assert second.encoder is not None
     assert second.low_rank is not None
     assert second.low_rank.base is not second.encoder

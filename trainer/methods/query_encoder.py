@@ -6,6 +6,10 @@ then has less than 1 MB, and the next one goes on from its changes.
 The clicks are few and partly wrong, so the pieces of documents (trainer/domain.py) are trained on with them, and
 the parent's answers are distilled. The linear map is trained along as the encoder's last layer: the parent's, or,
 where it has none, the one that the adapter rung would make.
+
+As an adapter does (adapter.py), a run that learns a sample of older examples again does not go on from a parent of
+this rung, and so does not drift: its layers learn anew from the space's encoder, and it goes half-way there.
+Low-rank changes are gone on from, for the mean of two such is none.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from clickloop.events import VersionKind
 from clickloop.lora import LoraConfig
 from trainer.dataset import Clicks, joined
 from trainer.methods import losses
-from trainer.methods.adapter import AdapterMethod, between
+from trainer.methods.adapter import ANEW_FROM, STEP, AdapterMethod, between
 from trainer.methods.base import Job, Parent, Trained
 from trainer.methods.descent import Indexes, descend
 from trainer.methods.spread import layers_of
@@ -54,6 +58,19 @@ class QueryEncoderMethod:
 
     def train(self, job: Job) -> Trained:
         torch.manual_seed(job.seed)
+        parent = job.parent
+        goes_on = self.rank or job.replayed < ANEW_FROM or parent.query_encoder is parent.document_encoder
+        return self._learn(job) if goes_on else half_way(parent, self._learn_anew(job))
+
+    def _learn_anew(self, job: Job) -> Trained:
+        """As if the parent was the encoder of its space."""
+        encoder, earlier = job.parent.document_encoder, job.earlier.carried
+        domain = earlier if isinstance(earlier, Clicks) else encoded(job, encoder, job.domain)
+        parent = Parent(job.parent.version, encoder, None, encoder)
+        anew = replace(job, parent=parent, clicks=encoded(job, encoder, job.clicks), domain=domain)
+        return replace(self._learn(anew), carried=domain)
+
+    def _learn(self, job: Job) -> Trained:
         head = Trained(adapter=job.parent.adapter) if job.parent.adapter else self.head.train(job)
         start = head.adapter or Adapter.identity(job.clicks.vectors.shape[1])
         trained = self._descend(job, start, joined(job.clicks, self._pieces(job)))
@@ -133,3 +150,17 @@ class QueryEncoderMethod:
         drawn = {name: first[name] + self.share * (last[name] - first[name]) for name in first}
         changed = LowRank(base, low_rank, {name: factor.cpu() for name, factor in drawn.items()})
         return replace(trained, encoder=changed.merged(), low_rank=changed)
+
+
+def encoded(job: Job, encoder: SentenceTransformer, clicks: Clicks) -> Clicks:
+    """With ``encoder``'s vectors of its queries."""
+    return replace(clicks, vectors=job.encoded(encoder, clicks.queries))
+
+
+def half_way(parent: Parent, learnt: Trained) -> Trained:
+    """Between the parent and what was learnt anew, in all weights."""
+    if learnt.encoder is None or learnt.adapter is None:
+        return learnt
+    draw_back(learnt.encoder, parent.query_encoder, STEP)
+    adapter = between(parent.adapter, learnt.adapter, STEP) if parent.adapter else learnt.adapter
+    return replace(learnt, adapter=adapter, notes=learnt.notes | {"step": STEP})
