@@ -241,7 +241,7 @@ def test_a_teacher_that_cannot_be_used_is_refused_in_a_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("part", ["2_Dense/pytorch_model.bin", "head.pt"])
+@pytest.mark.parametrize("part", ["2_Dense/pytorch_model.bin", "a.pt", "a.pth", "a.ckpt", "a.pkl", "a.pickle"])
 def test_a_teacher_with_weights_that_would_be_unpickled_is_refused(
     part: str, encoder: SentenceTransformer, tmp_path: Path
 ):
