@@ -119,6 +119,8 @@ def test_with_older_examples_to_learn_again_a_query_encoder_is_learnt_anew_and_m
         halves = (np.frombuffer(old, np.float32) + np.frombuffer(new, np.float32)) / 2
         assert np.allclose(np.frombuffer(now, np.float32), halves, atol=1e-6)
     assert met != gone_on != learnt
+    with pytest.raises(TrainingError, match="12 of 12 texts"):
+        method.train(replace(again, replayed=ANEW_FROM, seconds_left=lambda: 0.0))
 
 
 def test_contrastive_training_is_resumed_between_its_epochs(encoder: SentenceTransformer, tmp_path: Path):

@@ -13,7 +13,7 @@ from clickloop.errors import ClickloopError, TrainingError
 from clickloop.events import VersionKind
 from trainer.dataset import Clicks, Corpus
 from trainer.methods.checkpoint import Checkpoint
-from trainer.model import Adapter, LowRank, Vectors, encode
+from trainer.model import Adapter, LowRank, Vectors
 from trainer.ranks import Ranks
 
 Stage = Literal["training", "encoding"]
@@ -97,11 +97,6 @@ class Job:
     """The other processes that a method may give gradient steps to."""
     replayed: float = 0.0
     """Share of the examples that is a sample of older ones, learnt again."""
-
-    def encoded(self, encoder: SentenceTransformer, texts: Sequence[str]) -> Vectors:
-        """(n, dim) float32, normalised; how far it is, is told."""
-        self.report(Progress("encoding", 0, len(texts)))
-        return encode(encoder, texts, on_batch=lambda done: self.report(Progress("encoding", done, len(texts))))
 
     def preparing(self, done: int, texts: int) -> None:
         """Tell how many texts are ready to be trained on; no step is done yet.

@@ -26,7 +26,7 @@ from trainer.methods.spread import layers_of
 from trainer.methods.teacher import leads, teacher_of
 from trainer.methods.towers import draw_back
 from trainer.methods.upper_layers import trained_layers
-from trainer.model import Vectors
+from trainer.model import Vectors, encode
 from trainer.rung_settings import FullLoss
 
 HEAD_POWER = 0.25
@@ -93,7 +93,7 @@ class FullMethod:
         encoder.max_seq_length = longest
         encoder.requires_grad_(False)
         draw_back(encoder, job.parent.document_encoder, self.share)
-        documents = job.encoded(encoder, [document.text for document in job.corpus.documents])
+        documents = _encoded(job, encoder, [document.text for document in job.corpus.documents])
         head = self._fit_head(self.head, job, encoder, documents) if self.head else Trained()
         return Trained(
             encoder=encoder,
@@ -127,8 +127,8 @@ class FullMethod:
             replace(
                 job,
                 parent=Parent(job.parent.version, encoder, None, encoder),
-                clicks=replace(job.clicks, vectors=job.encoded(encoder, job.clicks.queries)),
-                domain=replace(domain, vectors=job.encoded(encoder, domain.queries)),
+                clicks=replace(job.clicks, vectors=_encoded(job, encoder, job.clicks.queries)),
+                domain=replace(domain, vectors=_encoded(job, encoder, domain.queries)),
                 corpus=Corpus(job.corpus.documents, documents),
                 earlier=Trained(),
             )
@@ -206,3 +206,9 @@ def _part(pieces: Clicks, share: float, seed: int, epoch: int) -> Clicks:
     order = np.random.default_rng(seed).permutation(len(pieces.queries))
     size = round(share * len(order))
     return pieces.of_queries(np.roll(order, -epoch * size)[:size])
+
+
+def _encoded(job: Job, encoder: SentenceTransformer, texts: list[str]) -> Vectors:
+    """(n, dim) float32, normalised."""
+    job.report(Progress("encoding", 0, len(texts)))
+    return encode(encoder, texts, on_batch=lambda done: job.report(Progress("encoding", done, len(texts))))

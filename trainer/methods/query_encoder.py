@@ -33,7 +33,7 @@ from trainer.methods.spread import layers_of
 from trainer.methods.targets import Negatives, Targets
 from trainer.methods.towers import batches, draw_back
 from trainer.methods.upper_layers import Factors, low_rank_of
-from trainer.model import Adapter, LowRank
+from trainer.model import Adapter, LowRank, encode
 
 LOW_RANK_PACE = 5.0
 """Changes of layers learn at so many times the layers' own rate: a product of two small matrices moves less."""
@@ -153,8 +153,9 @@ class QueryEncoderMethod:
 
 
 def encoded(job: Job, encoder: SentenceTransformer, clicks: Clicks) -> Clicks:
-    """With ``encoder``'s vectors of its queries."""
-    return replace(clicks, vectors=job.encoded(encoder, clicks.queries))
+    """With ``encoder``'s vectors of its queries. Raises TrainingError where the time is up before."""
+    texts = clicks.queries
+    return replace(clicks, vectors=encode(encoder, texts, on_batch=lambda done: job.preparing(done, len(texts))))
 
 
 def half_way(parent: Parent, learnt: Trained) -> Trained:
