@@ -1,7 +1,7 @@
 """What five incremental rounds forget: people's topics shift, and the first topic's queries are asked to the end.
 
-    python -m benchmarks.forgetting             four worlds of 2,250 functions each, five minutes
-    python -m benchmarks.forgetting --rungs adapter,query_encoder     the query encoder after each adapter, an hour
+    python -m benchmarks.forgetting             four worlds of 2,250 functions each, some minutes
+    python -m benchmarks.forgetting --rungs adapter,query_encoder     the query encoder after each adapter, long
     python -m benchmarks.forgetting --quick     one of 450, and the first comparison alone
 
 Topics are groups of modules. In each round people ask about one of them alone, the live version answers, their

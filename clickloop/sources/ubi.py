@@ -99,9 +99,7 @@ def _time(timestamp: Any) -> datetime | str:
     if isinstance(timestamp, str):
         return timestamp
     if number(timestamp, "timestamp") < LEAST_MILLISECONDS:
-        raise InvalidMessageError(
-            f"timestamp is {shown(timestamp)}, neither RFC 3339 nor milliseconds of these days"
-        )
+        raise InvalidMessageError(f"timestamp is {shown(timestamp)}, neither RFC 3339 nor milliseconds: seconds?")
     return moment(timestamp, "timestamp", "epoch_ms")
 
 

@@ -99,28 +99,64 @@ def test_a_query_encoder_learns_from_clicks_and_leaves_its_parent_as_it_was(
     assert np.array_equal(encode(encoder, clicks.queries), clicks.vectors)
 
 
-def test_with_older_examples_to_learn_again_a_query_encoder_is_learnt_anew_and_met_half_way(
-    encoder: SentenceTransformer,
-):
+LIVE = replace(METHODS["query_encoder"], epochs=2, batch=5)  # type: ignore[type-var]
+
+
+@pytest.fixture(scope="module")
+def live(encoder: SentenceTransformer) -> Trained:
+    """A query encoder that has learnt from five queries."""
     clicks, corpus = small_world(encoder)
-    method = replace(METHODS["query_encoder"], epochs=2)  # type: ignore[type-var]
-    anew = job(clicks, corpus, encoder)
-    live = method.train(replace(anew, clicks=clicks.of_queries(range(5))))
+    return LIVE.train(job(clicks.of_queries(range(5)), corpus, encoder))
+
+
+def job_after(live: Trained, encoder: SentenceTransformer, *, replayed: float) -> Job:
+    """All twelve queries, with the live version for a parent."""
     assert live.encoder is not None
+    clicks, corpus = small_world(encoder)
+    given = job(clicks, corpus, encoder)
     parent = Parent("query_encoder-1", live.encoder, live.adapter, encoder)
+    return replace(given, parent=parent, clicks=encoded(given, live.encoder, clicks), replayed=replayed)
+
+
+def test_with_older_examples_to_learn_again_a_query_encoder_is_learnt_anew_and_met_half_way(
+    encoder: SentenceTransformer, live: Trained
+):
     before = weights(live)
-    again = replace(anew, parent=parent, clicks=encoded(anew, live.encoder, clicks))
-    learnt, met, gone_on = (
-        weights(method.train(one))
-        for one in (anew, replace(again, replayed=ANEW_FROM), replace(again, replayed=0.1))
-    )
+    anew = job(*small_world(encoder), encoder)
+    jobs = (anew, job_after(live, encoder, replayed=ANEW_FROM), job_after(live, encoder, replayed=0.1))
+    learnt, met, gone_on = (weights(LIVE.train(one)) for one in jobs)
     assert weights(live) == before, "the parent stays as it was"
     for now, old, new in zip(met, before, learnt, strict=True):
         halves = (np.frombuffer(old, np.float32) + np.frombuffer(new, np.float32)) / 2
         assert np.allclose(np.frombuffer(now, np.float32), halves, atol=1e-6)
     assert met != gone_on != learnt
     with pytest.raises(TrainingError, match="12 of 12 texts"):
-        method.train(replace(again, replayed=ANEW_FROM, seconds_left=lambda: 0.0))
+        LIVE.train(replace(jobs[1], seconds_left=lambda: 0.0))
+
+
+def test_what_is_learnt_anew_is_resumed_to_the_same_bits(
+    encoder: SentenceTransformer, live: Trained, tmp_path: Path
+):
+    given = job_after(live, encoder, replayed=ANEW_FROM)
+    steps: list[int] = []
+
+    def checkpoint() -> Checkpoint:
+        ticks = count(step=1000)  # always due
+        return Checkpoint(tmp_path / "moment-1.safetensors", "this", now=lambda: float(next(ticks)))
+
+    def killed(progress: Progress) -> None:
+        if progress.steps == 6 and progress.step == 5:
+            raise KilledError
+
+    def seen(progress: Progress) -> None:
+        if progress.steps == 6:
+            steps.append(progress.step)
+
+    with pytest.raises(KilledError):
+        LIVE.train(replace(given, report=killed, checkpoint=checkpoint()))
+    resumed = LIVE.train(replace(given, report=seen, checkpoint=checkpoint()))
+    assert min(steps) > 1, "it goes on"
+    assert weights(resumed) == weights(LIVE.train(given))
 
 
 def test_contrastive_training_is_resumed_between_its_epochs(encoder: SentenceTransformer, tmp_path: Path):

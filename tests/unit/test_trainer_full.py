@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,79 +14,34 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from clickloop.commands import Reason, Retrain
 from clickloop.errors import SettingsError
-from clickloop.events import TrainingProgressed
 from clickloop.model_store import base_model_folder
 from tests.precision import computing_in
 from tests.ranks_worker import KilledError, small_job, write_tiny_encoder
-from tests.unit.trainer_facts import START
+from tests.unit.full_facts import SMALL, bits, job_of, killed_and_resumed, one_thread, tiny_encoder
 from trainer.dataset import Clicks
 from trainer.methods import losses, methods_of
-from trainer.methods.base import Job, Progress, Trained
+from trainer.methods.base import Progress
 from trainer.methods.batching import NO_DOMAIN, batch_count, domains_of
-from trainer.methods.checkpoint import Checkpoint
 from trainer.methods.descent import add_gradients, grouped
-from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
 from trainer.methods.full import FullMethod
 from trainer.methods.objectives import Batch, distilled, embedded
 from trainer.methods.pairs import Pairs
 from trainer.methods.teacher import leads, teacher_of
 from trainer.methods.upper_layers import UpperLayers
-from trainer.model import load_encoder, normalised
-from trainer.progress import RunReport
-from trainer.recorded import Lines
+from trainer.model import load_encoder
 from trainer.rung_settings import FullLoss, RungSettings
-
-Report = Callable[[Progress], None]
-SMALL = FullMethod(epochs=3, batch=10)
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_encoder(folder)
-    return load_encoder(folder / "encoder", "cpu")
+    return tiny_encoder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def job_of(encoder: SentenceTransformer, report: Report = lambda _: None, **changed: Any) -> Job:
-    """The small world's; its queries are told apart, which the encoder's random weights do not do."""
-    job = small_job(encoder, None, report)
-    apart = normalised(np.random.default_rng(0).normal(size=job.clicks.vectors.shape))
-    return replace(job, clicks=replace(job.clicks, vectors=apart), **changed)
-
-
-def bits(trained: Trained) -> list[bytes]:
-    assert trained.encoder is not None
-    return [p.detach().numpy().tobytes() for p in trained.encoder.parameters()]
-
-
-def killed_and_resumed(method: FullMethod, encoder: SentenceTransformer, path: Path, *, at: int) -> Trained:
-    """The training, killed at the step of this number of the encoder's and resumed."""
-    steps: list[int] = []
-
-    def checkpoint() -> Checkpoint:
-        ticks = count(step=1000)  # always due
-        return Checkpoint(path, "this", now=lambda: float(next(ticks)))
-
-    def killed(progress: Progress) -> None:
-        if progress.stage == "training" and progress.step == at:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        method.train(job_of(encoder, killed, checkpoint=checkpoint()))
-    assert path.is_file()
-    trained = method.train(job_of(encoder, lambda p: steps.append(p.step), checkpoint=checkpoint()))
-    assert next(step for step in steps if step) > 1, "it goes on, and does not begin anew"
-    return trained
+    with one_thread():
+        yield
 
 
 # Losses
@@ -380,139 +333,7 @@ def test_a_piece_is_of_its_documents_domain_and_what_names_none_of_none():
     assert batch_count(np.array([1, 1, 1, 2, 2, 4]), 2) == 2 + 1 + 1
 
 
-# Early stopping
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Has the rankings come out so, one after the other."""
-
-    def come_out(*found: float) -> None:
-        left = iter(found)
-        monkeypatch.setattr(Ranking, "reciprocal", lambda *_: next(left))
-
-    return come_out
-
-
-def test_training_ends_where_it_gets_no_better_and_the_best_epochs_weights_are_kept(
-    encoder: SentenceTransformer, figures: Callable[..., None]
-):
-    told: list[Progress] = []
-    figures(0.5, 0.4, 0.3, 0.9)
-    stopped = replace(SMALL, epochs=4, patience=2).train(job_of(encoder, told.append))
-    assert stopped.steps == 3 * 5, "the fourth epoch of five batches is not begun"
-    notes = {"queries_kept_apart": 4, "epochs_done": 3, "best_epoch": 1, "best_epoch_mrr": 0.5}
-    assert stopped.notes | notes == stopped.notes
-    messages = [p.message for p in told if p.message]
-    assert messages[0] == "epoch 1: MRR 0.5000 on the queries kept apart; the best is epoch 1's, 0.5000"
-    assert messages[-1].endswith("the best is epoch 1's, 0.5000; training ends early")
-    figures(0.5, 0.4)
-    sooner = replace(SMALL, epochs=4, patience=1).train(job_of(encoder))
-    assert (sooner.steps, bits(sooner)) == (2 * 5, bits(stopped)), "both end with the first epoch's weights"
-    figures(0.1, 0.2, 0.3, 0.4)
-    whole = replace(SMALL, epochs=4, patience=2).train(job_of(encoder))
-    assert whole.steps == 4 * 5
-    assert bits(whole) != bits(stopped)
-
-
-@pytest.mark.parametrize(("at", "hard"), [(7, 0), (15, 0), (12, 2)])
-def test_what_is_resumed_stops_at_the_same_epoch_with_the_same_bits(
-    at: int, hard: int, encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    steps = iter([0.5, 0.6, 0.3, 0.2] * 2)
-    known: dict[bytes, float] = {}
-
-    def by_weights(_: Ranking, layers: Any) -> float:
-        weights = b"".join(p.detach().numpy().tobytes() for p in layers.parameters)
-        return known.setdefault(weights, next(steps) if weights not in known else 0.0)
-
-    monkeypatch.setattr(Ranking, "reciprocal", by_weights)
-    method = replace(SMALL, epochs=5, patience=2, hard_negatives=hard)
-    whole = method.train(job_of(encoder))
-    resumed = killed_and_resumed(method, encoder, tmp_path / "moment-1.safetensors", at=at)
-    assert (resumed.steps, bits(resumed), resumed.notes) == (whole.steps, bits(whole), whole.notes)
-    assert resumed.notes["best_epoch"] == 2
-
-
-def test_the_latest_tenth_of_the_queries_is_kept_apart_and_none_of_a_handful(encoder: SentenceTransformer):
-    clicks = small_job(encoder, None, lambda _: None).clicks
-    unlike = replace(clicks, vectors=np.eye(len(clicks.queries), dtype=np.float32))
-    known, apart = set_apart(unlike)
-    assert known.queries == clicks.queries[:-4]
-    assert apart.queries == clicks.queries[-4:]
-    alike = unlike.vectors.copy()
-    alike[-1] = alike[0]
-    assert set_apart(replace(unlike, vectors=alike))[1].queries == clicks.queries[-4:-1]
-    known, apart = set_apart(unlike.of_queries(range(4)))
-    assert (len(known), len(apart)) == (4, 0)
-
-
-def test_a_ranking_is_the_mean_reciprocal_rank_of_what_is_wanted():
-    vectors = torch.eye(4)
-    vectors[3] = torch.tensor([0.8, 0.6, 0.0, 0.0])
-
-    class Fixed:
-        def embed(self, rows: np.ndarray) -> torch.Tensor:
-            return vectors[torch.from_numpy(rows)]
-
-    layers: Any = Fixed()
-    ranking = Ranking.of(np.array([3, 3]), np.array([0, 1]), np.ones(2, np.float32), documents=3, seed=0)
-    assert ranking.reciprocal(layers) == pytest.approx((1.0 + 0.5) / 2)
-    heavier = replace(ranking, weight=np.array([3.0, 1.0], np.float32))
-    assert heavier.reciprocal(layers) == pytest.approx(0.875)
-
-
-def test_queries_without_clicks_are_neither_kept_apart_nor_known_beside_those_that_are(
-    encoder: SentenceTransformer,
-):
-    clicks = small_job(encoder, None, lambda _: None).clicks
-    rows = clicks.query < 30
-    parts = {name: getattr(clicks, name)[rows] for name in ("query", "document", "weight", "evidence")}
-    vectors = np.eye(len(clicks.queries), dtype=np.float32)
-    known, apart = set_apart(replace(clicks, vectors=vectors, **parts))
-    assert (known.queries, apart.queries) == (clicks.queries[:27], clicks.queries[27:30])
-
-
-def test_an_epoch_that_is_no_better_than_the_best_is_none():
-    stopping, weights = EarlyStopping(1, lambda: 0.5), torch.ones(2)
-    stopping.look(1, [weights])
-    assert not stopping.over
-    stopping.look(2, [torch.zeros(2)])
-    assert (stopping.over, stopping.best_epoch) == (True, 1)
-
-
-def test_what_is_wanted_is_ranked_among_other_documents_and_what_is_no_number_comes_last():
-    vectors = torch.eye(4)
-    vectors[3] = torch.tensor([0.8, 0.6, 0.0, 0.0])
-
-    class Fixed:
-        def embed(self, rows: np.ndarray) -> torch.Tensor:
-            return vectors[torch.from_numpy(rows)]
-
-    layers: Any = Fixed()
-    ranking = Ranking.of(np.array([3]), np.array([2]), np.ones(1, np.float32), documents=3, seed=0)
-    assert ranking.among.tolist() == [0, 1, 2]
-    assert ranking.reciprocal(layers) == pytest.approx(1 / 3)
-    vectors[:] = torch.nan
-    assert ranking.reciprocal(layers) == pytest.approx(1 / 4)
-
-
-def test_what_is_kept_apart_is_ranked_among_documents_and_weighed_as_it_would_be_taught(
-    encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
-):
-    usual, found = Ranking.of, list[Ranking]()
-
-    def of(*given: Any, **more: Any) -> Ranking:
-        found.append(usual(*given, **more))
-        return found[0]
-
-    monkeypatch.setattr(Ranking, "of", of)
-    given = job_of(encoder)
-    weight = np.arange(1.0, 1.0 + len(given.clicks), dtype=np.float32)
-    replace(SMALL, epochs=1, patience=1).train(replace(given, clicks=replace(given.clicks, weight=weight)))
-    (ranking,) = found
-    assert ranking.weight.tolist() == [1.0] * 4, "clicks that are not debiased teach by their evidence"
-    assert ranking.among.max() < ranking.asked.min(), "no query is ranked"
+# What speaks against a document
 
 
 def test_what_was_rated_low_is_its_querys_hard_negative(
@@ -538,38 +359,3 @@ def test_what_was_rated_low_is_its_querys_hard_negative(
     method.train(replace(given, clicks=replace(given.clicks, unwanted=unwanted)))
     number = int(np.searchsorted(np.unique([*given.clicks.document, against]), against))
     assert (given.clicks.queries[query], number) in seen
-
-
-def test_with_a_handful_of_queries_training_does_all_its_epochs_and_says_why(encoder: SentenceTransformer):
-    few = job_of(encoder)
-    trained = replace(SMALL, patience=1).train(replace(few, clicks=few.clicks.of_queries(range(4))))
-    assert trained.steps == 3
-    assert trained.notes["queries_kept_apart"] == 0
-    assert "best_epoch" not in trained.notes
-
-
-async def test_what_an_epoch_gave_is_told_to_the_topic_until_the_next_one_and_in_a_replays_lines():
-    sent, lines = [], list[str]()
-
-    class Producer:
-        async def send(self, _: str, event: TrainingProgressed) -> None:
-            sent.append(event.message)
-
-    reason = Reason(policies=["manual"], text="test")
-    wish = Retrain(command_id="c", index="i", issued_at=START, kinds=["full"], ranges=[], reason=reason)
-    producer: Any = Producer()
-    report, replay = RunReport(producer, wish, threading.Event()), Lines(lines.append)
-    await report.stage("full", "training", message="moment 1 of 1")
-    for progress in (Progress("training", 5, 10, message="epoch 1: MRR 0.5"), Progress("training", 6, 10, 0.1)):
-        report.from_thread(progress)
-        replay.from_thread(progress)
-    await report._send()
-    assert sent == ["moment 1 of 1", "epoch 1: MRR 0.5"]
-    assert lines == [": epoch 1: MRR 0.5"]
-
-
-def test_where_nothing_was_measured_the_weights_stay():
-    stopping, weights = EarlyStopping(1, lambda: float("nan")), torch.ones(2)
-    stopping.look(1, [weights])
-    stopping.go_back([weights])
-    assert weights.tolist() == [1.0, 1.0]
