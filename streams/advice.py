@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clickloop.events import VersionKind
-from streams.payoff import Expectation
 from streams.settings import StreamsSettings
 from streams.trigger import Outlook, Trigger
 
@@ -42,20 +41,20 @@ def _recommendations(trigger: Trigger, outlook: Outlook, settings: StreamsSettin
         )
     if outlook.holding and outlook.ranges and outlook.kinds:
         why = "; ".join(case.text for case in outlook.holding)
-        yield _train(list(outlook.kinds), examples, why, outlook.held_back or "now", outlook.expected)
+        yield _train(list(outlook.kinds), _counted(outlook, examples), why, outlook)
     elif outlook.holding and outlook.ranges:
         yield Recommendation(
             "train nothing, or lower gain_per_hour",
             f"no rung is expected to raise MRR by {settings.gain_per_hour:.1%} for an hour of training",
         )
     if "full" not in outlook.kinds and examples:
-        deeper = trigger.expect([*outlook.kinds, "full"])
+        deeper = trigger.expect([*outlook.kinds, "full"], undecided=outlook.undecided)
         extra, hours = deeper.gain - outlook.expected.gain, (deeper.seconds - outlook.expected.seconds) / 3600.0
         if extra >= settings.gain_per_hour * hours:
             command = " ".join(f"--kind {kind}" for kind in [*outlook.kinds, "full"])
             yield Recommendation(
                 f"clickloop retrain {command}",
-                f"the rung full is expected to add {extra:+.1%} MRR on the {examples} new examples",
+                f"the rung full is expected to add {extra:+.1%} MRR on the {_counted(outlook, examples)}",
                 "when the documents may be encoded anew",
                 deeper.gain,
                 deeper.seconds,
@@ -66,6 +65,14 @@ def _recommendations(trigger: Trigger, outlook: Outlook, settings: StreamsSettin
             yield Recommendation(f"wait: {case.policy}", case.text, "later")
 
 
-def _train(kinds: list[VersionKind], examples: int, why: str, when: str, expected: Expectation) -> Recommendation:
-    what = f"train {', '.join(kinds)} on {examples} new examples"
-    return Recommendation(what, why, when, expected.gain, expected.seconds, expected.runs)
+def _train(kinds: list[VersionKind], on: str, why: str, outlook: Outlook) -> Recommendation:
+    expected = outlook.expected
+    when = outlook.held_back or "now"
+    return Recommendation(
+        f"train {', '.join(kinds)} on {on}", why, when, expected.gain, expected.seconds, expected.runs
+    )
+
+
+def _counted(outlook: Outlook, new: int) -> str:
+    again = f" and {outlook.undecided} that no gate has decided on" if outlook.undecided else ""
+    return f"{new} new examples{again}"

@@ -18,6 +18,7 @@ from clickloop.events import DriftMeasured, ExampleFormed, OffsetRange
 from clickloop.kafka import Follower, Record, offsets_since, read_range
 from streams.advice import Recommendation, recommendations
 from streams.buffer import Buffer, SketchSum
+from streams.commanded import messages
 from streams.replay import Told, replay, time_of
 from streams.settings import StreamsSettings
 from streams.trigger import NotNow, Trigger
@@ -93,7 +94,10 @@ def buffer(
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
 ) -> None:
-    """Show the examples that no retrain command covers yet: where they lie, how many of what, and how old."""
+    """Show the examples that no retrain command covers yet: where they lie, how many of what, and how old.
+
+    Those of earlier commands on which no gate has decided come again with them; of these only the count is shown.
+    """
     settings = cli.checked(
         lambda: StreamsSettings.load(
             bootstrap_servers=bootstrap_servers,
@@ -107,7 +111,7 @@ def buffer(
     rule, found = cli.finish(_read_buffer(settings))
     wish = rule.decide(now)
     waits_for = wish.reason if isinstance(wish, NotNow) else "nothing: it asks for training now"
-    facts = _buffer_facts(settings, rule, found)
+    facts = _buffer_facts(settings, rule, found) | {"undecided": messages(rule.undecided(now))}
     if as_json:
         ages = {
             "oldest_seconds": None if found.oldest is None else round(now - found.oldest, 1),

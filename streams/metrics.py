@@ -24,6 +24,7 @@ DRIFT_P_VALUE = Gauge("clickloop_drift_p_value", "A detector's latest p-value", 
 DRIFT_EXCEEDED = Counter("clickloop_drift_exceeded", "Windows that a detector found different", ["detector"])
 REPORTS = Counter("clickloop_drift_reports", "Drift reports sent")
 NEW_EXAMPLES = Gauge("clickloop_new_examples", "Examples that no retrain command covers yet")
+UNDECIDED = Gauge("clickloop_undecided_examples", "Examples of commands on which no gate has decided")
 COMMANDS = Counter("clickloop_retrain_commands", "Retrain commands sent", ["policy"])
 SPLITS = Counter("clickloop_splits", "Splits sent")
 

@@ -6,6 +6,7 @@ trigger to know.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from clickloop.commands import Policy
 PERFORMANCE = frozenset({"click_mrr", "click_trend", "topic_clicks", "rating_mean", "abandonment"})
 """Detectors of what people make of the answers; the others are about what they ask for."""
 DAY_SECONDS = 86_400.0
+MORE = 0.1
+"""New examples beside those that no gate could decide on: with fewer, another look would hardly tell more."""
 
 _INTERVAL = re.compile(r"([1-9]\d{0,5})([mhd])")
 _TIME_OF_DAY = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
@@ -28,6 +31,9 @@ class Facts:
 
     now: float
     examples: int
+    """New ones."""
+    undecided: int
+    """Older ones that would be covered again."""
     drifting: Sequence[str]
     """Detectors that find the world different."""
     drifted_windows: int
@@ -62,9 +68,13 @@ class Threshold:
     examples: int
 
     def case(self, facts: Facts) -> Case:
-        if facts.examples >= self.examples:
+        more = math.ceil(MORE * facts.undecided)
+        if facts.examples >= max(self.examples, more):
             return Case("threshold", True, f"{facts.examples} new examples (threshold {self.examples})")
-        return Case("threshold", False, f"{facts.examples} of {self.examples} new examples")
+        if more <= self.examples:
+            return Case("threshold", False, f"{facts.examples} of {self.examples} new examples")
+        why = f"a tenth of the {facts.undecided} that no gate has decided on"
+        return Case("threshold", False, f"{facts.examples} of {more} new examples, {why}")
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def _finish(trigger: Trigger, command: Retrain, at: float) -> None:
             parent=parent,
             lineage=Lineage(
                 command_id=command.command_id,
-                examples=int(command.reason.figures["examples"]),
+                examples=int(command.reason.figures["examples"] + command.reason.figures["undecided"]),
                 documents=trigger.documents or 0,
                 train_seconds=trigger.expect([kind]).seconds,
             ),

@@ -87,6 +87,11 @@ class StreamsSettings(Settings):
         "schedule; manual by itself leaves it to operators",
     )
     threshold: int = Field(100, ge=1, description="new examples that are enough for a retrain")
+    undecided_examples: int = Field(
+        20_000,
+        ge=0,
+        description="most examples that a command covers again because no gate has decided on them; 0 is none",
+    )
     drift_min_examples: int = Field(
         50, ge=1, description="new examples without which no policy but threshold triggers a retrain"
     )

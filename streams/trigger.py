@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from clickloop.commands import Pause, Reason, Retrain
@@ -28,6 +28,7 @@ from clickloop.events import (
 )
 from streams.balance import Balance, parsed
 from streams.buffer import merge_ranges
+from streams.commanded import Commanded, in_order, messages, undecided_ranges
 from streams.payoff import LADDER, Expectation, History
 from streams.pending import Pending, is_covered
 from streams.policies import DAY_SECONDS, Case, Facts, Manual, Moved, NewDocuments, Rule, Schedule, Threshold
@@ -65,6 +66,8 @@ class Outlook:
     figures: dict[str, float]
     failures: int
     """Commands in a row, up to the latest, whose gate was failed."""
+    undecided: int
+    """Messages of ``ranges`` that were commanded before, and on which no gate has decided."""
     until: float | None
     """When time alone may change this next; None for never."""
 
@@ -74,23 +77,9 @@ class Outlook:
 
 
 @dataclass(slots=True)
-class _Command:
-    """A command in the log, and what is known of its end. Whichever is read first makes the entry."""
-
-    ranges: list[OffsetRange] = field(default_factory=list)
-    issued: float | None = None
-    ended: set[VersionKind] = field(default_factory=set)
-    heard: float = 0.0
-    """The last end of a rung."""
-    passed: bool = False
-    failed: bool = False
-    broken_at: float | None = None
-
-
-@dataclass(slots=True)
 class _InFlight:
     wish: Retrain
-    command: _Command
+    command: Commanded
     last_heard: float
 
 
@@ -108,7 +97,9 @@ class Trigger:
         self._latest: dict[int, deque[tuple[str, ...]]] = defaultdict(lambda: deque(maxlen=LATEST))
         self._drifting: set[str] = set()
         self._moved: deque[float] = deque(maxlen=LATEST)
-        self._commands: OrderedDict[str, _Command] = OrderedDict()
+        self._commands: OrderedDict[str, Commanded] = OrderedDict()
+        self._again: dict[bool, list[OffsetRange]] = {}
+        """What is covered again, without the command that is under way or with it; empty where it must be made."""
         self._in_flight: _InFlight | None = None
         self._ended_at: float | None = None
         self._history = History()
@@ -157,6 +148,7 @@ class Trigger:
             return
         known.issued = issued = command.issued_at.timestamp()
         known.ranges = merge_ranges(command.ranges)
+        known.strategy = command.strategy
         self._pending.drop_covered(known.ranges, issued)
         self._latest.clear()
         self._drifting.clear()
@@ -174,7 +166,7 @@ class Trigger:
             command.heard = max(command.heard, at)
             if event.stage == "failed":
                 command.broken_at = at
-            self._judge(command, event.verdict)
+            command.judged(event.verdict)
         flight = self._in_flight
         if flight is not None and flight.wish.command_id == event.command_id:
             flight.last_heard = max(flight.last_heard, at)
@@ -191,7 +183,7 @@ class Trigger:
             self._spent.popitem(last=False)
         self._trained_documents = lineage.documents or self._trained_documents
         if event.gate is not None:
-            self._judge(self._command(lineage.command_id), event.gate.verdict)
+            self._command(lineage.command_id).judged(event.gate.verdict)
 
     def decide(self, now: float) -> Retrain | NotNow:
         """A command with its ranges and reason, or the reason why there is none. Changes nothing."""
@@ -204,6 +196,7 @@ class Trigger:
             return NotNow(reason, outlook.until)
         if not outlook.kinds:
             return NotNow(f"no rung is expected to pay for its time ({holding[0].text})", outlook.until)
+        again = [f"{outlook.undecided} again on which no gate has decided"] if outlook.undecided else []
         return Retrain(
             command_id=_command_id(self._settings.index, outlook.ranges),
             index=self._settings.index,
@@ -212,7 +205,7 @@ class Trigger:
             ranges=list(outlook.ranges),
             reason=Reason(
                 policies=[case.policy for case in holding],
-                text="; ".join(dict.fromkeys([self._count_text(), *(case.text for case in holding)])),
+                text="; ".join(dict.fromkeys([self._count_text(), *(case.text for case in holding), *again])),
                 figures=outlook.figures,
             ),
             budget_seconds=min(self._settings.budget_seconds, self._left_today(now)),
@@ -223,19 +216,22 @@ class Trigger:
         facts = self._facts(now)
         moved = max(self._moved, default=0.0)
         chosen = self._settings.kinds
+        new, again = self.ranges, self.undecided(now)
+        examples = facts.examples + facts.undecided
         kinds = [kind for kind in chosen if kind != "auto"] or self._history.choose(
-            examples=facts.examples, moved=moved, gain_per_hour=self._settings.gain_per_hour
+            examples=examples, moved=moved, gain_per_hour=self._settings.gain_per_hour
         )
-        expected = self._history.expect(kinds, examples=facts.examples, moved=moved)
+        expected = self._history.expect(kinds, examples=examples, moved=moved)
         cases = [rule.case(facts) for rule in self._rules]
         return Outlook(
             held_back=self._waiting_for(now) or self._too_dear(now, expected.seconds) or self._lacking(),
             cases=cases,
-            ranges=self.ranges,
+            ranges=merge_ranges([*again, *new]) if new else [],
             kinds=kinds,
             expected=expected,
             figures={
                 "examples": float(facts.examples),
+                "undecided": float(facts.undecided),
                 "threshold": float(self._settings.threshold),
                 "queries": float(self._pending.totals.queries),
                 "drifted_windows": float(facts.drifted_windows),
@@ -245,12 +241,24 @@ class Trigger:
                 "learnt_from_runs": float(expected.runs),
             },
             failures=self._failures(),
+            undecided=facts.undecided,
             until=self._next_moment(now, cases),
         )
 
-    def expect(self, kinds: Sequence[VersionKind]) -> Expectation:
-        """What other rungs than the chosen ones would bring now, and cost."""
-        return self._history.expect(kinds, examples=self.new_examples, moved=max(self._moved, default=0.0))
+    def expect(self, kinds: Sequence[VersionKind], *, undecided: int = 0) -> Expectation:
+        """What other rungs than the chosen ones would bring now, with so many older examples again, and cost."""
+        examples = self.new_examples + undecided
+        return self._history.expect(kinds, examples=examples, moved=max(self._moved, default=0.0))
+
+    def undecided(self, now: float) -> list[OffsetRange]:
+        """Where the examples lie that the next command covers again: no gate has decided on them."""
+        flight = self._in_flight
+        under_way = flight.command if flight is not None and now < _given_up_at(flight) else None
+        without = under_way is not None
+        if without not in self._again:
+            over = [command for command in self._commands.values() if command is not under_way]
+            self._again[without] = undecided_ranges(over, most=self._settings.undecided_examples)
+        return self._again[without]
 
     @property
     def newest_version(self) -> str:
@@ -283,17 +291,18 @@ class Trigger:
     def _facts(self, now: float) -> Facts:
         counts = self._drift_counts()
         measured = sum(len(latest) for latest in self._latest.values())
-        issued = [c.issued for c in self._commands.values() if c.issued is not None]
+        latest = in_order(self._commands.values())[-1:]
         oldest = self._pending.totals.oldest
         return Facts(
             now=now,
             examples=self.new_examples,
+            undecided=messages(self.undecided(now)),
             drifting=sorted(self._drifting),
             drifted_windows=max(counts.values(), default=0),
             measured_windows=measured,
             documents=self.documents,
             trained_documents=self._trained_documents,
-            since=max(issued) if issued else oldest if oldest < math.inf else None,
+            since=latest[0].issued if latest else oldest if oldest < math.inf else None,
         )
 
     # What stands in the way
@@ -359,13 +368,8 @@ class Trigger:
 
     def _failures(self) -> int:
         """Commands in a row that failed, up to the latest. One that was inconclusive says nothing."""
-        judged = sorted(
-            (c for c in self._commands.values() if c.issued is not None),
-            key=lambda c: c.issued or 0.0,
-            reverse=True,
-        )
         count = 0
-        for command in judged:
+        for command in reversed(in_order(self._commands.values())):
             if command.passed:
                 break
             count += command.failed or command.broken_at is not None
@@ -387,14 +391,12 @@ class Trigger:
 
     # The log, told in any order
 
-    def _judge(self, command: _Command, verdict: str | None) -> None:
-        command.passed = command.passed or verdict == "pass"
-        command.failed = command.failed or verdict == "fail"
-
-    def _command(self, command_id: str) -> _Command:
+    def _command(self, command_id: str) -> Commanded:
+        """For it to be changed."""
+        self._again.clear()
         while len(self._commands) > MAX_COMMANDS:
             self._commands.popitem(last=False)
-        return self._commands.setdefault(command_id, _Command())
+        return self._commands.setdefault(command_id, Commanded())
 
     def _maybe_end(self) -> None:
         flight = self._in_flight

@@ -9,17 +9,38 @@ import time
 import pytest
 
 from clickloop import codec, topics
+from clickloop.commands import Reason, Retrain
 from clickloop.errors import SettingsError
-from clickloop.events import DriftMeasured, ExampleFormed, OffsetRange
+from clickloop.events import DriftMeasured, ExampleFormed, OffsetRange, TrainingProgressed, Verdict
 from clickloop.kafka import Producer, offsets_since
 from streams.cli import parse_time
 from tests.conftest import Broker
 from tests.contract.test_admin import clickloop
 
 
-async def fill(broker: Broker, examples: int) -> None:
-    """Examples in partition 1 of the log, and the report that tells of them."""
+def told(broker: Broker, start: int, end: int) -> DriftMeasured:
+    """The report of examples in partition 1."""
+    return DriftMeasured(
+        event_id=f"default/1/{start}",
+        index="default",
+        partition=1,
+        window_start=codec.now(),
+        window_end=codec.now(),
+        queries=90,
+        examples=end - start,
+        ranges=[place(broker, start, end)],
+        sketches=90,
+        sketch_sum=[1, -2, 3],
+    )
+
+
+def place(broker: Broker, start: int, end: int) -> OffsetRange:
     name = topics.TRAINING_EXAMPLES.name(broker.prefix)
+    return OffsetRange(topic=name, partition=1, start=start, end=end)
+
+
+async def fill(broker: Broker, examples: int, *, reported: int | None = None) -> None:
+    """Examples in partition 1 of the log, and the report that tells of all of them or the first ``reported``."""
     async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
         for number in range(examples):
             example = ExampleFormed(
@@ -37,19 +58,7 @@ async def fill(broker: Broker, examples: int) -> None:
                 clicks=1,
             )
             await producer.send_and_wait(topics.TRAINING_EXAMPLES, example, partition=1)
-        report = DriftMeasured(
-            event_id="default/1/0",
-            index="default",
-            partition=1,
-            window_start=codec.now(),
-            window_end=codec.now(),
-            queries=90,
-            examples=examples,
-            ranges=[OffsetRange(topic=name, partition=1, start=0, end=examples)],
-            sketches=90,
-            sketch_sum=[1, -2, 3],
-        )
-        await producer.send_and_wait(topics.DRIFT_REPORTS, report)
+        await producer.send_and_wait(topics.DRIFT_REPORTS, told(broker, 0, reported or examples))
         await producer.send_raw(topics.DRIFT_REPORTS.name(broker.prefix), b"rubbish", key=None)
 
 
@@ -67,6 +76,38 @@ async def test_the_trigger_explains_what_it_waits_for_and_when_it_would_fire(bro
     assert first["what"] == "train adapter, query_encoder on 30 new examples"
     assert first["gain"] > 0
     assert first["seconds"] > 0
+
+
+@pytest.mark.parametrize(("verdict", "again"), [("inconclusive", 30), ("fail", 0)])
+async def test_what_no_gate_has_decided_on_comes_again(broker: Broker, verdict: Verdict, again: int) -> None:
+    await fill(broker, 40, reported=30)
+    wish = Retrain(
+        command_id="first",
+        index="default",
+        issued_at=codec.now(),
+        kinds=["adapter"],
+        ranges=[place(broker, 0, 30)],
+        reason=Reason(policies=["threshold"], text="enough"),
+    )
+    done = TrainingProgressed(
+        event_id="first/done",
+        index="default",
+        run_id="run-first",
+        command_id="first",
+        kind="adapter",
+        stage="done",
+        at=codec.now(),
+        verdict=verdict,
+    )
+    async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
+        await producer.send_and_wait(topics.RETRAIN_COMMANDS, wish)
+        await producer.send_and_wait(topics.TRAINING_RUNS, done)
+        await producer.send_and_wait(topics.DRIFT_REPORTS, told(broker, 30, 40))
+    first, *_ = clickloop(broker, "trigger", "--threshold", "10", "--json").stdout.splitlines()
+    added = f" and {again} that no gate has decided on" if again else ""
+    assert json.loads(first)["what"] == f"train adapter, query_encoder on 10 new examples{added}"
+    found = json.loads(clickloop(broker, "buffer", "--json").stdout)
+    assert (found["new_examples"], found["undecided"]) == (10, again)
 
 
 async def test_a_dry_run_says_when_it_would_have_fired_why_and_at_what_cost(broker: Broker) -> None:

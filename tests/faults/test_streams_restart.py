@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from clickloop import topics
+from clickloop import codec, topics
 from clickloop.commands import Retrain
-from clickloop.events import DriftMeasured, ExampleFormed
+from clickloop.events import DriftMeasured, ExampleFormed, TrainingProgressed
 from demo.processes import ProcessGroup
+from streams.buffer import covers
+from streams.commanded import messages as messages_in
 from tests.streams_worker import last_revisions, read_all, send, traffic, undisturbed, until, worker
 
 
@@ -59,3 +61,44 @@ async def test_a_worker_that_joins_and_one_that_dies_change_nothing(broker: Any,
     reports = {r.event_id: r for r in await read_all(broker, topics.DRIFT_REPORTS, DriftMeasured)}
     assert sum(r.queries for r in reports.values()) == 500
     assert [command.reason.figures["examples"] for command in commands] == [len(expected)]
+
+
+async def test_a_killed_worker_still_knows_on_what_no_gate_has_decided(broker: Any, tmp_path: Path) -> None:
+    """The trainer is played: the first command ends inconclusive while no worker lives, the second one passes."""
+    messages = traffic(600)
+    size = len(messages) // 3
+    parts = [messages[start : start + size] for start in (0, size, 2 * size)]
+    settings = {"threshold": 100, "kinds": "adapter", "cool_down_seconds": 0, "policies": "threshold"}
+    given: list[Retrain] = []
+    with ProcessGroup() as processes:
+        for part, verdict in zip(parts, ("inconclusive", "pass", ""), strict=True):
+            process = processes.start(worker(broker, tmp_path, **settings))
+            await send(broker, part, per_second=300)
+            wanted = len(given) + 1
+            given = await until(
+                broker, topics.RETRAIN_COMMANDS, Retrain, lambda found, n=wanted: len(found) >= n, seconds=60
+            )
+            assert len(given) == wanted
+            process.kill()
+            if verdict:
+                await send(broker, [(topics.TRAINING_RUNS, done(given[-1], verdict))])
+    first, second, third = given
+    assert first.reason.figures["undecided"] == 0
+    assert second.reason.figures["undecided"] == messages_in(first.ranges) > 0
+    assert covers(second.ranges, first.ranges)
+    assert third.reason.figures["undecided"] == 0
+    ends = {one.partition: one.end for one in second.ranges}
+    assert all(one.start >= ends.get(one.partition, 0) for one in third.ranges)
+
+
+def done(command: Retrain, verdict: Any) -> TrainingProgressed:
+    return TrainingProgressed(
+        event_id=f"{command.command_id}/done",
+        index="default",
+        run_id=command.command_id,
+        command_id=command.command_id,
+        kind="adapter",
+        stage="done",
+        at=codec.now(),
+        verdict=verdict,
+    )

@@ -87,7 +87,7 @@ def test_one_command_is_in_flight_until_its_last_rung_is_done() -> None:
     assert "in flight" in refused(rule, 4)
     rule.training(progress("another", "query_encoder", "done", when=5))
     assert "in flight" in refused(rule, 6)
-    rule.training(progress(wish.command_id, "query_encoder", "done", when=7))
+    rule.training(progress(wish.command_id, "query_encoder", "done", when=7, verdict="pass"))
     assert commanded(rule, 8).ranges == [range_(0, 100, 200)]
 
 
