@@ -340,7 +340,7 @@ class StreamsApp:
         next_split = control.rollout.decide(now)
         if next_split is not None:
             await self._change_split(control, next_split)
-        wish = control.trigger.decide(now)
+        wish = control.decide(now)
         if isinstance(wish, Retrain):
             await self._send(topics.RETRAIN_COMMANDS, wish)
             control.trigger.retrain(wish)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from clickloop.kafka import Follower, Record, offsets_since, read_range
 from streams.advice import Recommendation, recommendations
 from streams.buffer import Buffer, SketchSum
 from streams.commanded import messages
+from streams.control import Control
 from streams.replay import Told, replay, time_of
 from streams.settings import StreamsSettings
 from streams.trigger import NotNow, Trigger
@@ -28,9 +30,10 @@ FOLLOWED = (
     topics.TRAINING_RUNS,
     topics.MODEL_VERSIONS,
     topics.NODE_STATUS,
+    topics.TRAFFIC_SPLITS,
     topics.COMMANDS,
 )
-"""What the trigger hears beside the drift reports. These are short or compacted, and are read as a whole."""
+"""What trigger and rollout hear beside drift reports. These are short or compacted, and are read as a whole."""
 SLACK_SECONDS = 60.0
 """A report and a command that cross on their way are no further apart."""
 
@@ -108,8 +111,8 @@ def buffer(
         )
     )
     now = time.time()
-    rule, found = cli.finish(_read_buffer(settings))
-    wish = rule.decide(now)
+    control, found = cli.finish(_read_buffer(settings))
+    rule, wish = control.trigger, control.decide(now)
     waits_for = wish.reason if isinstance(wish, NotNow) else "nothing: it asks for training now"
     facts = _buffer_facts(settings, rule, found) | {"undecided": messages(rule.undecided(now))}
     if as_json:
@@ -154,15 +157,13 @@ def parse_time(text: str, *, now: float) -> float:
 
 def _explain(settings: StreamsSettings, as_json: bool) -> None:
     now = time.time()
-    rule = Trigger(settings)
-    for told in cli.finish(_read_log(settings, since=None)):
-        rule.hear(told.message, offset=told.offset)
-    found = recommendations(rule, settings, now=now)
+    control = _heard(settings, cli.finish(_read_log(settings, since=None)))
+    wish = control.decide(now)
+    found = recommendations(control.trigger, settings, now=now)
     if as_json:
         for number, one in enumerate(found, start=1):
             typer.echo(json.dumps({"priority": number, **asdict(one)}))
         return
-    wish = rule.decide(now)
     said = f"not now: {wish.reason}" if isinstance(wish, NotNow) else f"fires: {wish.reason.text}"
     typer.echo(f"index {settings.index}, {_written(now)}: {said}")
     for number, one in enumerate(found, start=1):
@@ -206,11 +207,10 @@ def _dry_run(settings: StreamsSettings, since: float, as_json: bool) -> None:
 # The buffer
 
 
-async def _read_buffer(settings: StreamsSettings) -> tuple[Trigger, Buffer]:
-    rule, found = Trigger(settings), Buffer()
+async def _read_buffer(settings: StreamsSettings) -> tuple[Control, Buffer]:
     log = await _read_log(settings, since=None)
-    for told in log:
-        rule.hear(told.message, offset=told.offset)
+    control, found = _heard(settings, log), Buffer()
+    rule = control.trigger
     reports = {t.message.event_id: t.message for t in log if isinstance(t.message, DriftMeasured)}
     for report in reports.values():
         if rule.is_new(report):
@@ -223,7 +223,7 @@ async def _read_buffer(settings: StreamsSettings) -> tuple[Trigger, Buffer]:
 
     for wanted in rule.ranges:
         await read_range(settings.bootstrap_servers, wanted, on_record=keep)
-    return rule, found
+    return control, found
 
 
 def _place(record: Record) -> OffsetRange:
@@ -244,6 +244,14 @@ def _buffer_facts(settings: StreamsSettings, rule: Trigger, found: Buffer) -> di
 
 
 # Reading
+
+
+def _heard(settings: StreamsSettings, log: Sequence[Told]) -> Control:
+    """Trigger and rollout as the worker has them that has read this log."""
+    control = Control(settings, handled={})
+    for told in log:
+        control.hear(told.message, offset=told.offset, appended=told.at, live=False)
+    return control
 
 
 async def _read_log(settings: StreamsSettings, *, since: float | None) -> list[Told]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clickloop import topics
-from clickloop.commands import Pause, Promote, Rollback
+from clickloop.commands import Pause, Promote, Retrain, Rollback
 from clickloop.events import (
     DriftMeasured,
     Message,
@@ -17,7 +17,7 @@ from clickloop.events import (
 from clickloop.logs import logger
 from streams.rollout import Refused, Rollout
 from streams.settings import StreamsSettings
-from streams.trigger import Trigger
+from streams.trigger import NotNow, Trigger
 
 CONTROL = (
     topics.DRIFT_REPORTS,
@@ -72,6 +72,11 @@ class Control:
                 self.rollout.chosen(message.issued_at.timestamp())
                 if live:
                     self._wishes.append(message)
+
+    def decide(self, now: float) -> Retrain | NotNow:
+        """A command, or why there is none now."""
+        self.trigger.awaited = self.rollout.on_its_way(now)
+        return self.trigger.decide(now)
 
     def follow_wishes(self, now: float) -> list[SplitChanged]:
         """What operators asked for since the last time. A refused command is logged."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from clickloop.commands import Pause, Retrain
+from clickloop.commands import Pause, Promote, Retrain, Rollback
 from clickloop.events import (
     DriftMeasured,
     GateResult,
@@ -15,6 +15,7 @@ from clickloop.events import (
     Message,
     ModelVersionPublished,
     NodeReported,
+    SplitChanged,
     TrainingProgressed,
 )
 from streams.settings import StreamsSettings
@@ -31,12 +32,14 @@ class Told:
 
 
 def time_of(message: Message) -> float | None:
-    """When a message that the trigger follows was told; None for any other."""
+    """When a message that trigger or rollout follow was told; None for any other."""
     match message:
         case DriftMeasured():
             return message.window_end.timestamp()
-        case Retrain() | Pause():
+        case Retrain() | Pause() | Promote() | Rollback():
             return message.issued_at.timestamp()
+        case SplitChanged():
+            return message.changed_at.timestamp()
         case TrainingProgressed():
             return message.at.timestamp()
         case ModelVersionPublished():

@@ -21,6 +21,8 @@ LIVE = "live"
 CANDIDATE = "candidate"
 SEEN_SECONDS = 30.0
 """A node that has been silent for longer takes no part."""
+PATIENCE_SECONDS = 86_400.0
+"""So long a version that passed is waited for, while nodes encode all documents for it."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,9 @@ class Rollout:
             return self._all_to(self.live, now=now, reason=f"{self.candidate} was rejected by a node")
         if self.paused:
             return None
-        newest = self._newest()
-        if newest and newest != self.candidate and self._ready(newest, now):
-            return self._start(newest, now)
+        following = self._next(now)
+        if following and following != self.candidate and self._ready(following, now):
+            return self._start(following, now)
         if self.candidate:
             return self._next_step(self._split, now)
         return None
@@ -152,23 +154,50 @@ class Rollout:
             return None
         return self._all_to(base.version, now=now, reason="first version of the index")
 
-    def _newest(self) -> str:
-        """The last published version that has not had its turn: later than the live one, and not rejected.
+    def on_its_way(self, now: float) -> str:
+        """The version that is to be live next: it has a share, or nodes are loading it. Empty for none."""
+        if self._split is None or self.paused:
+            return ""
+        return self.candidate or (self._next(now) if self._present(now) else "")
 
-        The base is announced anew by every node that starts, and so are versions whose training was done again;
-        that makes neither them nor the live one's ancestors new.
+    def _next(self, now: float) -> str:
+        """What is to get traffic next: the candidate, else what passed first, or the newest that was made of it.
+
+        What passed beside it was compared with the same parent, but not with it, and may be worse: that has no
+        turn while this one has not been rejected. What the nodes can't get ready within a day is in no one's way.
+        """
+        waiting = self._waiting()
+        if self.candidate and self.candidate not in waiting:
+            return self.candidate
+        for head in [self.candidate] if self.candidate else waiting:
+            newest = next(name for name in reversed(waiting) if head in self._ancestors(name))
+            in_time = now - self._versions[head].published_at.timestamp() < PATIENCE_SECONDS
+            if in_time or self._ready(newest, now):
+                return newest
+        return ""
+
+    def _waiting(self) -> list[str]:
+        """What passed and has not had its turn, as it was published: made of the live version, and not rejected.
+
+        What was made of another one was compared with that, and not with what users have: only an operator gives
+        it traffic. What does not say of what it was made is taken at its word. The base is announced anew by every
+        node that starts, and so are versions whose training was done again; that makes neither them nor the live
+        one's ancestors new.
         """
         names = list(self._versions)
         later = names[names.index(self.live) + 1 :] if self.live in self._versions else names
         old = self._ancestors(self.live) | self._rejected
-        for name in reversed(later):
-            event = self._versions[name]
-            new = event.gate is not None and event.published_at.timestamp() > self._chosen_at
-            if new and name not in old:
-                return name
-        return ""
+        return [
+            name
+            for name in later
+            if name not in old
+            and self._versions[name].gate is not None
+            and self._versions[name].published_at.timestamp() > self._chosen_at
+            and (self.live in self._ancestors(name) or not self._versions[name].parent)
+        ]
 
     def _ancestors(self, version: str) -> set[str]:
+        """With itself."""
         found: set[str] = set()
         while version and version not in found:
             found.add(version)
@@ -177,8 +206,11 @@ class Rollout:
         return found
 
     def _ready(self, version: str, now: float) -> bool:
-        nodes = [node for node in self._nodes.values() if now - node.seen <= SEEN_SECONDS]
+        nodes = self._present(now)
         return bool(nodes) and all(version in node.versions for node in nodes)
+
+    def _present(self, now: float) -> list[_Node]:
+        return [node for node in self._nodes.values() if now - node.seen <= SEEN_SECONDS]
 
     def _start(self, version: str, now: float) -> SplitChanged:
         """Give a version its first share, or the share that the one it supersedes has reached."""

@@ -107,6 +107,8 @@ class Trigger:
         self._nodes: dict[str, int] = {}
         self._trained_documents: int | None = None
         self.paused = False
+        self.awaited = ""
+        """A version that passed and is not live yet: what is trained now would start from the one before it."""
 
     def hear(self, message: Message, *, offset: int) -> None:
         """Any message of the topics that the trigger follows. In whatever order the topics are read."""
@@ -313,6 +315,8 @@ class Trigger:
         flight = self._in_flight
         if flight is not None and now < _given_up_at(flight):
             return f"command {flight.wish.command_id} is in flight"
+        if self.awaited:
+            return f"{self.awaited} passed its gate and is on its way to all traffic"
         if self._ended_at is None:
             return ""
         failures = self._failures()

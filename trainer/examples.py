@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from clickloop import codec, topics
 from clickloop.errors import MessageError, TrainingError
-from clickloop.events import DocumentChanged, ExampleFormed, OffsetRange, SplitChanged
+from clickloop.events import DocumentChanged, ExampleFormed, ModelVersionPublished, OffsetRange, SplitChanged
 from clickloop.kafka import Follower, Record, end_offsets, read_range
 from clickloop.retention import live_of
 from clickloop.sources import Sources
@@ -250,6 +251,20 @@ async def read_live_version(bootstrap_servers: str, *, prefix: str, index: str) 
             newest = _newest(batch, newest, index)
             if not batch and await follower.caught_up():
                 return live_of(newest) if newest else ""
+
+
+async def read_passed_versions(bootstrap_servers: str, *, prefix: str, index: str) -> list[str]:
+    """The versions of the index that passed their gate, the newest first."""
+    found: dict[str, datetime] = {}
+    async with Follower(bootstrap_servers, [topics.MODEL_VERSIONS], prefix=prefix) as follower:
+        while not await follower.caught_up():
+            for _, record in await follower.batch(timeout_seconds=0.2):
+                # What can't be read, or was deleted, is no one's to start from.
+                with suppress(MessageError):
+                    event = codec.decode(record.value, ModelVersionPublished)
+                    if event.index == index and event.gate is not None and event.gate.verdict == "pass":
+                        found[event.version] = event.published_at
+    return sorted(found, key=found.__getitem__, reverse=True)
 
 
 async def follow_live_version(

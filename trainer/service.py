@@ -34,6 +34,7 @@ from trainer.examples import (
     read_documents,
     read_examples,
     read_live_version,
+    read_passed_versions,
     whole_history,
     with_replayed,
 )
@@ -243,12 +244,18 @@ class Trainer:
             logger().info("version published", version=version, kind=kind, verdict=verdict, reason=message)
 
     async def _parent_of(self, command: Retrain) -> Manifest:
-        """The command's parent, else what the strategy starts from: the live version, or the base model."""
+        """The command's parent, else what the strategy starts from: the live version, or the base model.
+
+        Where no search node asks for splits, an app of your own takes each version that passes: the last one is
+        live there.
+        """
         if PRESETS[command.strategy].from_base and not command.parent:
             return await asyncio.to_thread(self._ladder.base)
-        named = command.parent or await read_live_version(
-            self._settings.bootstrap_servers, prefix=self._settings.topic_prefix, index=command.index
-        )
+        where, prefix = self._settings.bootstrap_servers, self._settings.topic_prefix
+        named = command.parent or await read_live_version(where, prefix=prefix, index=command.index)
+        if not named:
+            passed = await read_passed_versions(where, prefix=prefix, index=command.index)
+            named = next((version for version in passed if self._store.has(version)), "")
         if named:
             return self._store.manifest(named)
         return await asyncio.to_thread(self._ladder.base)

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import pytest
+from msgspec.structs import replace
 
 from clickloop import codec, topics
 from clickloop.commands import Cancel, Reason, Retrain, Strategy
 from clickloop.events import (
+    Arm,
     DocumentChanged,
     MessageQuarantined,
     ModelVersionPublished,
     OffsetRange,
+    SplitChanged,
     TrainingProgressed,
 )
 from clickloop.golden import GoldenSet, write_golden
@@ -223,6 +226,42 @@ async def published(broker: Broker) -> dict[str, ModelVersionPublished]:
     """By command."""
     found = [m for m in await sent(broker, topics.MODEL_VERSIONS) if isinstance(m, ModelVersionPublished)]
     return {m.lineage.command_id: m for m in found}
+
+
+@pytest.mark.timeout(120)
+async def test_without_splits_the_version_that_passed_last_is_what_users_have(broker: Broker, tmp_path: Path):
+    """Whoever follows model versions without a search node of ours never sees a split."""
+    ranges = await filled(broker, examples=60)
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        assert await trainer.handle(command(ranges, command_id="first"))
+        first = (await published(broker))["first"]
+        assert first.gate is not None
+        assert await trainer.handle(command(ranges, command_id="inconclusive"))
+        passed = replace(first, gate=replace(first.gate, verdict="pass"))
+        await producer.send_and_wait(topics.MODEL_VERSIONS, passed)
+        for version, changes in {"pruned": {}, "elsewhere": {"index": "another"}}.items():
+            later = replace(passed, version=version, published_at=codec.now(), **changes)
+            await producer.send_and_wait(topics.MODEL_VERSIONS, later)
+        assert await trainer.handle(command(ranges, command_id="then"))
+        base = (await published(broker))["inconclusive"].parent
+        live = Arm(name="live", version=base, buckets=10_000)
+        split = SplitChanged(
+            event_id="s1",
+            index="default",
+            split_id="s1",
+            salt="s",
+            arms=[live],
+            changed_at=codec.now(),
+            sequence=1,
+            reason="test",
+        )
+        await producer.send_and_wait(topics.TRAFFIC_SPLITS, split)
+        assert await trainer.handle(command(ranges, command_id="with a split"))
+    made = await published(broker)
+    assert base.startswith("base-")
+    assert made["then"].parent == first.version
+    assert made["with a split"].parent == base
 
 
 @pytest.mark.timeout(120)

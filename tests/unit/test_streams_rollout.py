@@ -223,3 +223,91 @@ def test_a_restart_goes_on_from_the_last_split_and_the_sequence_never_falls() ->
     assert (again.live, again.candidate, again.sequence) == ("base-1", "adapter-2", 7)
     split = step(again, 50)
     assert (split.sequence, split.salt, arms(split)) == (8, "salt", [("live", "adapter-2", 10_000)])
+
+
+def loaded(rule: Rollout, *versions: str, when: float) -> None:
+    for name in ("n1", "n2"):
+        rule.node(node(name, "base-1", *versions), at=NOON + when)
+
+
+def test_what_passed_beside_a_version_has_no_turn_before_it_and_none_after_it() -> None:
+    """Both were compared with the base, and neither with the other."""
+    rule = with_live_base()
+    rule.version(version("full-2", parent="base-1", when=2))
+    rule.version(version("adapter-3", parent="base-1", when=3))
+    loaded(rule, "adapter-3", when=4)
+    assert rule.on_its_way(NOON + 5) == "full-2"
+    assert rule.decide(NOON + 5) is None, "full-2 is still being encoded"
+    loaded(rule, "adapter-3", "full-2", when=10)
+    assert arms(step(rule, 11))[1][1] == "full-2"
+    assert arms(step(rule, 50))[1] == ("candidate", "full-2", 5_000)
+    assert arms(step(rule, 90)) == [("live", "full-2", 10_000)]
+    loaded(rule, "adapter-3", "full-2", when=91)
+    assert rule.on_its_way(NOON + 92) == ""
+    assert rule.decide(NOON + 92) is None
+
+
+def test_a_version_made_of_the_one_that_waits_goes_with_it() -> None:
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent="base-1", when=2))
+    rule.version(version("adapter-3", parent="base-1", when=3))
+    rule.version(version("query_encoder-2", parent="adapter-2", when=4))
+    loaded(rule, "adapter-2", "adapter-3", "query_encoder-2", when=5)
+    assert arms(step(rule, 6))[1][1] == "query_encoder-2"
+    assert rule.on_its_way(NOON + 6) == "query_encoder-2"
+
+
+def test_once_the_first_is_rejected_what_passed_beside_it_has_its_turn() -> None:
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent="base-1", when=2))
+    rule.version(version("adapter-3", parent="base-1", when=3))
+    rule.node(node("n1", "base-1", "adapter-3", state="rejected", about="adapter-2"), at=NOON + 4)
+    rule.node(node("n2", "base-1", "adapter-3"), at=NOON + 4)
+    assert arms(step(rule, 6))[1][1] == "adapter-3"
+
+
+@pytest.mark.parametrize("parent", ["base-0", "adapter-never-served"])
+def test_what_was_not_compared_with_the_live_version_is_left_to_an_operator(parent: str) -> None:
+    """As a training anew from the base model is, when another version is live."""
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent=parent, when=2))
+    loaded(rule, "adapter-2", when=3)
+    assert rule.on_its_way(NOON + 4) == ""
+    assert rule.decide(NOON + 4) is None
+    split = rule.promote(promote("adapter-2"), now=NOON + 5)
+    assert isinstance(split, SplitChanged)
+    assert arms(split) == [("live", "adapter-2", 10_000)]
+
+
+def test_a_version_of_someone_elses_trainer_need_not_say_of_what_it_was_made() -> None:
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent=None, when=2))
+    loaded(rule, "adapter-2", when=3)
+    assert arms(step(rule, 4))[1] == ("candidate", "adapter-2", 1_000)
+
+
+def test_what_nodes_cannot_get_ready_within_a_day_is_in_no_ones_way_and_may_still_come() -> None:
+    day = 86_400.0
+    rule = with_live_base()
+    rule.version(version("full-2", parent="base-1", when=2))
+    rule.version(version("adapter-3", parent="base-1", when=day))
+    loaded(rule, "adapter-3", when=day)
+    assert rule.decide(NOON + day + 1) is None
+    assert rule.on_its_way(NOON + day + 5) == "adapter-3"
+    assert arms(step(rule, day + 5))[1][1] == "adapter-3"
+    late = with_live_base()
+    late.version(version("full-2", parent="base-1", when=2))
+    loaded(late, when=3 * day)
+    assert late.on_its_way(NOON + 3 * day) == ""
+    loaded(late, "full-2", when=3 * day + 1)
+    assert arms(step(late, 3 * day + 2))[1][1] == "full-2"
+
+
+def test_nothing_is_on_its_way_where_no_node_could_serve_it_or_an_operator_paused() -> None:
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent="base-1", when=2))
+    assert rule.on_its_way(NOON + 3) == "adapter-2"
+    assert rule.on_its_way(NOON + 300) == "", "no node has been seen lately"
+    rule.paused = True
+    assert rule.on_its_way(NOON + 3) == ""
+    assert rollout().on_its_way(NOON) == ""
