@@ -13,7 +13,7 @@ from datetime import datetime
 from clickloop.events import SplitChanged
 from clickloop.manifest import Manifest
 
-LIVE = "live"
+LIVE, CANDIDATE = "live", "candidate"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ def traffic_of(splits: Sequence[SplitChanged]) -> Traffic:
 
 def live_of(split: SplitChanged) -> str:
     return next((arm.version for arm in split.arms if arm.name == LIVE), "")
+
+
+def candidate_of(split: SplitChanged) -> str:
+    return next((arm.version for arm in split.arms if arm.name == CANDIDATE), "")
 
 
 def plan(

@@ -186,15 +186,25 @@ class Rollout:
         """
         names = list(self._versions)
         later = names[names.index(self.live) + 1 :] if self.live in self._versions else names
-        old = self._ancestors(self.live) | self._rejected
+        old = self._ancestors(self.live)
         return [
             name
             for name in later
-            if name not in old
-            and self._versions[name].gate is not None
-            and self._versions[name].published_at.timestamp() > self._chosen_at
-            and (self.live in self._ancestors(name) or not self._versions[name].parent)
+            if name not in self._rejected and self._versions[name].gate is not None and self._follows(name, old)
         ]
+
+    def _follows(self, version: str, old: set[str]) -> bool:
+        """It was made of the live version, directly or through others that no operator has passed over."""
+        made_of = set[str]()
+        while version != self.live and version not in made_of:
+            event = self._versions.get(version)
+            if event is None or version in old or event.published_at.timestamp() <= self._chosen_at:
+                return False
+            if not event.parent:
+                return True
+            made_of.add(version)
+            version = event.parent
+        return version == self.live and bool(made_of)
 
     def _ancestors(self, version: str) -> set[str]:
         """With itself."""

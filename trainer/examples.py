@@ -12,7 +12,7 @@ from clickloop import codec, topics
 from clickloop.errors import MessageError, TrainingError
 from clickloop.events import DocumentChanged, ExampleFormed, ModelVersionPublished, OffsetRange, SplitChanged
 from clickloop.kafka import Follower, Record, end_offsets, read_range
-from clickloop.retention import live_of
+from clickloop.retention import candidate_of, live_of
 from clickloop.sources import Sources
 from clickloop.vector_store import content_digest, document_text
 
@@ -243,14 +243,17 @@ async def read_documents(
 
 
 async def read_live_version(bootstrap_servers: str, *, prefix: str, index: str) -> str:
-    """The version that the newest split's ``live`` arm names; empty where no split was made yet."""
+    """The version that all traffic goes to by the newest split, or is about to: its candidate, else what is live.
+
+    Empty where no split was made yet.
+    """
     newest: SplitChanged | None = None
     async with Follower(bootstrap_servers, [topics.TRAFFIC_SPLITS], prefix=prefix) as follower:
         while True:
             batch = await follower.batch(timeout_seconds=0.2)
             newest = _newest(batch, newest, index)
             if not batch and await follower.caught_up():
-                return live_of(newest) if newest else ""
+                return (candidate_of(newest) or live_of(newest)) if newest else ""
 
 
 async def read_passed_versions(bootstrap_servers: str, *, prefix: str, index: str) -> list[str]:
@@ -270,7 +273,7 @@ async def read_passed_versions(bootstrap_servers: str, *, prefix: str, index: st
 async def follow_live_version(
     bootstrap_servers: str, *, prefix: str, index: str, on_live: Callable[[str], None]
 ) -> None:
-    """Tell ``on_live`` what ``read_live_version`` would say, now and at every change. Raises BrokerError."""
+    """Tell ``on_live`` what is live by the newest split, now and at every change. Raises BrokerError."""
     newest: SplitChanged | None = None
     told = ""
     async with Follower(bootstrap_servers, [topics.TRAFFIC_SPLITS], prefix=prefix) as follower:

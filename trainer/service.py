@@ -246,8 +246,9 @@ class Trainer:
     async def _parent_of(self, command: Retrain) -> Manifest:
         """The command's parent, else what the strategy starts from: the live version, or the base model.
 
-        Where no search node asks for splits, an app of your own takes each version that passes: the last one is
-        live there.
+        One that has a share of the traffic, and is to be live next, counts as live: what comes of the run will
+        meet it. Where no search node asks for splits, an app of your own takes each version that passes: the last
+        one is live there.
         """
         if PRESETS[command.strategy].from_base and not command.parent:
             return await asyncio.to_thread(self._ladder.base)

@@ -245,23 +245,24 @@ async def test_without_splits_the_version_that_passed_last_is_what_users_have(br
             await producer.send_and_wait(topics.MODEL_VERSIONS, later)
         assert await trainer.handle(command(ranges, command_id="then"))
         base = (await published(broker))["inconclusive"].parent
-        live = Arm(name="live", version=base, buckets=10_000)
-        split = SplitChanged(
-            event_id="s1",
-            index="default",
-            split_id="s1",
-            salt="s",
-            arms=[live],
-            changed_at=codec.now(),
-            sequence=1,
-            reason="test",
-        )
-        await producer.send_and_wait(topics.TRAFFIC_SPLITS, split)
-        assert await trainer.handle(command(ranges, command_id="with a split"))
+        for number, arms in enumerate(({"live": base}, {"live": base, "candidate": first.version})):
+            split = SplitChanged(
+                event_id=f"s{number}",
+                index="default",
+                split_id=f"s{number}",
+                salt="s",
+                arms=[Arm(name=n, version=v, buckets=10_000 // len(arms)) for n, v in arms.items()],
+                changed_at=codec.now(),
+                sequence=number + 1,
+                reason="test",
+            )
+            await producer.send_and_wait(topics.TRAFFIC_SPLITS, split)
+            assert await trainer.handle(command(ranges, command_id=f"split {number}"))
     made = await published(broker)
     assert base.startswith("base-")
     assert made["then"].parent == first.version
-    assert made["with a split"].parent == base
+    assert made["split 0"].parent == base
+    assert made["split 1"].parent == first.version, "it is to be live next"
 
 
 @pytest.mark.timeout(120)

@@ -279,6 +279,21 @@ def test_what_was_not_compared_with_the_live_version_is_left_to_an_operator(pare
     assert arms(split) == [("live", "adapter-2", 10_000)]
 
 
+def test_what_is_made_of_a_version_that_an_operator_passed_over_has_no_turn() -> None:
+    """It was being trained when that one was taken away."""
+    rule = rolling()
+    split = rule.rollback(rollback(), now=NOON + 6)
+    assert isinstance(split, SplitChanged)
+    rule.split(split)
+    rule.chosen(NOON + 6)
+    rule.version(version("query_encoder-2", parent="adapter-2", when=7))
+    loaded(rule, "adapter-2", "query_encoder-2", when=8)
+    assert rule.decide(NOON + 9) is None
+    rule.version(version("adapter-3", parent="base-1", when=10))
+    loaded(rule, "adapter-3", when=11)
+    assert arms(step(rule, 12))[1][1] == "adapter-3"
+
+
 def test_a_version_of_someone_elses_trainer_need_not_say_of_what_it_was_made() -> None:
     rule = with_live_base()
     rule.version(version("adapter-2", parent=None, when=2))
