@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -23,7 +24,7 @@ from clickloop.commands import (
     Strategy,
 )
 from clickloop.errors import ClickloopError, MessageError
-from clickloop.events import Message, MessageQuarantined, OffsetRange, VersionKind
+from clickloop.events import Message, MessageQuarantined, ModelVersionPublished, OffsetRange, VersionKind
 from clickloop.kafka import Follower, Producer, create_topics, end_offsets, list_topics
 from clickloop.settings import Settings
 
@@ -265,9 +266,32 @@ def promote(
     topic_prefix: cli.TopicPrefix = None,
     index: cli.Index = None,
 ) -> None:
-    """Give all traffic to a version now."""
+    """Give all traffic to a version now, unless it failed its gate."""
     settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
     _wish(settings, topics.COMMANDS, Promote(**_head(settings), version=version, reason=reason))
+    told = cli.finish(_announced(settings, version))
+    if told is None:
+        typer.echo(
+            f"no version {version!r} of index {settings.index!r} was announced: it will be refused", err=True
+        )
+    elif told.gate is not None and told.gate.verdict != "pass":
+        refused = ": it will be refused" if told.gate.verdict == "fail" else ""
+        reasons = "; ".join(told.gate.reasons)
+        typer.echo(f"its gate: {told.gate.verdict}{f' ({reasons})' if reasons else ''}{refused}", err=True)
+
+
+async def _announced(settings: Settings, version: str) -> ModelVersionPublished | None:
+    """What was last said of a version of the index."""
+    found: ModelVersionPublished | None = None
+    where, prefix = settings.bootstrap_servers, settings.topic_prefix
+    async with Follower(where, [topics.MODEL_VERSIONS], prefix=prefix) as follower:
+        while not await follower.caught_up():
+            for _, record in await follower.batch(timeout_seconds=0.2):
+                with suppress(MessageError):  # those that act on versions quarantine it
+                    event = codec.decode(record.value, ModelVersionPublished)
+                    if (event.index, event.version) == (settings.index, version):
+                        found = event
+    return found
 
 
 def pause(

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from clickloop.ancestry import line_of
 from clickloop.errors import ArtifactError
 from clickloop.events import Arm, ModelVersionPublished, SplitChanged
 from clickloop.logs import logger
@@ -114,7 +115,7 @@ class Swap:
         """A version was published. One that was rejected is tried again."""
         self._announced[event.version] = (event, time.monotonic())
         self._rejected.pop(event.version, None)
-        if event.gate is None or event.gate.verdict == "pass":
+        if _passed(event):
             self._newest = event.version
             if self._caught_up and event.version not in self.serving.versions:
                 self._wanted[event.version] = None
@@ -136,9 +137,20 @@ class Swap:
     def caught_up(self) -> None:
         """All announcements that lay in the log at the start have been made."""
         self._caught_up = True
-        if self._newest and self._newest not in self.serving.versions:
-            self._wanted[self._newest] = None
+        for version in self._to_come():
+            if version not in self.serving.versions:
+                self._wanted[version] = None
         self._wake.set()
+
+    def _to_come(self) -> list[str]:
+        """What may get traffic next: the newest that passed, and all that passed and were made of the live one."""
+        split = self._split
+        live = next((arm.version for arm in split.arms if arm.name == rules.LIVE), "") if split is not None else ""
+        parents = {version: event.parent for version, (event, _) in self._announced.items()}
+        names = list(self._announced)
+        later = names[names.index(live) + 1 :] if live in self._announced else []
+        found = [v for v in later if _passed(self._announced[v][0]) and live in line_of(v, parents)]
+        return list(dict.fromkeys([*found, *([self._newest] if self._newest else [])]))
 
     async def run(self) -> None:
         """Load and exchange until cancelled."""
@@ -236,7 +248,7 @@ class Swap:
 
     def _superfluous(self, versions: Mapping[str, LoadedVersion]) -> list[str]:
         """The longest loaded ones beyond the bound that no split, present or to come, needs."""
-        needed = {self._base.version, self._newest, *(arm.version for arm in self.serving.arms)}
+        needed = {self._base.version, *self._to_come(), *(arm.version for arm in self.serving.arms)}
         if self._split is not None:
             needed.update(arm.version for arm in self._split.arms)
         spare = [version for version in versions if version not in needed]
@@ -265,3 +277,8 @@ class Swap:
 
     def _is_hopeless(self, version: str) -> bool:
         return version in self._rejected or not self.knows(version)
+
+
+def _passed(event: ModelVersionPublished) -> bool:
+    """Its gate, or went through none."""
+    return event.gate is None or event.gate.verdict == "pass"

@@ -7,7 +7,7 @@ parent. So what no gate has decided on comes again with what is new, until it is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from clickloop.commands import Strategy
@@ -33,6 +33,8 @@ class Commanded:
     """The last end of a rung."""
     passed: bool = False
     failed: bool = False
+    versions: set[str] = field(default_factory=set)
+    """That it made."""
     broken_at: float | None = None
     """When its run failed, before or after a gate."""
 
@@ -47,12 +49,12 @@ def in_order(commands: Iterable[Commanded]) -> list[Commanded]:
     return sorted((c for c in commands if c.issued is not None), key=lambda c: c.issued or 0.0)
 
 
-def undecided_ranges(commands: Iterable[Commanded], *, most: int) -> list[OffsetRange]:
+def undecided_ranges(commands: Iterable[Commanded], *, promoted: Set[str], most: int) -> list[OffsetRange]:
     """Where the examples lie that were commanded, and on which no gate has decided.
 
-    A gate has where it was passed or failed. A run that breaks is given its examples once more; where the next
-    breaks as well, they may be why, and are left alone. Of more than ``most`` messages the oldest are left out, of
-    each partition the same share.
+    A gate has where it was passed or failed; so has the operator who ``promoted`` what it could not tell. A run
+    that breaks is given its examples once more; where the next breaks as well, they may be why, and are left
+    alone. Of more than ``most`` messages the oldest are left out, of each partition the same share.
     """
     settled: dict[tuple[str, int], int] = {}
     open_: list[OffsetRange] = []
@@ -61,7 +63,7 @@ def undecided_ranges(commands: Iterable[Commanded], *, most: int) -> list[Offset
         open_ += command.ranges
         if command.strategy not in FROM_CLICKS:
             continue
-        decided = command.passed or command.failed
+        decided = command.passed or command.failed or not promoted.isdisjoint(command.versions)
         broken = 0 if decided or command.broken_at is None else broken + 1
         if decided or broken > 1:
             for done in command.ranges:

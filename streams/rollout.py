@@ -12,9 +12,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
+from clickloop.ancestry import line_of
 from clickloop.commands import Promote, Rollback
-from clickloop.events import Arm, DriftMeasured, ModelVersionPublished, NodeReported, SplitChanged
+from clickloop.events import Arm, DriftMeasured, ModelVersionPublished, NodeReported, SplitChanged, Verdict
 
 ALL_BUCKETS = 10_000
 LIVE = "live"
@@ -30,6 +32,14 @@ class Refused:
     """A command that can't be followed, and why."""
 
     reason: str
+
+
+class _Version(NamedTuple):
+    """What the rollout must know of a version, of which there may be very many."""
+
+    published: float
+    verdict: Verdict | None
+    """None: it went through no gate, as a base model."""
 
 
 @dataclass(slots=True)
@@ -50,7 +60,8 @@ class Rollout:
         self._steps = [round(step * ALL_BUCKETS / 100) for step in steps]
         self._min_queries = min_queries
         self._max_wait = max_wait
-        self._versions: OrderedDict[str, ModelVersionPublished] = OrderedDict()
+        self._versions: OrderedDict[str, _Version] = OrderedDict()
+        self._parents: dict[str, str] = {}
         self._nodes: dict[str, _Node] = {}
         self._rejected: set[str] = set()
         self._chosen_at = 0.0
@@ -76,9 +87,14 @@ class Rollout:
     # What it is told.
 
     def version(self, event: ModelVersionPublished) -> None:
-        """A version was published. One whose gate did not pass is never given traffic."""
-        if event.gate is None or event.gate.verdict == "pass":
-            self._versions.setdefault(event.version, event)
+        """A version was published. One whose gate failed is never given traffic.
+
+        One whose gate could not tell is given some only by an operator.
+        """
+        verdict = event.gate.verdict if event.gate is not None else None
+        if verdict != "fail" and event.version not in self._versions:
+            self._versions[event.version] = _Version(event.published_at.timestamp(), verdict)
+            self._parents[event.version] = event.parent or ""
 
     def chosen(self, at: float) -> None:
         """An operator promoted or rolled back: only versions published after ``at`` move on by themselves."""
@@ -118,7 +134,7 @@ class Rollout:
     def promote(self, command: Promote, *, now: float) -> SplitChanged | Refused:
         """All traffic to the named version, at once."""
         if command.version not in self._versions:
-            return Refused(f"version {command.version} is not published, or its gate did not pass")
+            return Refused(f"version {command.version} is not published, or failed its gate")
         if command.version == self.live and not self.candidate:
             return Refused(f"version {command.version} has all traffic already")
         return self._all_to(command.version, now=now, reason=f"promoted: {command.reason}")
@@ -149,10 +165,10 @@ class Rollout:
 
     def _first(self, now: float) -> SplitChanged | None:
         """All traffic to the base: the first version that was published without a gate."""
-        base = next((v for v in self._versions.values() if v.gate is None), None)
+        base = next((name for name, known in self._versions.items() if known.verdict is None), None)
         if base is None:
             return None
-        return self._all_to(base.version, now=now, reason="first version of the index")
+        return self._all_to(base, now=now, reason="first version of the index")
 
     def on_its_way(self, now: float) -> str:
         """The version that is to be live next: it has a share, or nodes are loading it. Empty for none."""
@@ -164,14 +180,15 @@ class Rollout:
         """What is to get traffic next: the candidate, else what passed first, or the newest that was made of it.
 
         What passed beside it was compared with the same parent, but not with it, and may be worse: that has no
-        turn while this one has not been rejected. What the nodes can't get ready within a day is in no one's way.
+        turn while this one has not been rejected. One that does not say of what it was made takes over. What the
+        nodes can't get ready within a day is in no one's way.
         """
         waiting = self._waiting()
         if self.candidate and self.candidate not in waiting:
             return self.candidate
         for head in [self.candidate] if self.candidate else waiting:
-            newest = next(name for name in reversed(waiting) if head in self._ancestors(name))
-            in_time = now - self._versions[head].published_at.timestamp() < PATIENCE_SECONDS
+            newest = next(n for n in reversed(waiting) if head in self._line(n) or not self._parents[n])
+            in_time = now - self._versions[head].published < PATIENCE_SECONDS
             if in_time or self._ready(newest, now):
                 return newest
         return ""
@@ -180,40 +197,27 @@ class Rollout:
         """What passed and has not had its turn, as it was published: made of the live version, and not rejected.
 
         What was made of another one was compared with that, and not with what users have: only an operator gives
-        it traffic. What does not say of what it was made is taken at its word. The base is announced anew by every
-        node that starts, and so are versions whose training was done again; that makes neither them nor the live
-        one's ancestors new.
+        it traffic. One that does not say of what it was made passes for made of the live one. The base is
+        announced anew by every node that starts, and so are versions whose training was done again; that makes
+        neither them nor the live one's ancestors new.
         """
         names = list(self._versions)
         later = names[names.index(self.live) + 1 :] if self.live in self._versions else names
-        old = self._ancestors(self.live)
-        return [
-            name
-            for name in later
-            if name not in self._rejected and self._versions[name].gate is not None and self._follows(name, old)
-        ]
+        old = set(self._line(self.live))
+        return [name for name in later if name not in self._rejected and self._follows(name, old)]
 
     def _follows(self, version: str, old: set[str]) -> bool:
-        """It was made of the live version, directly or through others that no operator has passed over."""
-        made_of = set[str]()
-        while version != self.live and version not in made_of:
-            event = self._versions.get(version)
-            if event is None or version in old or event.published_at.timestamp() <= self._chosen_at:
+        """It was made of the live version, or of others that were, passed, and were not passed over since."""
+        for name in self._line(version):
+            if name == self.live:
+                return name != version
+            known = self._versions.get(name)
+            if known is None or known.verdict != "pass" or name in old or known.published <= self._chosen_at:
                 return False
-            if not event.parent:
-                return True
-            made_of.add(version)
-            version = event.parent
-        return version == self.live and bool(made_of)
+        return not self._parents[version]
 
-    def _ancestors(self, version: str) -> set[str]:
-        """With itself."""
-        found: set[str] = set()
-        while version and version not in found:
-            found.add(version)
-            event = self._versions.get(version)
-            version = (event.parent if event else None) or ""
-        return found
+    def _line(self, version: str) -> list[str]:
+        return line_of(version, self._parents)
 
     def _ready(self, version: str, now: float) -> bool:
         nodes = self._present(now)
@@ -267,9 +271,9 @@ class Rollout:
         )
 
     def _parent_of_live(self) -> str:
-        live = self._versions.get(self.live)
-        if live is not None and live.parent in self._versions:
-            return live.parent or ""
+        parent = self._parents.get(self.live, "")
+        if parent in self._versions:
+            return parent
         return next((name for name in reversed(self._was_live[:-1]) if name != self.live), "")
 
     def _share(self) -> int:

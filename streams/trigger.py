@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from clickloop.commands import Pause, Reason, Retrain
+from clickloop.commands import Pause, Promote, Reason, Retrain
 from clickloop.events import (
     DriftMeasured,
     Message,
@@ -100,6 +100,7 @@ class Trigger:
         self._commands: OrderedDict[str, Commanded] = OrderedDict()
         self._again: dict[bool, list[OffsetRange]] = {}
         """What is covered again, without the command that is under way or with it; empty where it must be made."""
+        self._promoted: set[str] = set()
         self._in_flight: _InFlight | None = None
         self._ended_at: float | None = None
         self._history = History()
@@ -127,6 +128,9 @@ class Trigger:
                 self._nodes[message.node_id] = message.documents
             case Pause():
                 self.paused = message.paused
+            case Promote():
+                self._promoted.add(message.version)
+                self._again.clear()
 
     def report(self, event: DriftMeasured, *, offset: int) -> None:
         """A window was measured. A report with a known id takes the place of that one."""
@@ -184,8 +188,9 @@ class Trigger:
         while len(self._spent) > MAX_COMMANDS:
             self._spent.popitem(last=False)
         self._trained_documents = lineage.documents or self._trained_documents
-        if event.gate is not None:
-            self._command(lineage.command_id).judged(event.gate.verdict)
+        command = self._command(lineage.command_id)
+        command.versions.add(event.version)
+        command.judged(event.gate.verdict if event.gate is not None else None)
 
     def decide(self, now: float) -> Retrain | NotNow:
         """A command with its ranges and reason, or the reason why there is none. Changes nothing."""
@@ -259,7 +264,9 @@ class Trigger:
         without = under_way is not None
         if without not in self._again:
             over = [command for command in self._commands.values() if command is not under_way]
-            self._again[without] = undecided_ranges(over, most=self._settings.undecided_examples)
+            self._again[without] = undecided_ranges(
+                over, promoted=self._promoted, most=self._settings.undecided_examples
+            )
         return self._again[without]
 
     @property

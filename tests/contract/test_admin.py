@@ -6,14 +6,16 @@ import base64
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 from aiokafka import AIOKafkaProducer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from clickloop import codec, topics
 from clickloop.commands import Cancel, ForgetUser, Pause, Promote, Retrain, Rollback
 from clickloop.errors import InvalidMessageError
-from clickloop.events import ExampleFormed
+from clickloop.events import ExampleFormed, GateResult, ModelVersionPublished
 from clickloop.kafka import Producer, Record
 from clickloop.model_store import ModelStore
 from tests.conftest import Broker
@@ -68,6 +70,36 @@ async def test_every_wish_arrives_as_its_command(broker: Broker) -> None:
     found = [codec.decode(record.value, *kinds) for record in await read_all(broker, topics.COMMANDS)]
     assert [type(command) for command in found] == [Rollback, Promote, Pause, Pause, ForgetUser, Cancel]
     assert [command.paused for command in found if isinstance(command, Pause)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("pass", ""),
+        ("inconclusive", "its gate: inconclusive (too few)\n"),
+        ("fail", "its gate: fail (too few): it will be refused\n"),
+        (None, "no version 'adapter-1' of index 'default' was announced: it will be refused\n"),
+    ],
+)
+async def test_a_promotion_says_what_the_gate_said(broker: Broker, verdict: Any, said: str) -> None:
+    async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
+        for number, index in enumerate(("elsewhere", "default") if verdict else ("elsewhere",)):
+            told = ModelVersionPublished(
+                event_id=f"v{number}",
+                index=index,
+                version="adapter-1",
+                kind="adapter",
+                space="base-1",
+                artifact_uri="file:///nowhere",
+                digest="",
+                published_at=codec.now(),
+                gate=GateResult(verdict=verdict or "pass", queries=3, reasons=["too few"]),
+            )
+            await producer.send_and_wait(topics.MODEL_VERSIONS, told)
+    done = clickloop(broker, "promote", "adapter-1", "--reason", "better")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Promote ")
+    assert done.stderr == said
 
 
 async def test_retrain_covers_every_example_in_the_log(broker: Broker) -> None:

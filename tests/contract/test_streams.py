@@ -173,6 +173,14 @@ async def test_a_version_gets_shares_until_it_is_live_and_commands_are_followed_
                 Promote(command_id="p1", index="default", issued_at=codec.now(), version="base-1", reason="test"),
             )
             await until(broker, topics.TRAFFIC_SPLITS, SplitChanged, lambda s: len(s) == 4, seconds=20)
+            # As one that was trained before the first click: nothing judged it, and an operator takes it.
+            unclear = GateResult(verdict="inconclusive", queries=0)
+            await producer.send_and_wait(topics.MODEL_VERSIONS, published("adapter-3", gate=unclear))
+            chosen = Promote(
+                command_id="p2", index="default", issued_at=codec.now(), version="adapter-3", reason="test"
+            )
+            await producer.send_and_wait(topics.COMMANDS, chosen)
+            await until(broker, topics.TRAFFIC_SPLITS, SplitChanged, lambda s: len(s) == 5, seconds=20)
             process.kill()
             again = processes.start(worker(broker, tmp_path, **settings))
             await producer.send_and_wait(
@@ -189,7 +197,8 @@ async def test_a_version_gets_shares_until_it_is_live_and_commands_are_followed_
         [("base-1", 9_000), ("adapter-2", 1_000)],
         [("adapter-2", 10_000)],
         [("base-1", 10_000)],
+        [("adapter-3", 10_000)],
     ]
-    assert [split.sequence for split in splits] == [1, 2, 3, 4]
+    assert [split.sequence for split in splits] == [1, 2, 3, 4, 5]
     examples = await read_all(broker, topics.TRAINING_EXAMPLES, ExampleFormed)
     assert "user-3" not in {example.split_key for example in examples}

@@ -61,7 +61,7 @@ def loaded(version: str = "base-1", *, encoder: Encoder | None = None, space: st
 
 
 def announcement(
-    version: str, *, kind: str = "adapter", space: str = "base-1", digest: str = ""
+    version: str, *, kind: str = "adapter", space: str = "base-1", digest: str = "", parent: str | None = None
 ) -> ModelVersionPublished:
     assert kind in ("adapter", "query_encoder", "full")
     return ModelVersionPublished(
@@ -73,6 +73,7 @@ def announcement(
         artifact_uri=f"memory://{version}",
         digest=digest,
         published_at=codec.now(),
+        parent=parent,
     )
 
 

@@ -250,6 +250,26 @@ async def test_a_starting_node_loads_the_split_s_versions_and_the_newest_not_all
         await eventually(lambda: w.versions == {"base-1", "adapter-7", "adapter-29"})
 
 
+async def test_a_starting_node_loads_all_that_may_be_live_next() -> None:
+    """A rollout waits for what passed first, though something else of the same parent passed later."""
+    async with world(caught_up=False, max_versions=3) as w:
+        for version, parent in (
+            ("live", "base-1"),
+            ("full-2", "live"),
+            ("adapter-3", "live"),
+            ("anew-4", "base-1"),
+        ):
+            kind, space = ("full", version) if version == "full-2" else ("adapter", "base-1")
+            w.swap.announce(announcement(version, kind=kind, space=space, parent=parent))
+        failed = msgspec.structs.replace(
+            announcement("failed-5", parent="live"), gate=GateResult(verdict="fail", queries=100)
+        )
+        w.swap.announce(failed)
+        w.swap.change_split(split(1, ("live", "live", 10_000)))
+        w.swap.caught_up()
+        await eventually(lambda: w.versions == {"base-1", "live", "full-2", "adapter-3", "anew-4"})
+
+
 async def test_a_split_that_can_not_be_served_does_not_keep_a_starting_node_down() -> None:
     async with world(caught_up=False) as w:
         w.swap.change_split(split(1, ("live", "never-announced", 10_000)))

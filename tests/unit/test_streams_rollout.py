@@ -78,13 +78,33 @@ def test_without_any_node_nothing_is_rolled_out() -> None:
 
 
 @pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
-def test_a_version_whose_gate_did_not_pass_gets_no_traffic(verdict: str) -> None:
+def test_a_version_whose_gate_did_not_pass_gets_no_traffic_by_itself(verdict: str) -> None:
     rule = with_live_base()
     rule.version(version("adapter-2", verdict=verdict, when=2))
     rule.node(node("n1", "base-1", "adapter-2"), at=NOON + 3)
     rule.node(node("n2", "base-1", "adapter-2"), at=NOON + 3)
     assert rule.decide(NOON + 4) is None
-    assert isinstance(rule.promote(promote("adapter-2"), now=NOON + 5), Refused)
+    assert rule.on_its_way(NOON + 4) == ""
+    # Whether it could not be told or was worse: an operator may know more than a gate that saw too little.
+    wished = rule.promote(promote("adapter-2"), now=NOON + 5)
+    assert isinstance(wished, Refused) == (verdict == "fail")
+    if isinstance(wished, SplitChanged):
+        rule.split(wished)
+        back = rule.rollback(rollback(), now=NOON + 6)
+        assert isinstance(back, SplitChanged)
+        assert arms(back) == [("live", "base-1", 10_000)]
+
+
+def test_what_is_made_of_an_undecided_version_has_its_turn_once_that_is_live() -> None:
+    rule = with_live_base()
+    rule.version(version("adapter-2", verdict="inconclusive", parent="base-1", when=2))
+    rule.version(version("adapter-3", parent="adapter-2", when=3))
+    loaded(rule, "adapter-2", "adapter-3", when=4)
+    assert rule.decide(NOON + 5) is None, "it was compared with what no user has"
+    wished = rule.promote(promote("adapter-2"), now=NOON + 6)
+    assert isinstance(wished, SplitChanged)
+    rule.split(wished)
+    assert arms(step(rule, 7))[1] == ("candidate", "adapter-3", 1_000)
 
 
 def rolling() -> Rollout:
@@ -298,7 +318,10 @@ def test_a_version_of_someone_elses_trainer_need_not_say_of_what_it_was_made() -
     rule = with_live_base()
     rule.version(version("adapter-2", parent=None, when=2))
     loaded(rule, "adapter-2", when=3)
-    assert arms(step(rule, 4))[1] == ("candidate", "adapter-2", 1_000)
+    rule.version(version("adapter-3", parent=None, when=3))
+    assert rule.decide(NOON + 4) is None
+    loaded(rule, "adapter-2", "adapter-3", when=5)
+    assert arms(step(rule, 6))[1] == ("candidate", "adapter-3", 1_000), "the newest"
 
 
 def test_what_nodes_cannot_get_ready_within_a_day_is_in_no_ones_way_and_may_still_come() -> None:

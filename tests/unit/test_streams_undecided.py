@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from clickloop.commands import Retrain, Strategy
+from clickloop.commands import Promote, Retrain, Strategy
 from clickloop.events import Message, OffsetRange
 from streams.advice import recommendations
 from streams.commanded import Commanded, messages, undecided_ranges
 from streams.settings import StreamsSettings
 from streams.trigger import NotNow, Trigger
-from tests.unit.streams_facts import NOON, progress, range_, report, trained
+from tests.unit.streams_facts import NOON, at, progress, range_, report, trained
 
 BOTH = ("adapter", "query_encoder")
 
@@ -122,6 +122,26 @@ def test_a_command_that_nobody_ends_is_covered_again_once_it_is_given_up() -> No
     assert index.wish().ranges == [range_(0, 0, 200)]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_an_operator_decides_by_a_promotion(first: bool) -> None:
+    """Whichever of the topics is read first."""
+    index = Index()
+    index.clicks()
+    wish = index.command("inconclusive", "inconclusive")
+    promoted = Promote(
+        command_id="p", index="default", issued_at=at(0), version=f"adapter-{wish.command_id}", reason="it is good"
+    )
+    index.hear(replace(promoted, version="another"))
+    assert index.trigger.outlook(NOON + index.now).undecided == 100
+    index.hear(promoted)
+    again = Index()
+    for message, offset in reversed(index.log) if first else index.log:
+        again.hear(message, offset)
+    again.now = index.now
+    again.clicks(start=100)
+    assert again.wish().ranges == [range_(0, 100, 200)]
+
+
 def test_clicks_that_a_strategy_did_not_learn_from_come_again() -> None:
     index = Index()
     index.clicks()
@@ -149,7 +169,7 @@ def test_an_operators_run_over_all_opens_nothing_that_was_decided() -> None:
 @pytest.mark.parametrize(("most", "first", "second"), [(1000, 0, 0), (600, 80, 40), (0, 200, 100)])
 def test_of_more_than_is_wanted_each_partitions_newest_are_covered(most: int, first: int, second: int) -> None:
     commands = [Commanded(ranges=[range_(0, 0, 200), range_(1, 0, 100)], issued=1.0)]
-    found = undecided_ranges(commands, most=300 * most // 1000)
+    found = undecided_ranges(commands, promoted=set(), most=300 * most // 1000)
     wanted = [range_(0, first, 200), range_(1, second, 100)]
     assert found == [one for one in wanted if one.start < one.end]
     assert messages(found) <= 300 * most / 1000
