@@ -15,7 +15,7 @@ import msgspec
 from benchmarks._recorded import SHOWN, Asked, Habits, World, traffic
 from clickloop import codec
 from clickloop.commands import Reason, Retrain
-from clickloop.errors import TrainingError
+from clickloop.errors import TooFewError
 from clickloop.evaluation import Floats
 from clickloop.events import ExampleFormed, QueryServed, ResultClicked, ResultPreferred, ResultRated, VersionKind
 from clickloop.model_store import Manifest, ModelStore
@@ -107,7 +107,7 @@ class Index:
 
         try:
             return asyncio.run(climbed())
-        except TrainingError:
+        except TooFewError:
             return []
 
     def truth(self, live: Manifest) -> Floats:

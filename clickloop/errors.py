@@ -43,5 +43,9 @@ class TrainingError(ClickloopError):
     """A training run can't be done as its command asks."""
 
 
+class TooFewError(TrainingError):
+    """There is too little to learn from yet; more may come."""
+
+
 class NodeError(ClickloopError):
     """A search node can't start or go on: its port or its folder is taken, or its index is unusable."""

@@ -37,7 +37,6 @@ from streams.apply import apply
 from streams.backlog import Backlog
 from streams.batches import Batch, BatchTransport, Handled, KafkaError
 from streams.caps import Caps
-from streams.commanded import messages
 from streams.control import CONTROL, Control
 from streams.dead_letters import DeadLetterLimit
 from streams.forgotten import Forgotten
@@ -350,7 +349,7 @@ class StreamsApp:
         elif isinstance(wish, NotNow):
             control.say_once(wish.reason)
         metrics.NEW_EXAMPLES.set(control.trigger.new_examples)
-        metrics.UNDECIDED.set(messages(control.trigger.undecided(now)))
+        metrics.UNDECIDED.set(control.trigger.undecided(now).examples)
         for topic, offset in control.low_water().items():
             self._app.transport.low_water[self._tp(topic.suffix, CONTROL_PARTITION)] = offset
         handled = control.newly_handled()

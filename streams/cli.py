@@ -19,7 +19,6 @@ from clickloop.events import DriftMeasured, ExampleFormed, OffsetRange
 from clickloop.kafka import Follower, Record, offsets_since, read_range
 from streams.advice import Recommendation, recommendations
 from streams.buffer import Buffer, SketchSum
-from streams.commanded import messages
 from streams.control import Control
 from streams.replay import Told, replay, time_of
 from streams.settings import StreamsSettings
@@ -114,7 +113,7 @@ def buffer(
     control, found = cli.finish(_read_buffer(settings))
     rule, wish = control.trigger, control.decide(now)
     waits_for = wish.reason if isinstance(wish, NotNow) else "nothing: it asks for training now"
-    facts = _buffer_facts(settings, rule, found) | {"undecided": messages(rule.undecided(now))}
+    facts = _buffer_facts(settings, rule, found) | {"undecided": rule.undecided(now).examples}
     if as_json:
         ages = {
             "oldest_seconds": None if found.oldest is None else round(now - found.oldest, 1),

@@ -7,15 +7,17 @@ parent. So what no gate has decided on comes again with what is new, until it is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from clickloop.commands import Strategy
 from clickloop.events import OffsetRange, VersionKind
 from streams.buffer import merge_ranges
 
-FROM_CLICKS: frozenset[Strategy] = frozenset({"incremental", "full_retrain", "contrastive"})
-"""Strategies that learn from the examples of their ranges; with the others those only judge."""
+FROM_LIVE: frozenset[Strategy] = frozenset({"incremental", "contrastive"})
+"""Strategies that learn from the examples of their ranges, and whose gate compares with the live version."""
 
 
 @dataclass(slots=True)
@@ -27,6 +29,8 @@ class Commanded:
 
     ranges: list[OffsetRange] = field(default_factory=list)
     strategy: Strategy = "incremental"
+    new_examples: float | None = None
+    """Of the ranges, those that no command before it covered; None where it does not say."""
     issued: float | None = None
     ended: set[VersionKind] = field(default_factory=set)
     heard: float = 0.0
@@ -35,8 +39,10 @@ class Commanded:
     failed: bool = False
     versions: set[str] = field(default_factory=set)
     """That it made."""
+    held_out: int | None = None
+    """Queries that a gate looked at; None where none has told."""
     broken_at: float | None = None
-    """When its run failed, before or after a gate."""
+    """When its run failed, for another reason than too few examples."""
 
     def judged(self, verdict: str | None) -> None:
         """Of one of its rungs."""
@@ -49,40 +55,57 @@ def in_order(commands: Iterable[Commanded]) -> list[Commanded]:
     return sorted((c for c in commands if c.issued is not None), key=lambda c: c.issued or 0.0)
 
 
-def undecided_ranges(commands: Iterable[Commanded], *, promoted: Set[str], most: int) -> list[OffsetRange]:
-    """Where the examples lie that were commanded, and on which no gate has decided.
+@dataclass(frozen=True)
+class Undecided:
+    """Examples that were commanded, and on which no gate has decided."""
 
-    A gate has where it was passed or failed; so has the operator who ``promoted`` what it could not tell. A run
-    that breaks is given its examples once more; where the next breaks as well, they may be why, and are left
-    alone. Of more than ``most`` messages the oldest are left out, of each partition the same share.
+    ranges: Sequence[OffsetRange] = ()
+    examples: int = 0
+    """Of this index, where the commands say so; those on which a gate has looked."""
+
+
+def undecided(commands: Iterable[Commanded], *, promoted: Set[str], most: int) -> Undecided:
+    """What the next command covers again.
+
+    A gate has decided where it was passed or failed; so has the operator who ``promoted`` what it could not tell.
+    A run that breaks is given its examples once more; where the next breaks as well, they may be why, and are left
+    alone. Of more than ``most`` examples the oldest are left out, of each partition the same share.
     """
     settled: dict[tuple[str, int], int] = {}
-    open_: list[OffsetRange] = []
+    ordered = in_order(commands)
     broken = 0
-    for command in in_order(commands):
-        open_ += command.ranges
-        if command.strategy not in FROM_CLICKS:
-            continue
-        decided = command.passed or command.failed or not promoted.isdisjoint(command.versions)
-        broken = 0 if decided or command.broken_at is None else broken + 1
-        if decided or broken > 1:
+    for command in ordered:
+        decided = not promoted.isdisjoint(command.versions)
+        if command.strategy in FROM_LIVE:
+            decided = decided or command.passed or command.failed
+            broken = 0 if decided or command.broken_at is None else broken + 1
+            decided = decided or broken > 1
+        if decided:
             for done in command.ranges:
                 place = done.topic, done.partition
                 settled[place] = max(done.end, settled.get(place, 0))
-    kept = [
-        _between(one, max(one.start, settled.get((one.topic, one.partition), 0)), one.end)
-        for one in merge_ranges(open_)
-    ]
-    surplus = 1.0 - most / max(messages(kept), 1)
-    if surplus > 0.0:
-        kept = [_between(one, one.end - int((one.end - one.start) * (1.0 - surplus)), one.end) for one in kept]
-    return [one for one in kept if one.start < one.end]
+    ranges, examples, weighed = list[OffsetRange](), 0.0, 0.0
+    for command in ordered:
+        left = [open_ for one in command.ranges if (open_ := _after(one, settled))]
+        ranges += left
+        if left:
+            count = float(messages(left)) if command.new_examples is None else command.new_examples
+            examples += count
+            weighed += count if command.held_out != 0 else 0.0
+    ranges = merge_ranges(ranges)
+    examples = min(examples, float(messages(ranges)))
+    kept = min(1.0, most / examples) if examples else 1.0
+    if kept < 1.0:
+        ranges = [replace(one, start=one.end - int((one.end - one.start) * kept)) for one in ranges]
+    return Undecided([one for one in ranges if one.start < one.end], int(min(weighed, examples) * kept))
+
+
+def _after(one: OffsetRange, settled: Mapping[tuple[str, int], int]) -> OffsetRange | None:
+    """What of it lies beyond what is settled; None for nothing."""
+    start = max(one.start, settled.get((one.topic, one.partition), 0))
+    return replace(one, start=start) if start < one.end else None
 
 
 def messages(ranges: Sequence[OffsetRange]) -> int:
     """How many offsets there are in them."""
     return sum(max(0, one.end - one.start) for one in ranges)
-
-
-def _between(one: OffsetRange, start: int, end: int) -> OffsetRange:
-    return OffsetRange(topic=one.topic, partition=one.partition, start=start, end=end)

@@ -28,7 +28,7 @@ from clickloop.events import (
 )
 from streams.balance import Balance, parsed
 from streams.buffer import merge_ranges
-from streams.commanded import Commanded, in_order, messages, undecided_ranges
+from streams.commanded import Commanded, Undecided, in_order, undecided
 from streams.payoff import LADDER, Expectation, History
 from streams.pending import Pending, is_covered
 from streams.policies import DAY_SECONDS, Case, Facts, Manual, Moved, NewDocuments, Rule, Schedule, Threshold
@@ -67,7 +67,7 @@ class Outlook:
     failures: int
     """Commands in a row, up to the latest, whose gate was failed."""
     undecided: int
-    """Messages of ``ranges`` that were commanded before, and on which no gate has decided."""
+    """Examples of ``ranges`` that were commanded before, and on which no gate has decided."""
     until: float | None
     """When time alone may change this next; None for never."""
 
@@ -98,7 +98,7 @@ class Trigger:
         self._drifting: set[str] = set()
         self._moved: deque[float] = deque(maxlen=LATEST)
         self._commands: OrderedDict[str, Commanded] = OrderedDict()
-        self._again: dict[bool, list[OffsetRange]] = {}
+        self._again: dict[bool, Undecided] = {}
         """What is covered again, without the command that is under way or with it; empty where it must be made."""
         self._promoted: set[str] = set()
         self._in_flight: _InFlight | None = None
@@ -155,6 +155,7 @@ class Trigger:
         known.issued = issued = command.issued_at.timestamp()
         known.ranges = merge_ranges(command.ranges)
         known.strategy = command.strategy
+        known.new_examples = command.reason.figures.get("examples")
         self._pending.drop_covered(known.ranges, issued)
         self._latest.clear()
         self._drifting.clear()
@@ -170,7 +171,7 @@ class Trigger:
             command = self._command(event.command_id)
             command.ended |= over
             command.heard = max(command.heard, at)
-            if event.stage == "failed":
+            if event.stage == "failed" and event.verdict is None:
                 command.broken_at = at
             command.judged(event.verdict)
         flight = self._in_flight
@@ -190,7 +191,9 @@ class Trigger:
         self._trained_documents = lineage.documents or self._trained_documents
         command = self._command(lineage.command_id)
         command.versions.add(event.version)
-        command.judged(event.gate.verdict if event.gate is not None else None)
+        if event.gate is not None:
+            command.judged(event.gate.verdict)
+            command.held_out = max(event.gate.queries, command.held_out or 0)
 
     def decide(self, now: float) -> Retrain | NotNow:
         """A command with its ranges and reason, or the reason why there is none. Changes nothing."""
@@ -223,7 +226,7 @@ class Trigger:
         facts = self._facts(now)
         moved = max(self._moved, default=0.0)
         chosen = self._settings.kinds
-        new, again = self.ranges, self.undecided(now)
+        new, again = self.ranges, self.undecided(now).ranges
         examples = facts.examples + facts.undecided
         kinds = [kind for kind in chosen if kind != "auto"] or self._history.choose(
             examples=examples, moved=moved, gain_per_hour=self._settings.gain_per_hour
@@ -257,16 +260,14 @@ class Trigger:
         examples = self.new_examples + undecided
         return self._history.expect(kinds, examples=examples, moved=max(self._moved, default=0.0))
 
-    def undecided(self, now: float) -> list[OffsetRange]:
-        """Where the examples lie that the next command covers again: no gate has decided on them."""
+    def undecided(self, now: float) -> Undecided:
+        """The examples that the next command covers again."""
         flight = self._in_flight
         under_way = flight.command if flight is not None and now < _given_up_at(flight) else None
         without = under_way is not None
         if without not in self._again:
             over = [command for command in self._commands.values() if command is not under_way]
-            self._again[without] = undecided_ranges(
-                over, promoted=self._promoted, most=self._settings.undecided_examples
-            )
+            self._again[without] = undecided(over, promoted=self._promoted, most=self._settings.undecided_examples)
         return self._again[without]
 
     @property
@@ -305,7 +306,7 @@ class Trigger:
         return Facts(
             now=now,
             examples=self.new_examples,
-            undecided=messages(self.undecided(now)),
+            undecided=self.undecided(now).examples,
             drifting=sorted(self._drifting),
             drifted_windows=max(counts.values(), default=0),
             measured_windows=measured,
@@ -406,7 +407,10 @@ class Trigger:
         """For it to be changed."""
         self._again.clear()
         while len(self._commands) > MAX_COMMANDS:
-            self._commands.popitem(last=False)
+            # What is only known from old versions goes first.
+            oldest = next(iter(self._commands))
+            unheard = (name for name, command in self._commands.items() if command.issued is None)
+            del self._commands[next(unheard, oldest)]
         return self._commands.setdefault(command_id, Commanded())
 
     def _maybe_end(self) -> None:

@@ -70,10 +70,14 @@ class RunReport:
         self._state = _State(kind, stage, version, verdict, message)
         await self._send()
 
-    async def failed(self, message: str) -> None:
-        """The run ended without a result, in the stage that it was in."""
+    async def failed(self, message: str, *, verdict: Verdict | None = None) -> None:
+        """The run ended without a result, in the stage that it was in.
+
+        ``verdict`` is inconclusive where nothing is wrong with it but that there is too little to learn from yet.
+        """
         self._tracking.failed(self._state.version)
-        await self.stage(self._state.kind, "failed", version=self._state.version, message=message)
+        state = self._state
+        await self.stage(state.kind, "failed", version=state.version, message=message, verdict=verdict)
 
     def cancel(self) -> None:
         """End the run at its next step."""

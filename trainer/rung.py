@@ -19,7 +19,7 @@ import torch
 
 import clickloop
 from clickloop.commands import Retrain, Strategy
-from clickloop.errors import TrainingError
+from clickloop.errors import TooFewError, TrainingError
 from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
 from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
@@ -146,7 +146,7 @@ class Ladder:
         """Each of the command's rungs, as soon as it is published. What passed is the next one's parent.
 
         A version that is in the store already is not made again, and ``read`` is only called where one is not.
-        Raises TrainingError where the data are too few or the budget is too small, StoppedError, ArtifactError.
+        Raises TooFewError, TrainingError where the budget is too small, StoppedError, ArtifactError.
         """
         left = deadline(command.budget_seconds)
         margin = 0.0
@@ -335,7 +335,7 @@ def past_of(
         # Nothing to judge it by yet: the verdict will be inconclusive, and say so.
         past = [(loaded.clicks, loaded.clicks.of_queries([]))]
     if not past:
-        raise TrainingError(f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out")
+        raise TooFewError(f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out")
     cap, debiased = settings.shared_evidence, settings.debiased_training
     told = [(replace(shared(known, cap=cap), debiased=debiased), later) for known, later in past]
     return [(after_synthetic(loaded.synthetic, known), later) for known, later in told]
@@ -380,26 +380,24 @@ def seen_vectors(corpus: Corpus, *asked: Clicks) -> Notes:
 
 
 def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
-    """Raises TrainingError where nothing, or only noise, could be learnt from so little.
+    """Raises TooFewError where nothing, or only noise, could be learnt from so little.
 
     ``first``: it is to train from the base model, which takes more than going on from a trained one.
     """
     prepared = data.prepared
     if not data.documents:
-        raise TrainingError(f"index {settings.index!r} has no documents")
+        raise TooFewError(f"index {settings.index!r} has no documents")
     if data.given is not None:
         if len(data.given) < settings.min_examples:
-            raise TrainingError(f"{len(data.given)} pairs, {settings.min_examples} are needed (min_examples)")
+            raise TooFewError(f"{len(data.given)} pairs, {settings.min_examples} are needed (min_examples)")
         return
     if not len(prepared.clicks) and not len(prepared.synthetic):
-        raise TrainingError("there is no positive example of a document in the index")
+        raise TooFewError("there is no positive example of a document in the index")
     total = prepared.positives + prepared.negatives
     if first and total < settings.min_examples:
-        raise TrainingError(
-            f"{total} examples, {settings.min_examples} are needed for a first model (min_examples)"
-        )
+        raise TooFewError(f"{total} examples, {settings.min_examples} are needed for a first model (min_examples)")
     if first and prepared.positives < settings.min_positive_share * total:
-        raise TrainingError(
+        raise TooFewError(
             f"{prepared.positives} of {total} examples are positive, a share of "
             f"{settings.min_positive_share:g} is needed (min_positive_share)"
         )

@@ -21,7 +21,8 @@ import torch
 
 from clickloop import codec, topics
 from clickloop.commands import Cancel, Retrain
-from clickloop.errors import BrokerError, ClickloopError, MessageError
+from clickloop.errors import BrokerError, ClickloopError, MessageError, TooFewError
+from clickloop.events import Verdict
 from clickloop.kafka import Follower, Producer, Record, group_consumer
 from clickloop.logs import logger
 from clickloop.model_store import Manifest, ModelStore, Published
@@ -208,6 +209,8 @@ class Trainer:
             if "no Kafka broker answers" in str(error):
                 raise
             await self._failed(report, command, str(error))
+        except TooFewError as error:
+            await self._failed(report, command, str(error), verdict="inconclusive")
         except (ClickloopError, OSError) as error:
             await self._failed(report, command, str(error))
         except Exception as error:
@@ -315,9 +318,11 @@ class Trainer:
         await self.producer.quarantine(*new.values(), service=SERVICE, index=self._settings.index)
         self._quarantined.update(new)
 
-    async def _failed(self, report: RunReport, command: Retrain, message: str) -> None:
+    async def _failed(
+        self, report: RunReport, command: Retrain, message: str, *, verdict: Verdict | None = None
+    ) -> None:
         logger().error("run failed", command=command.command_id, reason=message)
-        await report.failed(message)
+        await report.failed(message, verdict=verdict)
 
 
 def _hear(batch: list[tuple[Any, Record]], command: Retrain, report: RunReport) -> None:

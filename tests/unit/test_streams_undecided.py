@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from clickloop.commands import Promote, Retrain, Strategy
-from clickloop.events import Message, OffsetRange
+from clickloop.events import GateResult, Message, OffsetRange
 from streams.advice import recommendations
-from streams.commanded import Commanded, messages, undecided_ranges
+from streams.commanded import Commanded, undecided
 from streams.settings import StreamsSettings
 from streams.trigger import NotNow, Trigger
 from tests.unit.streams_facts import NOON, at, progress, range_, report, trained
@@ -169,10 +169,10 @@ def test_an_operators_run_over_all_opens_nothing_that_was_decided() -> None:
 @pytest.mark.parametrize(("most", "first", "second"), [(1000, 0, 0), (600, 80, 40), (0, 200, 100)])
 def test_of_more_than_is_wanted_each_partitions_newest_are_covered(most: int, first: int, second: int) -> None:
     commands = [Commanded(ranges=[range_(0, 0, 200), range_(1, 0, 100)], issued=1.0)]
-    found = undecided_ranges(commands, promoted=set(), most=300 * most // 1000)
+    found = undecided(commands, promoted=set(), most=300 * most // 1000)
     wanted = [range_(0, first, 200), range_(1, second, 100)]
-    assert found == [one for one in wanted if one.start < one.end]
-    assert messages(found) <= 300 * most / 1000
+    assert found.ranges == [one for one in wanted if one.start < one.end]
+    assert found.examples == 300 * most // 1000
 
 
 def test_the_setting_bounds_what_comes_again_and_0_ends_it() -> None:
@@ -194,6 +194,67 @@ def test_another_look_waits_for_a_tenth_more() -> None:
     assert told.reason.startswith("99 of 100 new examples, a tenth of the 1000 that no gate has decided on")
     index.clicks(1, start=1099)
     assert index.wish().ranges == [range_(0, 0, 1100)]
+
+
+def test_what_other_indexes_wrote_between_is_not_counted() -> None:
+    """Examples of all indexes lie in one log."""
+    index = Index(undecided_examples=150)
+    for number in range(2):
+        index.hear(report(number, examples=100, ranges=[range_(0, number * 60_000, (number + 1) * 60_000)]))
+        index.command("inconclusive", "inconclusive")
+    outlook = index.trigger.outlook(NOON + index.now)
+    assert outlook.undecided == 150
+    index._reports = 2
+    index.clicks(start=120_000)
+    assert index.wish().ranges == [range_(0, 30_000, 120_100)]
+
+
+def test_too_few_examples_add_up_however_often_they_were_too_few() -> None:
+    index = Index(threshold=20)
+    for number in range(6):
+        index.clicks(20, start=20 * number)
+        wish = index.wish()
+        assert wish.ranges == [range_(0, 0, 20 * (number + 1))]
+        index.hear(wish)
+        index.hear(progress(wish.command_id, "adapter", "failed", when=index.now, verdict="inconclusive"))
+    assert index.trigger.outlook(NOON + index.now).failures == 0
+
+
+def test_what_no_gate_has_looked_at_does_not_make_the_next_look_wait() -> None:
+    """Examples that were made from documents before the first click judge nothing."""
+    index = Index()
+    index.clicks(5000, start=0)
+    wish = index.wish()
+    index.hear(wish)
+    made = trained("adapter-1", wish.command_id, verdict="inconclusive")
+    index.hear(replace(made, gate=GateResult(verdict="inconclusive", queries=0)))
+    for kind in BOTH:
+        index.hear(progress(wish.command_id, kind, "done", when=index.now, verdict="inconclusive"))
+    index.clicks(100, start=5000)
+    then = index.wish()
+    assert then.ranges == [range_(0, 0, 5100)]
+    assert then.reason.figures["undecided"] == 0
+
+
+def test_a_training_anew_decides_for_no_one_before_it_is_promoted() -> None:
+    """Its gate compares it with the base model."""
+    index = Index()
+    index.clicks()
+    wish = index.command("pass", "pass", strategy="full_retrain")
+    assert index.trigger.outlook(NOON + index.now).undecided == 100
+    made = f"adapter-{wish.command_id}"
+    index.hear(Promote(command_id="p", index="default", issued_at=at(0), version=made, reason="good"))
+    assert index.trigger.outlook(NOON + index.now).undecided == 0
+
+
+def test_old_versions_push_no_command_out_of_memory() -> None:
+    index = Index()
+    for _ in range(3):
+        index.clicks()
+        index.command("inconclusive", "inconclusive")
+    for number in range(1100):
+        index.hear(trained(f"old-{number}", f"long-ago-{number}"))
+    assert index.covered() == [range_(0, 0, 400)]
 
 
 def test_without_new_examples_nothing_comes_again() -> None:
