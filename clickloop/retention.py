@@ -71,7 +71,8 @@ def plan(
     stays(set(traffic.serving), "gets traffic")
     stays(set(traffic.earlier), "was live before")
     stays(set(by_age[-keep:]) if keep else set(), f"one of the {keep} newest")
-    since = max((created[name] for name in traffic.serving if name in created), default=None)
+    # Of several indexes, one may wait for what passed long before another's live version was made.
+    since = min((created[name] for name in traffic.serving if name in created), default=None)
     for name in by_age:
         gate = manifests[name].gate
         if gate is not None and gate.verdict == "pass" and (since is None or created[name] >= since):

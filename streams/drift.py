@@ -6,6 +6,7 @@ nor a change of its share of the traffic is taken for a change of the world.
 
 Windows that a detector found to be different don't join the reference, so that what is new stays new until a model
 has learnt it. That is once most queries are answered by a version that came later: it starts the reference afresh.
+Where a search of one's own does not tell its version, what is new is taken for known after some windows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from streams.windows import MIN_QUERIES, Reference, Sample
 
 SEEN = 1000
 """Versions that are remembered to have answered."""
+UNTOLD_WINDOWS = 6
+"""For so many windows what is new stays new where no one tells which version answered."""
 
 
 class DriftWatch:
@@ -32,6 +35,8 @@ class DriftWatch:
         """Every version that answered, the latest last."""
         self._unlearnt: frozenset[str] = frozenset()
         """While windows are different: the versions that had answered when the first one was."""
+        self._different = 0
+        """Windows in a row that were."""
         self.reference = Reference()
 
     def measure(self, window: Sample) -> list[Measurement]:
@@ -40,16 +45,18 @@ class DriftWatch:
             return []
         self._remember(window)
         if not self.reference.sample.queries or self._is_learnt(window):
-            self._unlearnt = frozenset()
+            self._unlearnt, self._different = frozenset(), 0
             self.reference.restart()
             self.reference.add(window, self._rng)
             return []
         found = [d.measure(window, self.reference.sample, self._rng) for d in self._detectors]
         measurements = [m for m in found if m is not None]
         if not any(m.exceeded for m in measurements):
-            self._unlearnt = frozenset()
+            self._unlearnt, self._different = frozenset(), 0
             self.reference.add(window, self._rng)
-        elif not self._unlearnt:
+            return measurements
+        self._different += 1
+        if not self._unlearnt:
             self._unlearnt = frozenset(self._seen)
         return measurements
 
@@ -62,4 +69,6 @@ class DriftWatch:
 
     def _is_learnt(self, window: Sample) -> bool:
         """Whether a version that can have learnt what is new has taken over."""
+        if not window.version:
+            return self._different >= UNTOLD_WINDOWS
         return bool(self._unlearnt) and window.version not in self._unlearnt

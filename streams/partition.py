@@ -34,7 +34,7 @@ from streams.join import Arrival, Impression, Join, Joined
 from streams.quality import Quality
 from streams.settings import StreamsSettings
 from streams.trust import CLOCK_SKEW, Judgement, Limits, Trust
-from streams.windows import Sample
+from streams.windows import MIN_QUERIES, Sample
 
 QUERIES = topics.QUERIES.suffix
 INPUTS = (QUERIES, topics.CLICKS.suffix, topics.RATINGS.suffix)
@@ -286,8 +286,10 @@ class Partition:
 
     def _due(self, now: float) -> bool:
         age = now - self._sample_since
-        full = self._sample.queries >= self._settings.drift_window_queries and age >= MEASURE_SECONDS
-        return full or age >= self._settings.drift_window_seconds
+        queries = self._sample.queries
+        full = queries >= self._settings.drift_window_queries and age >= MEASURE_SECONDS
+        # With little traffic a window lasts until it has enough to be measured at all.
+        return full or (queries >= MIN_QUERIES and age >= self._settings.drift_window_seconds)
 
     def _measure(self, now: float) -> list[Measurement]:
         measurements = self._watch.measure(self._sample)

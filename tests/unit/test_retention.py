@@ -60,6 +60,17 @@ def test_what_gets_traffic_its_parent_and_what_was_live_before_stay() -> None:
     }
 
 
+def test_what_waits_on_one_index_stays_though_another_has_moved_on() -> None:
+    made = history(
+        ("b-live", "adapter", "base-1", "pass"),
+        ("b-next", "adapter", "b-live", "pass"),
+        ("a-live", "adapter", "base-1", "pass"),
+        ("last", "adapter", "base-1", "fail"),
+    )
+    kept, _ = fates(made, keep=1, traffic=Traffic(frozenset({"a-live", "b-live"})))
+    assert kept["b-next"] == "passed its gate, and may get traffic next"
+
+
 def test_a_version_is_kept_with_the_encoder_and_the_space_that_it_is_made_of() -> None:
     made = history(
         ("full-1", "full", "base-1", "pass"),

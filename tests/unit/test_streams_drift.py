@@ -210,6 +210,21 @@ def test_a_full_window_is_measured_no_sooner_than_ten_seconds_after_the_last() -
     assert [second for second, measured in told.items() if measured] == [20], "10 is what it is measured against"
 
 
+def test_with_little_traffic_a_window_lasts_until_it_can_be_measured() -> None:
+    """Cut every five minutes, none would ever have enough."""
+    rule = partition(drift_window_seconds=300)
+    measured = []
+    for window_number in range(1, 9):
+        now = NOON + 301.0 * window_number
+        for number in range(20):
+            name = f"{window_number}-{number}"
+            rule.query(query(name), offset=window_number * 20 + number, log_time=NOON, now=now)
+        report = rule.report(now)
+        assert report is not None
+        measured.append(bool(report.event.measurements))
+    assert measured == [False] * 5 + [True, False, False], "60 queries are the reference, the next 60 are compared"
+
+
 def test_queries_without_sketches_are_measured_by_their_words() -> None:
     rng = np.random.default_rng(13)
     watch = DriftWatch()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streams.detectors import TopicClicks
-from streams.drift import DriftWatch
+from streams.drift import UNTOLD_WINDOWS, DriftWatch
 from streams.windows import MAX_VERSIONS, Reference, Sample, Strata, Sums
 from tests.unit.drift_facts import alarms, mean_of, window
 
@@ -207,3 +207,13 @@ def test_a_new_versions_answers_are_soon_in_a_reference_of_many_windows(hardly_a
             reference.add(window(rng, 100, version=version), rng)
     assert sum(query.version == "v2" for query in reference.sample.asked) >= 50
     assert sum(click.version == "v2" for click in reference.sample.clicked) >= 25
+
+
+def test_where_no_one_tells_which_version_answered_what_is_new_is_known_after_some_windows() -> None:
+    rng = np.random.default_rng(40)
+    watch = DriftWatch()
+    alarms(watch, *[window(rng, 200, version="") for _ in range(3)])
+    for moved in alarms(watch, *[window(rng, 200, topic=1, version="") for _ in range(UNTOLD_WINDOWS)]):
+        assert "query_distance" in moved
+    after = [window(rng, 200, topic=1, version="") for _ in range(3)]
+    assert alarms(watch, *after) == [{"unmeasured"}, set(), set()]
