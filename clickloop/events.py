@@ -362,6 +362,8 @@ class SplitChanged(Event, frozen=True, kw_only=True, omit_defaults=True):
     sequence: Count
     """Grows with every split of the index; a node ignores a split that is older than the one it has."""
     reason: str = ""
+    chosen_at: Time | None = None
+    """When an operator last chose what is live: nothing that had been published by then moves on by itself."""
 
 
 class NodeReported(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -371,6 +373,8 @@ class NodeReported(Event, frozen=True, kw_only=True, omit_defaults=True):
     address: str = ""
     versions: list[str] = field(default_factory=list)
     """Versions that are loaded, warm and able to answer."""
+    rejected: list[str] = field(default_factory=list)
+    """Versions that this node can't use."""
     version: str = ""
     """The version that this report is about, where it is about one."""
     split_id: str = ""

@@ -83,13 +83,13 @@ MODEL_VERSIONS = Topic(
     retention_ms=FOREVER_MS,
 )
 TRAFFIC_SPLITS = Topic(
-    "traffic-splits", (e.SplitChanged,), _index, "index", cleanup="compact,delete", retention_ms=400 * DAY_MS
+    "traffic-splits", (e.SplitChanged,), _index, "index", cleanup="compact,delete", retention_ms=FOREVER_MS
 )
 NODE_STATUS = Topic(
     "node-status", (e.NodeReported,), lambda m: str(m.node_id), "node_id", cleanup="compact,delete"
 )
 COMMANDS = Topic(
-    "commands", (c.Rollback, c.Promote, c.Pause, c.ForgetUser, c.Cancel), _index, "index", retention_ms=90 * DAY_MS
+    "commands", (c.Rollback, c.Promote, c.Pause, c.ForgetUser, c.Cancel), _index, "index", retention_ms=FOREVER_MS
 )
 DEAD_LETTERS = Topic(
     "dead-letters",

@@ -281,6 +281,7 @@ class Node:
             state=self._state(),
             address=settings.url,
             versions=[] if swap is None else list(swap.serving.versions),
+            rejected=[] if swap is None else swap.rejected,
             split_id="" if swap is None else swap.serving.split_id,
             documents=self._indexer.documents,
             queries=self._searcher.queries,

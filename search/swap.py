@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from clickloop.ancestry import line_of
+from clickloop.ancestry import Known, waiting
 from clickloop.errors import ArtifactError
 from clickloop.events import Arm, ModelVersionPublished, SplitChanged
 from clickloop.logs import logger
@@ -29,6 +29,10 @@ Fill = Callable[[LoadedVersion], Awaitable[None]]
 ATTEMPTS = 3
 """Tries for a version whose store doesn't answer. What is broken is tried once."""
 RETRY_SECONDS = 1.0
+MOST_TO_COME = 3
+"""Lines of versions that wait for their turn, of which a starting node loads the newest."""
+MOST_REJECTED = 50
+"""That a node tells of."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,11 @@ class Swap:
         """Why the version isn't loaded; empty where there is no reason."""
         return self._rejected.get(version, "")
 
+    @property
+    def rejected(self) -> list[str]:
+        """The latest that were, bounded."""
+        return list(self._rejected)[-MOST_REJECTED:]
+
     def announce(self, event: ModelVersionPublished) -> None:
         """A version was published. One that was rejected is tried again."""
         self._announced[event.version] = (event, time.monotonic())
@@ -143,14 +152,23 @@ class Swap:
         self._wake.set()
 
     def _to_come(self) -> list[str]:
-        """What may get traffic next: the newest that passed, and all that passed and were made of the live one."""
+        """What may get traffic next: the newest of each line that waits for its turn, and of all that passed."""
         split = self._split
-        live = next((arm.version for arm in split.arms if arm.name == rules.LIVE), "") if split is not None else ""
-        parents = {version: event.parent for version, (event, _) in self._announced.items()}
-        names = list(self._announced)
-        later = names[names.index(live) + 1 :] if live in self._announced else []
-        found = [v for v in later if _passed(self._announced[v][0]) and live in line_of(v, parents)]
-        return list(dict.fromkeys([*found, *([self._newest] if self._newest else [])]))
+        if split is None:
+            return [self._newest] if self._newest else []
+        live = next((arm.version for arm in split.arms if arm.name == rules.LIVE), "")
+        known = {
+            version: Known(e.published_at.timestamp(), _passed(e), e.parent or "")
+            for version, (e, _) in self._announced.items()
+        }
+        after = split.chosen_at.timestamp() if split.chosen_at is not None else 0.0
+        heads = waiting(live, known, after=after)
+        # Of those that don't say of what they were made, the newest takes over.
+        lines = {
+            head if known[head].parent else "": name for name, head in heads.items() if name not in self._rejected
+        }
+        found = [*list(lines.values())[:MOST_TO_COME], self._newest]
+        return list(dict.fromkeys(name for name in found if name))
 
     async def run(self) -> None:
         """Load and exchange until cancelled."""

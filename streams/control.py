@@ -47,7 +47,7 @@ class Control:
         )
         self.next_offsets: dict[topics.Topic, int] = {}
         self._handled = dict(handled)
-        self._wishes: list[Promote | Rollback] = []
+        self._wishes: list[tuple[Promote | Rollback, float]] = []
         self._caught_up = False
         self._said = ""
 
@@ -69,9 +69,8 @@ class Control:
             case Pause():
                 self.rollout.paused = message.paused
             case Promote() | Rollback():
-                self.rollout.chosen(message.issued_at.timestamp())
                 if live:
-                    self._wishes.append(message)
+                    self._wishes.append((message, appended))
 
     def decide(self, now: float) -> Retrain | NotNow:
         """A command, or why there is none now."""
@@ -81,9 +80,9 @@ class Control:
     def follow_wishes(self, now: float) -> list[SplitChanged]:
         """What operators asked for since the last time. A refused command is logged."""
         splits = []
-        for wish in self._wishes:
+        for wish, appended in self._wishes:
             follow: Any = self.rollout.promote if isinstance(wish, Promote) else self.rollout.rollback
-            split = follow(wish, now=now)
+            split = follow(wish, now=now, heard=appended)
             if isinstance(split, Refused):
                 logger().warning("command refused", command=wish.command_id, reason=split.reason)
             else:

@@ -12,17 +12,17 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
 
-from clickloop.ancestry import line_of
+from clickloop.ancestry import Known, is_made_of, waiting
 from clickloop.commands import Promote, Rollback
-from clickloop.events import Arm, DriftMeasured, ModelVersionPublished, NodeReported, SplitChanged, Verdict
+from clickloop.events import Arm, DriftMeasured, ModelVersionPublished, NodeReported, SplitChanged
 
 ALL_BUCKETS = 10_000
 LIVE = "live"
 CANDIDATE = "candidate"
 SEEN_SECONDS = 30.0
 """A node that has been silent for longer takes no part."""
+FOLLOWED = "it was followed before, or a later one was"
 PATIENCE_SECONDS = 86_400.0
 """So long a version that passed is waited for, while nodes encode all documents for it."""
 
@@ -34,18 +34,11 @@ class Refused:
     reason: str
 
 
-class _Version(NamedTuple):
-    """What the rollout must know of a version, of which there may be very many."""
-
-    published: float
-    verdict: Verdict | None
-    """None: it went through no gate, as a base model."""
-
-
 @dataclass(slots=True)
 class _Node:
     seen: float
     versions: frozenset[str]
+    rejected: frozenset[str]
 
 
 class Rollout:
@@ -60,11 +53,9 @@ class Rollout:
         self._steps = [round(step * ALL_BUCKETS / 100) for step in steps]
         self._min_queries = min_queries
         self._max_wait = max_wait
-        self._versions: OrderedDict[str, _Version] = OrderedDict()
-        self._parents: dict[str, str] = {}
+        self._versions: OrderedDict[str, Known] = OrderedDict()
+        self._base = ""
         self._nodes: dict[str, _Node] = {}
-        self._rejected: set[str] = set()
-        self._chosen_at = 0.0
         self._was_live: list[str] = []
         self._split: SplitChanged | None = None
         self._counted: set[str] = set()
@@ -93,21 +84,23 @@ class Rollout:
         """
         verdict = event.gate.verdict if event.gate is not None else None
         if verdict != "fail" and event.version not in self._versions:
-            self._versions[event.version] = _Version(event.published_at.timestamp(), verdict)
-            self._parents[event.version] = event.parent or ""
-
-    def chosen(self, at: float) -> None:
-        """An operator promoted or rolled back: only versions published after ``at`` move on by themselves."""
-        self._chosen_at = max(self._chosen_at, at)
+            self._versions[event.version] = Known(
+                event.published_at.timestamp(), verdict == "pass", event.parent or ""
+            )
+            self._base = self._base or (event.version if verdict is None else "")
 
     def node(self, event: NodeReported, *, at: float) -> None:
         """A node told, at append time ``at``, which versions it has loaded, or that it can't load one."""
         if event.state == "stopping":
             self._nodes.pop(event.node_id, None)
             return
-        self._nodes[event.node_id] = _Node(at, frozenset(event.versions))
-        if event.state == "rejected" and event.version and event.version != self.live:
-            self._rejected.add(event.version)
+        known = self._nodes.get(event.node_id)
+        rejected = set(event.rejected) | (known.rejected if known and event.state != "starting" else set())
+        if event.state == "rejected":
+            rejected.add(event.version)
+        # What it has loaded after all is rejected no more.
+        loaded = frozenset(event.versions)
+        self._nodes[event.node_id] = _Node(at, loaded, frozenset(rejected - loaded))
 
     def split(self, event: SplitChanged) -> None:
         """A split is in the log: ours, an earlier worker's, or an operator's."""
@@ -131,28 +124,38 @@ class Rollout:
 
     # What it decides.
 
-    def promote(self, command: Promote, *, now: float) -> SplitChanged | Refused:
-        """All traffic to the named version, at once."""
+    def promote(self, command: Promote, *, now: float, heard: float | None = None) -> SplitChanged | Refused:
+        """All traffic to the named version, at once. ``heard``: when the broker appended the command."""
+        at = command.issued_at.timestamp() if heard is None else heard
+        if self._split is None:
+            return Refused("there is no split yet: no search node has begun")
+        if at <= self._chosen_at:
+            return Refused(FOLLOWED)
         if command.version not in self._versions:
             return Refused(f"version {command.version} is not published, or failed its gate")
         if command.version == self.live and not self.candidate:
             return Refused(f"version {command.version} has all traffic already")
-        return self._all_to(command.version, now=now, reason=f"promoted: {command.reason}")
+        return self._all_to(command.version, now=now, reason=f"promoted: {command.reason}", chosen_at=at)
 
-    def rollback(self, command: Rollback, *, now: float) -> SplitChanged | Refused:
+    def rollback(self, command: Rollback, *, now: float, heard: float | None = None) -> SplitChanged | Refused:
         """All traffic back to the named version; else away from the candidate, or to the live one's parent."""
+        at = command.issued_at.timestamp() if heard is None else heard
         if self._split is None:
             return Refused("there is no split yet")
+        if at <= self._chosen_at:
+            return Refused(FOLLOWED)
         target = command.version or (self.live if self.candidate else self._parent_of_live())
+        if not target:
+            return Refused(f"{self.live} was made of no other version: name the one to go back to")
         if target not in self._versions:
             return Refused(f"there is no version {target!r} to go back to")
-        return self._all_to(target, now=now, reason=f"rolled back: {command.reason}")
+        return self._all_to(target, now=now, reason=f"rolled back: {command.reason}", chosen_at=at)
 
     def decide(self, now: float) -> SplitChanged | None:
         """The next split, if it is time for one."""
         if self._split is None:
             return self._first(now)
-        if self.candidate and self.candidate in self._rejected:
+        if self.candidate and self.candidate in self._rejected():
             return self._all_to(self.live, now=now, reason=f"{self.candidate} was rejected by a node")
         if self.paused:
             return None
@@ -165,10 +168,9 @@ class Rollout:
 
     def _first(self, now: float) -> SplitChanged | None:
         """All traffic to the base: the first version that was published without a gate."""
-        base = next((name for name, known in self._versions.items() if known.verdict is None), None)
-        if base is None:
+        if not self._base:
             return None
-        return self._all_to(base, now=now, reason="first version of the index")
+        return self._all_to(self._base, now=now, reason="first version of the index")
 
     def on_its_way(self, now: float) -> str:
         """The version that is to be live next: it has a share, or nodes are loading it. Empty for none."""
@@ -183,41 +185,29 @@ class Rollout:
         turn while this one has not been rejected. One that does not say of what it was made takes over. What the
         nodes can't get ready within a day is in no one's way.
         """
-        waiting = self._waiting()
-        if self.candidate and self.candidate not in waiting:
-            return self.candidate
-        for head in [self.candidate] if self.candidate else waiting:
-            newest = next(n for n in reversed(waiting) if head in self._line(n) or not self._parents[n])
-            in_time = now - self._versions[head].published < PATIENCE_SECONDS
-            if in_time or self._ready(newest, now):
+        heads = waiting(self.live, self._versions, after=self._chosen_at)
+        rejected = self._rejected()
+        names = [name for name in heads if name not in rejected]
+        silent = {name for name in names if not self._versions[name].parent}
+        candidate = self.candidate
+        if candidate:
+            better = (n for n in reversed(names) if n in silent or is_made_of(n, candidate, self._versions))
+            return next(better, candidate) if candidate in heads else candidate
+        for head in dict.fromkeys(heads[name] for name in names):
+            newest = next(name for name in reversed(names) if heads[name] == head or name in silent)
+            if now - self._versions[newest].published < PATIENCE_SECONDS or self._ready(newest, now):
                 return newest
         return ""
 
-    def _waiting(self) -> list[str]:
-        """What passed and has not had its turn, as it was published: made of the live version, and not rejected.
+    @property
+    def _chosen_at(self) -> float:
+        """When an operator last chose: what had been published by then has no turn any more."""
+        chosen = self._split.chosen_at if self._split is not None else None
+        return chosen.timestamp() if chosen is not None else 0.0
 
-        What was made of another one was compared with that, and not with what users have: only an operator gives
-        it traffic. One that does not say of what it was made passes for made of the live one. The base is
-        announced anew by every node that starts, and so are versions whose training was done again; that makes
-        neither them nor the live one's ancestors new.
-        """
-        names = list(self._versions)
-        later = names[names.index(self.live) + 1 :] if self.live in self._versions else names
-        old = set(self._line(self.live))
-        return [name for name in later if name not in self._rejected and self._follows(name, old)]
-
-    def _follows(self, version: str, old: set[str]) -> bool:
-        """It was made of the live version, or of others that were, passed, and were not passed over since."""
-        for name in self._line(version):
-            if name == self.live:
-                return name != version
-            known = self._versions.get(name)
-            if known is None or known.verdict != "pass" or name in old or known.published <= self._chosen_at:
-                return False
-        return not self._parents[version]
-
-    def _line(self, version: str) -> list[str]:
-        return line_of(version, self._parents)
+    def _rejected(self) -> set[str]:
+        """By some node."""
+        return set[str]().union(*(node.rejected for node in self._nodes.values())) - {self.live}
 
     def _ready(self, version: str, now: float) -> bool:
         nodes = self._present(now)
@@ -251,11 +241,14 @@ class Rollout:
         arms = [_buckets(LIVE, self.live, ALL_BUCKETS - share), _buckets(CANDIDATE, version, share)]
         return self._change(arms, salt=salt, now=now, reason=reason)
 
-    def _all_to(self, version: str, *, now: float, reason: str) -> SplitChanged:
-        salt = self._salt() or _digest(self._index, version)
-        return self._change([_buckets(LIVE, version, ALL_BUCKETS)], salt=salt, now=now, reason=reason)
+    def _all_to(self, version: str, *, now: float, reason: str, chosen_at: float | None = None) -> SplitChanged:
+        salt, arms = self._salt() or _digest(self._index, version), [_buckets(LIVE, version, ALL_BUCKETS)]
+        return self._change(arms, salt=salt, now=now, reason=reason, chosen_at=chosen_at)
 
-    def _change(self, arms: list[Arm], *, salt: str, now: float, reason: str) -> SplitChanged:
+    def _change(
+        self, arms: list[Arm], *, salt: str, now: float, reason: str, chosen_at: float | None = None
+    ) -> SplitChanged:
+        chosen = chosen_at or self._chosen_at
         sequence = self.sequence + 1
         shares = ",".join(f"{arm.name}:{arm.version}:{arm.buckets}" for arm in arms)
         split_id = f"split-{sequence}-{_digest(self._index, shares)[:8]}"
@@ -268,13 +261,16 @@ class Rollout:
             changed_at=datetime.fromtimestamp(now, UTC),
             sequence=sequence,
             reason=reason,
+            chosen_at=datetime.fromtimestamp(chosen, UTC) if chosen else None,
         )
 
     def _parent_of_live(self) -> str:
-        parent = self._parents.get(self.live, "")
-        if parent in self._versions:
-            return parent
-        return next((name for name in reversed(self._was_live[:-1]) if name != self.live), "")
+        """Where that is not known, what was live before; never what was made of the live one."""
+        live = self._versions.get(self.live)
+        if live is not None and live.parent in self._versions:
+            return live.parent
+        before = reversed(self._was_live[:-1])
+        return next((name for name in before if not is_made_of(name, self.live, self._versions)), "")
 
     def _share(self) -> int:
         split = self._split

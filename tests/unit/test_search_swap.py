@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -251,7 +252,10 @@ async def test_a_starting_node_loads_the_split_s_versions_and_the_newest_not_all
 
 
 async def test_a_starting_node_loads_all_that_may_be_live_next() -> None:
-    """A rollout waits for what passed first, though something else of the same parent passed later."""
+    """A rollout waits for what passed first, though something else of the same parent passed later.
+
+    Not all of a line, and nothing that an operator passed over.
+    """
     async with world(caught_up=False, max_versions=3) as w:
         for version, parent in (
             ("live", "base-1"),
@@ -268,6 +272,24 @@ async def test_a_starting_node_loads_all_that_may_be_live_next() -> None:
         w.swap.change_split(split(1, ("live", "live", 10_000)))
         w.swap.caught_up()
         await eventually(lambda: w.versions == {"base-1", "live", "full-2", "adapter-3", "anew-4"})
+
+
+async def test_a_node_that_starts_after_a_rollback_does_not_load_the_history_that_it_gave_up() -> None:
+    async with world(caught_up=False) as w:
+        parent = "base-1"
+        for number in range(30):
+            w.swap.announce(announcement(f"adapter-{number}", parent=parent))
+            parent = f"adapter-{number}"
+        back = split(1, ("live", "base-1", 10_000))
+        w.swap.change_split(msgspec.structs.replace(back, chosen_at=back.changed_at))
+        after = announcement("adapter-30", parent="base-1")
+        w.swap.announce(msgspec.structs.replace(after, published_at=back.changed_at + timedelta(seconds=1)))
+        w.swap.announce(announcement("adapter-31", parent="adapter-29"))
+        w.swap.caught_up()
+        await eventually(lambda: w.versions == {"base-1", "adapter-30", "adapter-31"})
+        await w.idle()
+        assert w.loads == ["adapter-30", "adapter-31"]
+        assert w.swap.rejected == []
 
 
 async def test_a_split_that_can_not_be_served_does_not_keep_a_starting_node_down() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from clickloop.commands import Promote, Rollback
 from clickloop.events import ArmCounts, SplitChanged
@@ -90,7 +92,7 @@ def test_a_version_whose_gate_did_not_pass_gets_no_traffic_by_itself(verdict: st
     assert isinstance(wished, Refused) == (verdict == "fail")
     if isinstance(wished, SplitChanged):
         rule.split(wished)
-        back = rule.rollback(rollback(), now=NOON + 6)
+        back = rule.rollback(rollback(), now=NOON + 6, heard=NOON + 60)
         assert isinstance(back, SplitChanged)
         assert arms(back) == [("live", "base-1", 10_000)]
 
@@ -101,7 +103,7 @@ def test_what_is_made_of_an_undecided_version_has_its_turn_once_that_is_live() -
     rule.version(version("adapter-3", parent="adapter-2", when=3))
     loaded(rule, "adapter-2", "adapter-3", when=4)
     assert rule.decide(NOON + 5) is None, "it was compared with what no user has"
-    wished = rule.promote(promote("adapter-2"), now=NOON + 6)
+    wished = rule.promote(promote("adapter-2"), now=NOON + 6, heard=NOON + 2.5)
     assert isinstance(wished, SplitChanged)
     rule.split(wished)
     assert arms(step(rule, 7))[1] == ("candidate", "adapter-3", 1_000)
@@ -180,8 +182,7 @@ def test_an_operator_rolls_back_to_the_parent_and_it_stays_so() -> None:
     step(rule, 40)
     step(rule, 80)
     assert rule.live == "adapter-2"
-    rule.chosen(NOON + 85)
-    split = rule.rollback(rollback(), now=NOON + 85)
+    split = rule.rollback(rollback(), now=NOON + 85, heard=NOON + 85)
     assert isinstance(split, SplitChanged)
     rule.split(split)
     assert arms(split) == [("live", "base-1", 10_000)]
@@ -192,7 +193,6 @@ def test_an_operator_rolls_back_to_the_parent_and_it_stays_so() -> None:
 
 def test_a_rollback_during_a_rollout_takes_the_candidate_away() -> None:
     rule = rolling()
-    rule.chosen(NOON + 5)
     split = rule.rollback(rollback(), now=NOON + 5)
     assert isinstance(split, SplitChanged)
     assert arms(split) == [("live", "base-1", 10_000)]
@@ -302,10 +302,9 @@ def test_what_was_not_compared_with_the_live_version_is_left_to_an_operator(pare
 def test_what_is_made_of_a_version_that_an_operator_passed_over_has_no_turn() -> None:
     """It was being trained when that one was taken away."""
     rule = rolling()
-    split = rule.rollback(rollback(), now=NOON + 6)
+    split = rule.rollback(rollback(), now=NOON + 6, heard=NOON + 6)
     assert isinstance(split, SplitChanged)
     rule.split(split)
-    rule.chosen(NOON + 6)
     rule.version(version("query_encoder-2", parent="adapter-2", when=7))
     loaded(rule, "adapter-2", "query_encoder-2", when=8)
     assert rule.decide(NOON + 9) is None
@@ -349,3 +348,96 @@ def test_nothing_is_on_its_way_where_no_node_could_serve_it_or_an_operator_pause
     rule.paused = True
     assert rule.on_its_way(NOON + 3) == ""
     assert rollout().on_its_way(NOON) == ""
+
+
+def test_a_rejection_outlives_a_restart_of_the_worker_since_heartbeats_tell_it() -> None:
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent="base-1", when=2))
+    rule.version(version("adapter-3", parent="base-1", when=3))
+    beat = replace(node("n1", "base-1", "adapter-3"), rejected=["adapter-2"])
+    rule.node(beat, at=NOON + 4)
+    rule.node(node("n2", "base-1", "adapter-2", "adapter-3"), at=NOON + 4)
+    assert rule.on_its_way(NOON + 5) == "adapter-3"
+    rule.node(node("n1", "base-1", "adapter-2", "adapter-3"), at=NOON + 6)
+    assert rule.on_its_way(NOON + 7) == "adapter-2", "the node has loaded it after all"
+    rule.node(beat, at=NOON + 8)
+    rule.node(node("n1", state="starting"), at=NOON + 9)
+    assert rule.on_its_way(NOON + 9) == "adapter-2", "it is tried again"
+
+
+def test_a_command_that_was_followed_is_not_followed_again() -> None:
+    """Where its offset was not committed, or is forgotten by the broker, it is heard again, maybe months later."""
+    rule = rolling()
+    step(rule, 40)
+    step(rule, 80)
+    back = rule.rollback(rollback(), now=NOON + 85, heard=NOON + 85)
+    assert isinstance(back, SplitChanged)
+    rule.split(back)
+    assert isinstance(rule.rollback(rollback("base-1"), now=NOON + 86, heard=NOON + 85), Refused)
+    rule.version(version("adapter-3", parent="base-1", when=90))
+    loaded(rule, "adapter-3", when=91)
+    for now in (92, 130, 170):
+        loaded(rule, "adapter-3", when=now)
+        step(rule, now)
+    assert rule.live == "adapter-3"
+    assert isinstance(rule.promote(promote("adapter-2"), now=NOON + 180, heard=NOON + 85), Refused)
+    assert isinstance(rule.promote(promote("adapter-2"), now=NOON + 180, heard=NOON + 180), SplitChanged)
+
+
+def test_a_second_rollback_does_not_bring_back_what_the_first_took_away() -> None:
+    rule = rolling()
+    step(rule, 40)
+    step(rule, 80)
+    for heard, refused in ((85, False), (86, True)):
+        back = rule.rollback(rollback(), now=NOON + heard, heard=NOON + heard)
+        assert isinstance(back, Refused) == refused
+        if isinstance(back, SplitChanged):
+            rule.split(back)
+    assert rule.live == "base-1"
+
+
+def test_what_an_operator_took_away_stays_away_when_the_log_holds_the_last_split_alone() -> None:
+    """As it does where it is compacted."""
+    rule = rolling()
+    back = rule.rollback(rollback(), now=NOON + 6, heard=NOON + 6)
+    assert isinstance(back, SplitChanged)
+    rule.split(back)
+    rule.version(version("adapter-3", parent="base-1", when=10))
+    loaded(rule, "adapter-2", "adapter-3", when=11)
+    last = step(rule, 12)
+    again = rollout()
+    for one in ("base-1", "adapter-2", "adapter-3"):
+        again.version(version(one, verdict=None if one == "base-1" else "pass", parent="base-1", when=2))
+    again.split(last)
+    again.node(node("n1", "base-1", "adapter-2", state="rejected", about="adapter-3"), at=NOON + 13)
+    assert arms(step(again, 14)) == [("live", "base-1", 10_000)]
+    assert again.on_its_way(NOON + 15) == ""
+
+
+def test_a_wish_that_is_refused_costs_no_one_its_turn() -> None:
+    rule = with_live_base()
+    rule.version(version("full-2", parent="base-1", when=2))
+    assert isinstance(rule.promote(promote("ful-2"), now=NOON + 5), Refused)
+    loaded(rule, "full-2", when=6)
+    assert arms(step(rule, 7))[1][1] == "full-2"
+    assert isinstance(rollout().promote(promote("full-2"), now=NOON), Refused), "there is no search node"
+
+
+def test_what_a_decision_costs_grows_no_faster_than_the_versions() -> None:
+    assert seconds_to_decide(4000) < 30 * seconds_to_decide(500), "8 times as many; their square would be 64"
+
+
+def seconds_to_decide(versions: int) -> float:
+    """With so many made one of the other after a rollback to the base, and as many that were never served."""
+    rule = with_live_base()
+    parent = "base-1"
+    for number in range(versions):
+        rule.version(version(f"v{number}", parent=parent, when=number + 2))
+        rule.version(version(f"u{number}", parent=parent, verdict="inconclusive", when=number + 2))
+        parent = f"v{number}"
+    loaded(rule, when=versions)
+    begun = time.process_time()
+    for _ in range(10):
+        assert rule.decide(NOON + versions) is None
+        assert rule.on_its_way(NOON + versions) == parent
+    return time.process_time() - begun
