@@ -29,6 +29,9 @@ Fill = Callable[[LoadedVersion], Awaitable[None]]
 ATTEMPTS = 3
 """Tries for a version whose store doesn't answer. What is broken is tried once."""
 RETRY_SECONDS = 1.0
+AGAIN_SECONDS, MOST_AGAIN_SECONDS = 60.0, 3600.0
+"""What was rejected, and may still get traffic, is tried again after so long, and then after twice as long each
+time: a store may be away for a while."""
 MOST_TO_COME = 3
 """Lines of versions that wait for their turn, of which a starting node loads the newest."""
 MOST_REJECTED = 50
@@ -88,6 +91,7 @@ class Swap:
         self._wanted: dict[str, None] = {}
         self._newest = ""
         self._rejected: dict[str, str] = {}
+        self._tries: dict[str, int] = {}
         self._filling: dict[str, asyncio.Task[None]] = {}
         self._dims = {base.space: base.encoder.dim}
         self._split: SplitChanged | None = None
@@ -257,6 +261,7 @@ class Swap:
             del versions[version]
         self.serving = replace(self.serving, versions=versions)
         self._wanted.pop(loaded.version, None)
+        self._tries.pop(loaded.version, None)
         seconds = time.monotonic() - self._announced[loaded.version][1]
         self._metrics.versions.set(len(versions))
         self._metrics.swaps.labels("loaded").inc()
@@ -275,10 +280,25 @@ class Swap:
     def _reject(self, version: str, reason: str) -> None:
         self._rejected[version] = reason
         self._wanted.pop(version, None)
+        tries = self._tries[version] = self._tries.get(version, 0) + 1
+        after = min(AGAIN_SECONDS * 2.0 ** min(tries - 1, 20), MOST_AGAIN_SECONDS)
+        asyncio.get_running_loop().call_later(after, self._try_again, version)
         seconds = time.monotonic() - self._announced[version][1]
         self._metrics.swaps.labels("rejected").inc()
         logger().error("version rejected", version=version, reason=reason)
         self._report(Outcome(version, seconds, rejected=reason))
+
+    def _try_again(self, version: str) -> None:
+        """What no one needs any more stays as it is."""
+        reason = self._rejected.pop(version, None)
+        if reason is None:
+            return
+        arms = self._split.arms if self._split is not None else []
+        if version in self._to_come() or version in [arm.version for arm in arms]:
+            self._wanted[version] = None
+            self._wake.set()
+        else:
+            self._rejected[version] = reason
 
     def _apply_split(self) -> None:
         split = self._split

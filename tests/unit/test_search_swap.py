@@ -251,6 +251,31 @@ async def test_a_starting_node_loads_the_split_s_versions_and_the_newest_not_all
         await eventually(lambda: w.versions == {"base-1", "adapter-7", "adapter-29"})
 
 
+async def test_what_was_rejected_is_tried_again_as_long_as_it_may_get_traffic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A store that was away is back some time; what is broken for good is asked for ever more seldom."""
+    monkeypatch.setattr(swap_module, "AGAIN_SECONDS", 0.02)
+    async with world() as w:
+        w.broken = {"adapter-1": ArtifactError("the store is away"), "adapter-2": ArtifactError("broken")}
+        w.swap.announce(announcement("adapter-1", parent="base-1"))
+        w.swap.change_split(split(1, ("live", "base-1", 10_000)))
+        await eventually(lambda: w.loads.count("adapter-1") >= 3)
+        assert w.swap.rejected == ["adapter-1"] or "adapter-1" not in w.versions
+        del w.broken["adapter-1"]
+        await eventually(lambda: "adapter-1" in w.versions)
+        assert w.swap.rejected == []
+        # What no longer may get traffic is left alone.
+        w.swap.announce(announcement("adapter-2", parent="base-1"))
+        await eventually(lambda: w.swap.rejected == ["adapter-2"])
+        w.swap.announce(announcement("adapter-3", parent="adapter-1"))
+        w.swap.change_split(split(2, ("live", "adapter-1", 10_000)))
+        await eventually(lambda: "adapter-3" in w.versions)
+        tried = w.loads.count("adapter-2")
+        await asyncio.sleep(0.3)
+        assert w.loads.count("adapter-2") <= tried + 1
+
+
 async def test_a_starting_node_loads_all_that_may_be_live_next() -> None:
     """A rollout waits for what passed first, though something else of the same parent passed later.
 
