@@ -162,7 +162,9 @@ class Swap:
             return [self._newest] if self._newest else []
         live = next((arm.version for arm in split.arms if arm.name == rules.LIVE), "")
         known = {
-            version: Known(e.published_at.timestamp(), _passed(e), e.parent or "")
+            version: Known(
+                e.published_at.timestamp(), _passed(e) and (e.gate is not None or bool(e.parent)), e.parent or ""
+            )
             for version, (e, _) in self._announced.items()
         }
         after = split.chosen_at.timestamp() if split.chosen_at is not None else 0.0
@@ -171,8 +173,9 @@ class Swap:
         lines = {
             head if known[head].parent else "": name for name, head in heads.items() if name not in self._rejected
         }
-        found = [*list(lines.values())[:MOST_TO_COME], self._newest]
-        return list(dict.fromkeys(name for name in found if name))
+        # Another node may reject the newest of a line; its head may go on then.
+        found = [name for line in list(lines.items())[:MOST_TO_COME] for name in line] + [self._newest]
+        return list(dict.fromkeys(name for name in found if name and name not in self._rejected))
 
     async def run(self) -> None:
         """Load and exchange until cancelled."""

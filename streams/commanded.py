@@ -18,6 +18,8 @@ from streams.buffer import merge_ranges
 
 FROM_LIVE: frozenset[Strategy] = frozenset({"incremental", "contrastive"})
 """Strategies that learn from the examples of their ranges, and whose gate compares with the live version."""
+FROM_CLICKS = FROM_LIVE | {"full_retrain"}
+"""Those that learn from them. The gate of a full_retrain compares with the base model."""
 
 
 @dataclass(slots=True)
@@ -39,6 +41,8 @@ class Commanded:
     failed: bool = False
     versions: set[str] = field(default_factory=set)
     """That it made."""
+    learnt: float | None = None
+    """Examples that one of them learnt from; None where none has told."""
     held_out: int | None = None
     """Queries that a gate looked at; None where none has told."""
     broken_at: float | None = None
@@ -64,18 +68,19 @@ class Undecided:
     """Of this index, where the commands say so; those on which a gate has looked."""
 
 
-def undecided(commands: Iterable[Commanded], *, promoted: Set[str], most: int) -> Undecided:
+def undecided(commands: Iterable[Commanded], *, served: Set[str], most: int) -> Undecided:
     """What the next command covers again.
 
-    A gate has decided where it was passed or failed; so has the operator who ``promoted`` what it could not tell.
-    A run that breaks is given its examples once more; where the next breaks as well, they may be why, and are left
-    alone. Of more than ``most`` examples the oldest are left out, of each partition the same share.
+    A gate has decided where it was passed or failed; so has an operator where what it could not tell was
+    ``served`` all the same. A run that breaks is given its examples once more; where the next breaks as well, they
+    may be why, and are left alone. Of more than ``most`` examples the oldest are left out, of each partition the
+    same share.
     """
     settled: dict[tuple[str, int], int] = {}
     ordered = in_order(commands)
     broken = 0
     for command in ordered:
-        decided = not promoted.isdisjoint(command.versions)
+        decided = command.strategy in FROM_CLICKS and not served.isdisjoint(command.versions)
         if command.strategy in FROM_LIVE:
             decided = decided or command.passed or command.failed
             broken = 0 if decided or command.broken_at is None else broken + 1
@@ -89,7 +94,9 @@ def undecided(commands: Iterable[Commanded], *, promoted: Set[str], most: int) -
         left = [open_ for one in command.ranges if (open_ := _after(one, settled))]
         ranges += left
         if left:
-            count = float(messages(left)) if command.new_examples is None else command.new_examples
+            # Offsets are those of all indexes: they only count where nothing better is known.
+            told = (n for n in (command.new_examples, command.learnt) if n is not None)
+            count = next(told, float(messages(left)))
             examples += count
             weighed += count if command.held_out != 0 else 0.0
     ranges = merge_ranges(ranges)

@@ -65,7 +65,7 @@ class Control:
             case NodeReported():
                 self.rollout.node(message, at=appended)
             case SplitChanged():
-                self.rollout.split(message)
+                self.rollout.split(message, appended=appended)
             case Pause():
                 self.rollout.paused = message.paused
             case Promote() | Rollback():

@@ -22,7 +22,9 @@ LIVE = "live"
 CANDIDATE = "candidate"
 SEEN_SECONDS = 30.0
 """A node that has been silent for longer takes no part."""
-FOLLOWED = "it was followed before, or a later one was"
+FOLLOWED = "it was followed or refused before, or a later one was followed"
+CROSSING_SECONDS = 60.0
+"""A wish and a split that cross on their way are no further apart."""
 PATIENCE_SECONDS = 86_400.0
 """So long a version that passed is waited for, while nodes encode all documents for it."""
 
@@ -58,6 +60,8 @@ class Rollout:
         self._nodes: dict[str, _Node] = {}
         self._was_live: list[str] = []
         self._split: SplitChanged | None = None
+        self._appended = 0.0
+        """When the broker took the split; 0 until that is known."""
         self._counted: set[str] = set()
         self._answered = 0
         self.paused = False
@@ -102,10 +106,13 @@ class Rollout:
         loaded = frozenset(event.versions)
         self._nodes[event.node_id] = _Node(at, loaded, frozenset(rejected - loaded))
 
-    def split(self, event: SplitChanged) -> None:
-        """A split is in the log: ours, an earlier worker's, or an operator's."""
+    def split(self, event: SplitChanged, *, appended: float = 0.0) -> None:
+        """A split is in the log: ours, an earlier worker's, or an operator's. ``appended``: since when."""
         if self._split is not None and event.sequence <= self._split.sequence:
+            if event.sequence == self._split.sequence:
+                self._appended = appended
             return
+        self._appended = appended
         self._split = event
         self._answered = 0
         self._counted.clear()
@@ -129,7 +136,7 @@ class Rollout:
         at = command.issued_at.timestamp() if heard is None else heard
         if self._split is None:
             return Refused("there is no split yet: no search node has begun")
-        if at <= self._chosen_at:
+        if self._was_heard(at):
             return Refused(FOLLOWED)
         if command.version not in self._versions:
             return Refused(f"version {command.version} is not published, or failed its gate")
@@ -142,7 +149,7 @@ class Rollout:
         at = command.issued_at.timestamp() if heard is None else heard
         if self._split is None:
             return Refused("there is no split yet")
-        if at <= self._chosen_at:
+        if self._was_heard(at):
             return Refused(FOLLOWED)
         target = command.version or (self.live if self.candidate else self._parent_of_live())
         if not target:
@@ -151,11 +158,18 @@ class Rollout:
             return Refused(f"there is no version {target!r} to go back to")
         return self._all_to(target, now=now, reason=f"rolled back: {command.reason}", chosen_at=at)
 
+    def _was_heard(self, at: float) -> bool:
+        """A wish that the broker took at this time: it was followed, or refused, or a later one was followed.
+
+        Who made a split had heard all that lay in the log for long by then.
+        """
+        return at <= self._chosen_at or at + CROSSING_SECONDS < self._appended
+
     def decide(self, now: float) -> SplitChanged | None:
         """The next split, if it is time for one."""
         if self._split is None:
             return self._first(now)
-        if self.candidate and self.candidate in self._rejected():
+        if self.candidate and self.candidate in self._rejected(now):
             return self._all_to(self.live, now=now, reason=f"{self.candidate} was rejected by a node")
         if self.paused:
             return None
@@ -186,7 +200,7 @@ class Rollout:
         nodes can't get ready within a day is in no one's way.
         """
         heads = waiting(self.live, self._versions, after=self._chosen_at)
-        rejected = self._rejected()
+        rejected = self._rejected(now)
         names = [name for name in heads if name not in rejected]
         silent = {name for name in names if not self._versions[name].parent}
         candidate = self.candidate
@@ -194,9 +208,11 @@ class Rollout:
             better = (n for n in reversed(names) if n in silent or is_made_of(n, candidate, self._versions))
             return next(better, candidate) if candidate in heads else candidate
         for head in dict.fromkeys(heads[name] for name in names):
-            newest = next(name for name in reversed(names) if heads[name] == head or name in silent)
-            if now - self._versions[newest].published < PATIENCE_SECONDS or self._ready(newest, now):
-                return newest
+            for name in reversed(names):
+                if heads[name] != head and name not in silent:
+                    continue
+                if now - self._versions[name].published < PATIENCE_SECONDS or self._ready(name, now):
+                    return name
         return ""
 
     @property
@@ -205,9 +221,9 @@ class Rollout:
         chosen = self._split.chosen_at if self._split is not None else None
         return chosen.timestamp() if chosen is not None else 0.0
 
-    def _rejected(self) -> set[str]:
-        """By some node."""
-        return set[str]().union(*(node.rejected for node in self._nodes.values())) - {self.live}
+    def _rejected(self, now: float) -> set[str]:
+        """By some node that is there."""
+        return set[str]().union(*(node.rejected for node in self._present(now))) - {self.live}
 
     def _ready(self, version: str, now: float) -> bool:
         nodes = self._present(now)

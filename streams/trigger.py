@@ -23,6 +23,7 @@ from clickloop.events import (
     ModelVersionPublished,
     NodeReported,
     OffsetRange,
+    SplitChanged,
     TrainingProgressed,
     VersionKind,
 )
@@ -100,7 +101,7 @@ class Trigger:
         self._commands: OrderedDict[str, Commanded] = OrderedDict()
         self._again: dict[bool, Undecided] = {}
         """What is covered again, without the command that is under way or with it; empty where it must be made."""
-        self._promoted: set[str] = set()
+        self._served: set[str] = set()
         self._in_flight: _InFlight | None = None
         self._ended_at: float | None = None
         self._history = History()
@@ -128,9 +129,10 @@ class Trigger:
                 self._nodes[message.node_id] = message.documents
             case Pause():
                 self.paused = message.paused
+            case SplitChanged():
+                self.served({arm.version for arm in message.arms if arm.name == "live"})
             case Promote():
-                self._promoted.add(message.version)
-                self._again.clear()
+                self.served({message.version})
 
     def report(self, event: DriftMeasured, *, offset: int) -> None:
         """A window was measured. A report with a known id takes the place of that one."""
@@ -193,7 +195,14 @@ class Trigger:
         command.versions.add(event.version)
         if event.gate is not None:
             command.judged(event.gate.verdict)
+            command.learnt = max(float(lineage.examples), command.learnt or 0.0)
             command.held_out = max(event.gate.queries, command.held_out or 0)
+
+    def served(self, versions: set[str]) -> None:
+        """These are live, or are to be by an operator's wish."""
+        if not versions <= self._served:
+            self._served |= versions
+            self._again.clear()
 
     def decide(self, now: float) -> Retrain | NotNow:
         """A command with its ranges and reason, or the reason why there is none. Changes nothing."""
@@ -267,7 +276,7 @@ class Trigger:
         without = under_way is not None
         if without not in self._again:
             over = [command for command in self._commands.values() if command is not under_way]
-            self._again[without] = undecided(over, promoted=self._promoted, most=self._settings.undecided_examples)
+            self._again[without] = undecided(over, served=self._served, most=self._settings.undecided_examples)
         return self._again[without]
 
     @property

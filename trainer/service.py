@@ -305,7 +305,9 @@ class Trainer:
         return data
 
     async def _announce(self, published: Published) -> None:
-        event = announcement(published, index=self._settings.index, at=codec.now())
+        # Announced again after a crash, it is no newer than it was.
+        at = await asyncio.to_thread(self._store.created, published.manifest.version)
+        event = announcement(published, index=self._settings.index, at=at)
         async for attempt in stamina.retry_context(on=BrokerError, timeout=120.0, attempts=None):
             with attempt:
                 await self.producer.send_and_wait(topics.MODEL_VERSIONS, event)

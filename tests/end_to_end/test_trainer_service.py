@@ -112,6 +112,7 @@ async def test_a_command_done_twice_publishes_one_version_and_announces_it_twice
     announced = [m for m in await sent(broker, topics.MODEL_VERSIONS) if isinstance(m, ModelVersionPublished)]
     assert len(announced) == 2
     assert len({(m.event_id, m.version, m.digest) for m in announced}) == 1
+    assert len({m.published_at for m in announced}) == 1, "announced again it is no newer"
     assert announced[0].gate is not None
     assert announced[0].gate.verdict == "inconclusive"
     assert announced[0].lineage.ranges == ranges

@@ -423,6 +423,36 @@ def test_a_wish_that_is_refused_costs_no_one_its_turn() -> None:
     assert isinstance(rollout().promote(promote("full-2"), now=NOON), Refused), "there is no search node"
 
 
+def test_a_wish_that_was_refused_is_not_followed_when_it_is_heard_again() -> None:
+    """A split that the broker took long after it was made by someone who had heard it."""
+    rule = rolling()
+    split = rule.rollback(rollback("adapter-0"), now=NOON + 6, heard=NOON + 6)
+    assert isinstance(split, Refused)
+    live = step(rule, 40), step(rule, 80)
+    rule.split(live[-1], appended=NOON + 80)
+    assert isinstance(rule.rollback(rollback(), now=NOON + 90, heard=NOON + 6), Refused)
+    assert isinstance(rule.rollback(rollback(), now=NOON + 90, heard=NOON + 75), SplitChanged), "they crossed"
+
+
+def test_where_the_newest_of_a_line_can_not_be_had_an_older_one_goes() -> None:
+    day = 86_400.0
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent="base-1", when=2))
+    rule.version(version("query_encoder-2", parent="adapter-2", when=3))
+    loaded(rule, "adapter-2", when=2 * day)
+    assert arms(step(rule, 2 * day + 1))[1][1] == "adapter-2"
+
+
+def test_a_node_that_is_gone_rejects_nothing_any_more() -> None:
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent="base-1", when=2))
+    rule.node(node("n0", "base-1", state="rejected", about="adapter-2"), at=NOON + 3)
+    loaded(rule, "adapter-2", when=4)
+    assert rule.decide(NOON + 5) is None
+    loaded(rule, "adapter-2", when=60)
+    assert arms(step(rule, 61))[1][1] == "adapter-2"
+
+
 def test_what_a_decision_costs_grows_no_faster_than_the_versions() -> None:
     assert seconds_to_decide(4000) < 30 * seconds_to_decide(500), "8 times as many; their square would be 64"
 

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from clickloop.commands import Promote, Retrain, Strategy
-from clickloop.events import GateResult, Message, OffsetRange
+from clickloop.events import Arm, GateResult, Message, OffsetRange, SplitChanged
 from streams.advice import recommendations
 from streams.commanded import Commanded, undecided
 from streams.settings import StreamsSettings
@@ -169,7 +169,7 @@ def test_an_operators_run_over_all_opens_nothing_that_was_decided() -> None:
 @pytest.mark.parametrize(("most", "first", "second"), [(1000, 0, 0), (600, 80, 40), (0, 200, 100)])
 def test_of_more_than_is_wanted_each_partitions_newest_are_covered(most: int, first: int, second: int) -> None:
     commands = [Commanded(ranges=[range_(0, 0, 200), range_(1, 0, 100)], issued=1.0)]
-    found = undecided(commands, promoted=set(), most=300 * most // 1000)
+    found = undecided(commands, served=set(), most=300 * most // 1000)
     wanted = [range_(0, first, 200), range_(1, second, 100)]
     assert found.ranges == [one for one in wanted if one.start < one.end]
     assert found.examples == 300 * most // 1000
@@ -245,6 +245,51 @@ def test_a_training_anew_decides_for_no_one_before_it_is_promoted() -> None:
     made = f"adapter-{wish.command_id}"
     index.hear(Promote(command_id="p", index="default", issued_at=at(0), version=made, reason="good"))
     assert index.trigger.outlook(NOON + index.now).undecided == 0
+
+
+def test_a_training_anew_that_went_live_by_itself_has_decided() -> None:
+    """Where the base model was live, it was compared with what users had."""
+    index = Index()
+    index.clicks()
+    wish = index.command("pass", "pass", strategy="full_retrain")
+    split = SplitChanged(
+        event_id="s",
+        index="default",
+        split_id="s",
+        salt="s",
+        arms=[Arm(name="live", version=f"adapter-{wish.command_id}", buckets=10_000)],
+        changed_at=at(index.now),
+        sequence=2,
+    )
+    index.hear(split)
+    assert index.trigger.outlook(NOON + index.now).undecided == 0
+
+
+def test_a_promotion_decides_nothing_for_clicks_that_it_did_not_learn_from() -> None:
+    index = Index()
+    for strategy in ("incremental", "fine_tune"):
+        index.clicks()
+        wish = index.command("inconclusive", "inconclusive", strategy=strategy)
+    made = f"adapter-{wish.command_id}"
+    index.hear(Promote(command_id="p", index="default", issued_at=at(0), version=made, reason="good"))
+    assert index.covered() == [range_(0, 0, 300)]
+
+
+def test_an_operators_run_over_the_log_counts_what_it_learnt_from() -> None:
+    """Not the offsets, which are those of all indexes."""
+    index = Index()
+    index.hear(report(0, examples=100, ranges=[range_(0, 0, 100_000)]))
+    wish = index.wish()
+    everything = replace(
+        wish, command_id="all", ranges=[range_(0, 0, 1_000_000)], reason=replace(wish.reason, figures={})
+    )
+    index.hear(everything)
+    index.hear(trained("adapter-all", "all", verdict="inconclusive", examples=120))
+    for kind in BOTH:
+        index.hear(progress("all", kind, "done", when=index.now, verdict="inconclusive"))
+    assert index.trigger.outlook(NOON + index.now).undecided == 120
+    index.clicks(start=1_000_000)
+    assert index.wish().ranges == [range_(0, 0, 1_000_100)]
 
 
 def test_old_versions_push_no_command_out_of_memory() -> None:
