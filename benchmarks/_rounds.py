@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
+import typer
 
 from benchmarks._recorded import SHOWN, Asked, Habits, World, traffic
 from clickloop import codec
@@ -29,6 +30,10 @@ from trainer.rung import Data, Ladder, data_of
 from trainer.settings import TrainerSettings
 from trainer.truth import Truth, top
 
+Rungs = Annotated[str, typer.Option(help="Rungs of each command, comma-separated.")]
+Worlds = Annotated[int, typer.Option(min=1, help="How many.")]
+FirstSeed = Annotated[int, typer.Option("--seed", help="Of the first world.")]
+"""What a benchmark of rounds can be asked for."""
 Sent = QueryServed | ResultClicked | ResultRated | ResultPreferred
 SENT = (QueryServed, ResultClicked, ResultRated)
 

@@ -26,13 +26,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import typer
 
 from benchmarks._recorded import Asked, Habits, World, stdlib_world
-from benchmarks._rounds import Index, is_decided, verdicts_of
+from benchmarks._rounds import FirstSeed, Index, Rungs, Worlds, is_decided, verdicts_of
 from benchmarks.common import JsonFile, Quick, finish, say
 from clickloop import cli
 from clickloop.events import ExampleFormed, VersionKind
@@ -68,9 +68,9 @@ WAYS = (Way(""), Way("_gated", gated=True), Way("_without_sample", sample=False)
 
 
 def command(
-    rungs: Annotated[str, typer.Option(help="Rungs of each round, comma-separated.")] = "adapter",
-    worlds: Annotated[int, typer.Option(min=1, help="How many.")] = WORLDS,
-    seed: Annotated[int, typer.Option(help="Of the first world.")] = 0,
+    rungs: Rungs = "adapter",
+    worlds: Worlds = WORLDS,
+    seed: FirstSeed = 0,
     json_file: JsonFile = None,
     quick: Quick = False,
 ) -> None:

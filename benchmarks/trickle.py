@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks._recorded import Habits, stdlib_world
-from benchmarks._rounds import Index, is_decided, verdicts_of
+from benchmarks._rounds import FirstSeed, Index, Rungs, Worlds, is_decided, verdicts_of
 from benchmarks.common import JsonFile, Quick, finish, say
 from clickloop import cli
 from clickloop.evaluation import compare
@@ -50,11 +50,11 @@ class Outcome:
 
 
 def command(
-    rungs: Annotated[str, typer.Option(help="Rungs of each command, comma-separated.")] = "adapter",
+    rungs: Rungs = "adapter",
     impressions: Annotated[int, typer.Option(min=20, help="Of each command.")] = 100,
     commands: Annotated[int, typer.Option(min=1, help="One after the other.")] = COMMANDS,
-    worlds: Annotated[int, typer.Option(min=1, help="How many.")] = WORLDS,
-    seed: Annotated[int, typer.Option(help="Of the first world.")] = 0,
+    worlds: Worlds = WORLDS,
+    seed: FirstSeed = 0,
     json_file: JsonFile = None,
     quick: Quick = False,
 ) -> None:

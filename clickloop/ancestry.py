@@ -18,24 +18,24 @@ class Known(NamedTuple):
 
 
 def waiting(live: str, versions: Mapping[str, Known], *, after: float) -> dict[str, str]:
-    """The versions that may be live next, each with the first of its line, in the order of publication.
+    """The versions that may be live next, each with the first of its line, as they were published.
 
     They passed, were published ``after`` an operator last chose, and were made of the live version, directly or
     through others of which this holds: a gate compares a version with its parent alone. One without a parent
-    passes for made of the live one. ``versions`` are in the order of the log.
+    passes for made of the live one, if it is later. The order of ``versions`` is nothing to go by: a version that
+    is announced again, as the base is by every node that starts, is the last of a compacted log.
 
     >>> made = {"base": Known(0, False, ""), "a": Known(1, True, "base"), "b": Known(2, True, "a")}
     >>> waiting("base", made, after=0), waiting("a", made, after=0), waiting("base", made, after=1)
     ({'a': 'a', 'b': 'a'}, {'b': 'b'}, {})
     """
-    names = list(versions)
-    later = names[names.index(live) + 1 :] if live in versions else names
+    since = versions[live].published if live in versions else 0.0
     heads: dict[str, str] = {}
-    for name in later:
+    for name in sorted(versions, key=lambda name: versions[name].published):
         known = versions[name]
-        if not known.passed or known.published <= after:
+        if not known.passed or known.published <= after or name == live:
             continue
-        if not known.parent or known.parent == live:
+        if known.parent == live or (not known.parent and known.published >= since):
             heads[name] = name
         elif known.parent in heads:
             heads[name] = heads[known.parent]

@@ -17,6 +17,7 @@ from clickloop.ancestry import Known, waiting
 from clickloop.errors import ArtifactError
 from clickloop.events import Arm, ModelVersionPublished, SplitChanged
 from clickloop.logs import logger
+from clickloop.retention import live_of
 from search import split as rules
 from search.encoder import LoadedVersion
 from search.metrics import Metrics
@@ -160,7 +161,7 @@ class Swap:
         split = self._split
         if split is None:
             return [self._newest] if self._newest else []
-        live = next((arm.version for arm in split.arms if arm.name == rules.LIVE), "")
+        live = live_of(split)
         known = {
             version: Known(
                 e.published_at.timestamp(), _passed(e) and (e.gate is not None or bool(e.parent)), e.parent or ""

@@ -16,13 +16,11 @@ from datetime import UTC, datetime
 from clickloop.ancestry import Known, is_made_of, waiting
 from clickloop.commands import Promote, Rollback
 from clickloop.events import Arm, DriftMeasured, ModelVersionPublished, NodeReported, SplitChanged
+from clickloop.retention import CANDIDATE, LIVE, candidate_of, live_of
 
 ALL_BUCKETS = 10_000
-LIVE = "live"
-CANDIDATE = "candidate"
 SEEN_SECONDS = 30.0
 """A node that has been silent for longer takes no part."""
-FOLLOWED = "it was followed or refused before, or a later one was followed"
 CROSSING_SECONDS = 60.0
 """A wish and a split that cross on their way are no further apart."""
 PATIENCE_SECONDS = 86_400.0
@@ -69,11 +67,11 @@ class Rollout:
     @property
     def live(self) -> str:
         """The version that serves all traffic but the candidate's; empty before the first split."""
-        return _arm(self._split, LIVE)
+        return live_of(self._split) if self._split is not None else ""
 
     @property
     def candidate(self) -> str:
-        return _arm(self._split, CANDIDATE)
+        return candidate_of(self._split) if self._split is not None else ""
 
     @property
     def sequence(self) -> int:
@@ -134,10 +132,8 @@ class Rollout:
     def promote(self, command: Promote, *, now: float, heard: float | None = None) -> SplitChanged | Refused:
         """All traffic to the named version, at once. ``heard``: when the broker appended the command."""
         at = command.issued_at.timestamp() if heard is None else heard
-        if self._split is None:
-            return Refused("there is no split yet: no search node has begun")
-        if self._was_heard(at):
-            return Refused(FOLLOWED)
+        if objection := self._objection(at):
+            return Refused(objection)
         if command.version not in self._versions:
             return Refused(f"version {command.version} is not published, or failed its gate")
         if command.version == self.live and not self.candidate:
@@ -147,10 +143,8 @@ class Rollout:
     def rollback(self, command: Rollback, *, now: float, heard: float | None = None) -> SplitChanged | Refused:
         """All traffic back to the named version; else away from the candidate, or to the live one's parent."""
         at = command.issued_at.timestamp() if heard is None else heard
-        if self._split is None:
-            return Refused("there is no split yet")
-        if self._was_heard(at):
-            return Refused(FOLLOWED)
+        if objection := self._objection(at):
+            return Refused(objection)
         target = command.version or (self.live if self.candidate else self._parent_of_live())
         if not target:
             return Refused(f"{self.live} was made of no other version: name the one to go back to")
@@ -158,12 +152,15 @@ class Rollout:
             return Refused(f"there is no version {target!r} to go back to")
         return self._all_to(target, now=now, reason=f"rolled back: {command.reason}", chosen_at=at)
 
-    def _was_heard(self, at: float) -> bool:
-        """A wish that the broker took at this time: it was followed, or refused, or a later one was followed.
+    def _objection(self, at: float) -> str:
+        """To any wish that the broker took at this time; empty for none.
 
         Who made a split had heard all that lay in the log for long by then.
         """
-        return at <= self._chosen_at or at + CROSSING_SECONDS < self._appended
+        if self._split is None:
+            return "there is no split yet: no search node has begun"
+        heard_before = at <= self._chosen_at or at + CROSSING_SECONDS < self._appended
+        return "it was followed or refused before, or a later one was followed" if heard_before else ""
 
     def decide(self, now: float) -> SplitChanged | None:
         """The next split, if it is time for one."""
@@ -294,10 +291,6 @@ class Rollout:
 
     def _salt(self) -> str:
         return self._split.salt if self._split else ""
-
-
-def _arm(split: SplitChanged | None, name: str) -> str:
-    return next((arm.version for arm in split.arms if arm.name == name), "") if split else ""
 
 
 def _buckets(name: str, version: str, buckets: int) -> Arm:

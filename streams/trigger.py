@@ -27,6 +27,7 @@ from clickloop.events import (
     TrainingProgressed,
     VersionKind,
 )
+from clickloop.retention import live_of
 from streams.balance import Balance, parsed
 from streams.buffer import merge_ranges
 from streams.commanded import Commanded, Undecided, in_order, undecided
@@ -130,9 +131,9 @@ class Trigger:
             case Pause():
                 self.paused = message.paused
             case SplitChanged():
-                self.served({arm.version for arm in message.arms if arm.name == "live"})
+                self.served(live_of(message))
             case Promote():
-                self.served({message.version})
+                self.served(message.version)
 
     def report(self, event: DriftMeasured, *, offset: int) -> None:
         """A window was measured. A report with a known id takes the place of that one."""
@@ -198,10 +199,10 @@ class Trigger:
             command.learnt = max(float(lineage.examples), command.learnt or 0.0)
             command.held_out = max(event.gate.queries, command.held_out or 0)
 
-    def served(self, versions: set[str]) -> None:
-        """These are live, or are to be by an operator's wish."""
-        if not versions <= self._served:
-            self._served |= versions
+    def served(self, version: str) -> None:
+        """It is live, or is to be by an operator's wish."""
+        if version not in self._served:
+            self._served.add(version)
             self._again.clear()
 
     def decide(self, now: float) -> Retrain | NotNow:

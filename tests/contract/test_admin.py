@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from clickloop import codec, topics
 from clickloop.commands import Cancel, ForgetUser, Pause, Promote, Retrain, Rollback
 from clickloop.errors import InvalidMessageError
-from clickloop.events import ExampleFormed, GateResult, ModelVersionPublished
+from clickloop.events import ExampleFormed, GateResult
 from clickloop.kafka import Producer, Record
 from clickloop.model_store import ModelStore
 from tests.conftest import Broker
 from tests.contract.test_kafka import read_all
+from tests.unit.streams_facts import version
 from tests.unit.version_facts import put, split
 
 PROGRAM = [sys.executable, "-c", "from clickloop.__main__ import main; main()"]
@@ -84,17 +86,8 @@ async def test_every_wish_arrives_as_its_command(broker: Broker) -> None:
 async def test_a_promotion_says_what_the_gate_said(broker: Broker, verdict: Any, said: str) -> None:
     async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
         for number, index in enumerate(("elsewhere", "default") if verdict else ("elsewhere",)):
-            told = ModelVersionPublished(
-                event_id=f"v{number}",
-                index=index,
-                version="adapter-1",
-                kind="adapter",
-                space="base-1",
-                artifact_uri="file:///nowhere",
-                digest="",
-                published_at=codec.now(),
-                gate=GateResult(verdict=verdict or "pass", queries=3, reasons=["too few"]),
-            )
+            gate = GateResult(verdict=verdict or "pass", queries=3, reasons=["too few"])
+            told = replace(version("adapter-1"), event_id=f"v{number}", index=index, gate=gate)
             await producer.send_and_wait(topics.MODEL_VERSIONS, told)
     done = clickloop(broker, "promote", "adapter-1", "--reason", "better")
     assert done.returncode == 0

@@ -11,11 +11,12 @@ import pytest
 from clickloop import codec, topics
 from clickloop.commands import Reason, Retrain
 from clickloop.errors import SettingsError
-from clickloop.events import DriftMeasured, ExampleFormed, OffsetRange, TrainingProgressed, Verdict
+from clickloop.events import DriftMeasured, ExampleFormed, OffsetRange, Verdict
 from clickloop.kafka import Producer, offsets_since
 from streams.cli import parse_time
 from tests.conftest import Broker
 from tests.contract.test_admin import clickloop
+from tests.unit.streams_facts import progress
 
 
 def told(broker: Broker, start: int, end: int) -> DriftMeasured:
@@ -89,16 +90,7 @@ async def test_what_no_gate_has_decided_on_comes_again(broker: Broker, verdict: 
         ranges=[place(broker, 0, 30)],
         reason=Reason(policies=["threshold"], text="enough"),
     )
-    done = TrainingProgressed(
-        event_id="first/done",
-        index="default",
-        run_id="run-first",
-        command_id="first",
-        kind="adapter",
-        stage="done",
-        at=codec.now(),
-        verdict=verdict,
-    )
+    done = progress("first", "adapter", "done", when=0.0, verdict=verdict)
     async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
         await producer.send_and_wait(topics.RETRAIN_COMMANDS, wish)
         await producer.send_and_wait(topics.TRAINING_RUNS, done)

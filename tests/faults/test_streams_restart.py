@@ -6,12 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from clickloop import codec, topics
+from clickloop import topics
 from clickloop.commands import Retrain
-from clickloop.events import DriftMeasured, ExampleFormed, TrainingProgressed
+from clickloop.events import DriftMeasured, ExampleFormed
 from demo.processes import ProcessGroup
 from streams.buffer import covers
 from tests.streams_worker import last_revisions, read_all, send, traffic, undisturbed, until, worker
+from tests.unit.streams_facts import progress
 
 
 async def test_a_killed_worker_ends_at_the_examples_of_an_undisturbed_one(broker: Any, tmp_path: Path) -> None:
@@ -80,7 +81,8 @@ async def test_a_killed_worker_still_knows_on_what_no_gate_has_decided(broker: A
             assert len(given) == wanted
             process.kill()
             if verdict:
-                await send(broker, [(topics.TRAINING_RUNS, done(given[-1], verdict))])
+                ended = progress(given[-1].command_id, "adapter", "done", when=0.0, verdict=verdict)
+                await send(broker, [(topics.TRAINING_RUNS, ended)])
     first, second, third = given
     assert first.reason.figures["undecided"] == 0
     assert second.reason.figures["undecided"] == first.reason.figures["examples"] >= 100
@@ -88,16 +90,3 @@ async def test_a_killed_worker_still_knows_on_what_no_gate_has_decided(broker: A
     assert third.reason.figures["undecided"] == 0
     ends = {one.partition: one.end for one in second.ranges}
     assert all(one.start >= ends.get(one.partition, 0) for one in third.ranges)
-
-
-def done(command: Retrain, verdict: Any) -> TrainingProgressed:
-    return TrainingProgressed(
-        event_id=f"{command.command_id}/done",
-        index="default",
-        run_id=command.command_id,
-        command_id=command.command_id,
-        kind="adapter",
-        stage="done",
-        at=codec.now(),
-        verdict=verdict,
-    )

@@ -414,6 +414,18 @@ def test_what_an_operator_took_away_stays_away_when_the_log_holds_the_last_split
     assert again.on_its_way(NOON + 15) == ""
 
 
+def test_what_waits_is_not_lost_when_the_base_was_announced_anew_and_the_log_compacted() -> None:
+    """The base is then the last version of the log, and children may come before their parents."""
+    rule = rollout()
+    for name, parent, when in (("query_encoder-2", "adapter-2", 3), ("adapter-2", "base-1", 2)):
+        rule.version(version(name, parent=parent, when=when))
+    rule.version(version("base-1", verdict=None, when=9))
+    loaded(rule, "adapter-2", "query_encoder-2", when=10)
+    step(rule, 11)
+    assert rule.live == "base-1"
+    assert rule.on_its_way(NOON + 12) == "query_encoder-2"
+
+
 def test_a_wish_that_is_refused_costs_no_one_its_turn() -> None:
     rule = with_live_base()
     rule.version(version("full-2", parent="base-1", when=2))
