@@ -220,7 +220,7 @@ class Rollout:
 
     def _rejected(self, now: float) -> set[str]:
         """By some node that is there."""
-        return set[str]().union(*(node.rejected for node in self._present(now))) - {self.live}
+        return set[str]().union(*(node.rejected for node in self._present(now)))
 
     def _ready(self, version: str, now: float) -> bool:
         nodes = self._present(now)

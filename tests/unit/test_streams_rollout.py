@@ -426,6 +426,22 @@ def test_what_waits_is_not_lost_when_the_base_was_announced_anew_and_the_log_com
     assert rule.on_its_way(NOON + 12) == "query_encoder-2"
 
 
+def test_without_parents_neither_the_live_version_nor_an_earlier_one_waits() -> None:
+    rule = with_live_base()
+    for number in (2, 3):
+        rule.version(version(f"adapter-{number}", parent=None, when=number))
+    chosen = replace(step_to_all(rule, "adapter-3"), chosen_at=None)
+    rule.split(chosen)
+    loaded(rule, "adapter-2", "adapter-3", when=5)
+    assert rule.on_its_way(NOON + 6) == ""
+
+
+def step_to_all(rule: Rollout, name: str) -> SplitChanged:
+    split = rule.promote(promote(name), now=NOON + 4)
+    assert isinstance(split, SplitChanged)
+    return split
+
+
 def test_a_wish_that_is_refused_costs_no_one_its_turn() -> None:
     rule = with_live_base()
     rule.version(version("full-2", parent="base-1", when=2))
