@@ -299,6 +299,17 @@ async def test_a_starting_node_loads_all_that_may_be_live_next() -> None:
         await eventually(lambda: w.versions == {"base-1", "live", "full-2", "adapter-3", "anew-4"})
 
 
+async def test_of_many_lines_a_starting_node_loads_the_first_ones_and_the_newest() -> None:
+    async with world(caught_up=False) as w:
+        for number in range(9):
+            w.swap.announce(announcement(f"adapter-{number}", parent="base-1"))
+        w.swap.change_split(split(1, ("live", "base-1", 10_000)))
+        w.swap.caught_up()
+        await eventually(lambda: "adapter-8" in w.versions)
+        await w.idle()
+        assert w.loads == ["adapter-0", "adapter-1", "adapter-2", "adapter-8"]
+
+
 async def test_a_node_that_starts_after_a_rollback_does_not_load_the_history_that_it_gave_up() -> None:
     async with world(caught_up=False) as w:
         parent = "base-1"
