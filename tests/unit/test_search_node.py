@@ -19,7 +19,7 @@ from demo.processes import free_port
 from search.node import _hold, _listen, build_node
 from search.settings import SearchSettings
 from tests.conftest import Broker
-from tests.unit.search_fakes import split
+from tests.unit.search_fakes import announcement, split
 
 
 def settings(broker: Broker, folder: Path, **changes: object) -> SearchSettings:
@@ -82,6 +82,8 @@ async def test_a_node_reads_the_log_serves_records_and_leaves_in_order(broker: B
         # A wrong split is put aside; a document that changes while the node runs is found.
         async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
             await producer.send_and_wait(topics.TRAFFIC_SPLITS, split(1, ("live", state["base"], 17)))
+            lost = announcement("lost", space=state["base"], digest=f"sha256:{0:064x}", parent=state["base"])
+            await producer.send_and_wait(topics.MODEL_VERSIONS, lost)
         async with FeedbackProducer(broker.bootstrap_servers, prefix=broker.prefix) as app:
             await app.document("d4", "def frobnicate(wombat): ...", title="frobnicate")
             await app.document("d2", deleted=True)
@@ -96,6 +98,12 @@ async def test_a_node_reads_the_log_serves_records_and_leaves_in_order(broker: B
         assert results[0]["score"] == pytest.approx(3 / 4 + 1 / 2), (
             "on top of the dense list, which weighs 3, and BM25's"
         )
+        rejected = 'clickloop_search_swaps_total{outcome="rejected"} 1.0'
+        async with asyncio.timeout(10):
+            while True:
+                if rejected in (await client.get("/metrics")).text:
+                    break
+                await asyncio.sleep(0.05)
         stop.set()
         async with asyncio.timeout(10):
             await running
@@ -104,14 +112,17 @@ async def test_a_node_reads_the_log_serves_records_and_leaves_in_order(broker: B
     (event,) = (codec.decode(value, QueryServed) for value in got["queries"])
     assert (event.query_id, event.version, event.split_key) == (answer["query_id"], state["base"], "u1")
     assert len(event.sketch) == 64
-    states = [codec.decode(value, NodeReported).state for value in got["node-status"]]
+    reports = [codec.decode(value, NodeReported) for value in got["node-status"]]
+    states = [report.state for report in reports]
     assert states[0] == "starting"
     assert "serving" in states
     assert states[-1] == "stopping"
+    assert (reports[0].rejected, reports[-1].rejected) == ([], ["lost"]), "each report tells what was rejected"
     readable = [value for value in got["model-versions"] if value.startswith(b"{")]
     published = [codec.decode(value, ModelVersionPublished) for value in readable]
     assert [(p.event_id, p.kind, p.space) for p in published] == [
-        (f"base/default/{state['base']}", "full", state["base"])
+        (f"base/default/{state['base']}", "full", state["base"]),
+        ("e-lost", "adapter", state["base"]),
     ]
     letters = [codec.decode(value, MessageQuarantined) for value in got["dead-letters"]]
     assert sorted((letter.topic.split(".")[1], letter.error) for letter in letters) == [

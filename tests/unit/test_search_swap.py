@@ -276,6 +276,17 @@ async def test_what_was_rejected_is_tried_again_as_long_as_it_may_get_traffic(
         assert w.loads.count("adapter-2") <= tried + 1
 
 
+async def test_what_stays_broken_is_asked_for_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap_module, "AGAIN_SECONDS", 0.02)
+    async with world() as w:
+        w.broken = {"adapter-1": ArtifactError("broken")}
+        w.swap.announce(announcement("adapter-1", parent="base-1"))
+        w.swap.change_split(split(1, ("live", "base-1", 10_000)))
+        await eventually(lambda: w.loads.count("adapter-1") >= 3)
+        await asyncio.sleep(0.5)
+        assert w.loads.count("adapter-1") <= 9, "as often as before it would be two dozen times"
+
+
 async def test_a_starting_node_loads_all_that_may_be_live_next() -> None:
     """A rollout waits for what passed first, though something else of the same parent passed later.
 
@@ -308,6 +319,21 @@ async def test_of_many_lines_a_starting_node_loads_the_first_ones_and_the_newest
         await eventually(lambda: "adapter-8" in w.versions)
         await w.idle()
         assert w.loads == ["adapter-0", "adapter-1", "adapter-2", "adapter-8"]
+
+
+async def test_of_a_line_a_starting_node_loads_the_first_and_the_newest() -> None:
+    """Any version in between gets its turn only where nodes reject the newest, and they load it then."""
+    async with world(caught_up=False) as w:
+        parent = "base-1"
+        for version in ("one", "two", "three"):
+            w.swap.announce(announcement(version, parent=parent))
+            parent = version
+        w.swap.announce(announcement("other", parent="base-1"))
+        w.swap.change_split(split(1, ("live", "base-1", 10_000)))
+        w.swap.caught_up()
+        await eventually(lambda: "other" in w.versions)
+        await w.idle()
+        assert w.loads == ["one", "three", "other"]
 
 
 async def test_a_node_that_starts_after_a_rollback_does_not_load_the_history_that_it_gave_up() -> None:
