@@ -1,9 +1,11 @@
-"""What a version was made of, and so which may be live next. Rollout and search nodes go by the same rule."""
+"""What a version was compared with, and so which may be live next. Rollout and nodes go by the same rule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from clickloop.events import ModelVersionPublished
 
 
 class Known(NamedTuple):
@@ -13,17 +15,23 @@ class Known(NamedTuple):
     """Seconds since the epoch."""
     passed: bool
     """Its gate."""
-    parent: str
-    """Empty where it does not say of what it was made."""
+    against: str
+    """The version that it was compared with last, and may follow: what was live, else what it was made of. Empty
+    where it does not say."""
+
+    @classmethod
+    def of(cls, event: ModelVersionPublished, *, passed: bool) -> Known:
+        live = event.gate.live if event.gate is not None else None
+        return cls(event.published_at.timestamp(), passed, live.version if live else event.parent or "")
 
 
 def waiting(live: str, versions: Mapping[str, Known], *, after: float) -> dict[str, str]:
     """The versions that may be live next, each with the first of its line, as they were published.
 
-    They passed, were published ``after`` an operator last chose, and were made of the live version, directly or
-    through others of which this holds: a gate compares a version with its parent alone. One without a parent
-    passes for made of the live one, if it is later. The order of ``versions`` is nothing to go by: a version that
-    is announced again, as the base is by every node that starts, is the last of a compacted log.
+    They passed, were published ``after`` an operator last chose, and were compared with the live version, directly
+    or through others of which this holds. One that does not say passes for compared with the live one, if it is
+    later. The order of ``versions`` is nothing to go by: a version that is announced again, as the base is by
+    every node that starts, is the last of a compacted log.
 
     >>> made = {"base": Known(0, False, ""), "a": Known(1, True, "base"), "b": Known(2, True, "a")}
     >>> waiting("base", made, after=0), waiting("a", made, after=0), waiting("base", made, after=1)
@@ -35,18 +43,18 @@ def waiting(live: str, versions: Mapping[str, Known], *, after: float) -> dict[s
         known = versions[name]
         if not known.passed or known.published <= after or name == live:
             continue
-        if known.parent == live or (not known.parent and known.published >= since):
+        if known.against == live or (not known.against and known.published >= since):
             heads[name] = name
-        elif known.parent in heads:
-            heads[name] = heads[known.parent]
+        elif known.against in heads:
+            heads[name] = heads[known.against]
     return heads
 
 
-def is_made_of(version: str, ancestor: str, versions: Mapping[str, Known]) -> bool:
-    """``ancestor`` is the version, its parent, the parent of that, and so on."""
+def follows(version: str, ancestor: str, versions: Mapping[str, Known]) -> bool:
+    """``ancestor`` is the version, what it was compared with, what that was compared with, and so on."""
     seen = set[str]()
     while version and version != ancestor and version not in seen:
         seen.add(version)
         known = versions.get(version)
-        version = known.parent if known is not None else ""
+        version = known.against if known is not None else ""
     return bool(version) and version == ancestor

@@ -295,6 +295,16 @@ class SwapResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Weighted share of the clicks that speak for the version's own order of the two."""
 
 
+class LiveResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the gate measured beside the version that users have, where a candidate was not made of that."""
+
+    version: Id
+    queries: Count = 0
+    """Held-out ones that this version was the first to answer."""
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    """With that version before, and with the candidate after."""
+
+
 class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     verdict: Verdict
     queries: Count
@@ -309,6 +319,8 @@ class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Documents that users surely want and the parent finds in the whole corpus."""
     kept: Share | None = None
     """How many of them are found still; None where they are too few to tell."""
+    live: LiveResult | None = None
+    """None where the parent is what users have, or where it was not beaten either."""
 
 
 class Lineage(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -79,6 +79,9 @@ def plan(
             stays({name}, "passed its gate, and may get traffic next")
     for name in list(why):
         stays({manifests[name].parent or ""}, f"parent of {name}")
+        gate = manifests[name].gate
+        if gate is not None and gate.live is not None:
+            stays({gate.live.version}, f"{name} was compared with it")
     todo = list(why)
     while todo:
         name = todo.pop()

@@ -163,16 +163,14 @@ class Swap:
             return [self._newest] if self._newest else []
         live = live_of(split)
         known = {
-            version: Known(
-                e.published_at.timestamp(), _passed(e) and (e.gate is not None or bool(e.parent)), e.parent or ""
-            )
+            version: Known.of(e, passed=_passed(e) and (e.gate is not None or bool(e.parent)))
             for version, (e, _) in self._announced.items()
         }
         after = split.chosen_at.timestamp() if split.chosen_at is not None else 0.0
         heads = waiting(live, known, after=after)
-        # Of those that don't say of what they were made, the newest takes over.
+        # Of those that don't say with what they were compared, the newest takes over.
         lines = {
-            head if known[head].parent else "": name for name, head in heads.items() if name not in self._rejected
+            head if known[head].against else "": name for name, head in heads.items() if name not in self._rejected
         }
         # Another node may reject the newest of a line; its head may go on then.
         found = [name for line in list(lines.items())[:MOST_TO_COME] for name in line] + [self._newest]

@@ -19,7 +19,7 @@ from streams.buffer import merge_ranges
 FROM_LIVE: frozenset[Strategy] = frozenset({"incremental", "contrastive"})
 """Strategies that learn from the examples of their ranges, and whose gate compares with the live version."""
 FROM_CLICKS = FROM_LIVE | {"full_retrain"}
-"""Those that learn from them. The gate of a full_retrain compares with the base model."""
+"""Those that learn from them. A full_retrain is compared with the base model first, and mostly beats that."""
 
 
 @dataclass(slots=True)

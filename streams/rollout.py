@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from clickloop.ancestry import Known, is_made_of, waiting
+from clickloop.ancestry import Known, follows, waiting
 from clickloop.commands import Promote, Rollback
 from clickloop.events import Arm, DriftMeasured, ModelVersionPublished, NodeReported, SplitChanged
 from clickloop.retention import CANDIDATE, LIVE, candidate_of, live_of
@@ -86,9 +86,7 @@ class Rollout:
         """
         verdict = event.gate.verdict if event.gate is not None else None
         if verdict != "fail" and event.version not in self._versions:
-            self._versions[event.version] = Known(
-                event.published_at.timestamp(), verdict == "pass", event.parent or ""
-            )
+            self._versions[event.version] = Known.of(event, passed=verdict == "pass")
             self._base = self._base or (event.version if verdict is None else "")
 
     def node(self, event: NodeReported, *, at: float) -> None:
@@ -141,13 +139,13 @@ class Rollout:
         return self._all_to(command.version, now=now, reason=f"promoted: {command.reason}", chosen_at=at)
 
     def rollback(self, command: Rollback, *, now: float, heard: float | None = None) -> SplitChanged | Refused:
-        """All traffic back to the named version; else away from the candidate, or to the live one's parent."""
+        """All traffic back to the named version; else away from the candidate, or to what the live one follows."""
         at = command.issued_at.timestamp() if heard is None else heard
         if objection := self._objection(at):
             return Refused(objection)
-        target = command.version or (self.live if self.candidate else self._parent_of_live())
+        target = command.version or (self.live if self.candidate else self._before_live())
         if not target:
-            return Refused(f"{self.live} was made of no other version: name the one to go back to")
+            return Refused(f"{self.live} follows no other version: name the one to go back to")
         if target not in self._versions:
             return Refused(f"there is no version {target!r} to go back to")
         return self._all_to(target, now=now, reason=f"rolled back: {command.reason}", chosen_at=at)
@@ -190,19 +188,19 @@ class Rollout:
         return self.candidate or (self._next(now) if self._present(now) else "")
 
     def _next(self, now: float) -> str:
-        """What is to get traffic next: the candidate, else what passed first, or the newest that was made of it.
+        """What is to get traffic next: the candidate, else what passed first, or the newest that follows it.
 
-        What passed beside it was compared with the same parent, but not with it, and may be worse: that has no
-        turn while this one has not been rejected. One that does not say of what it was made takes over. What the
-        nodes can't get ready within a day is in no one's way.
+        What passed beside it was compared with the same version, but not with it, and may be worse: that has no
+        turn while this one has not been rejected. One that does not say with what it was compared takes over. What
+        the nodes can't get ready within a day is in no one's way.
         """
         heads = waiting(self.live, self._versions, after=self._chosen_at)
         rejected = self._rejected(now)
         names = [name for name in heads if name not in rejected]
-        silent = {name for name in names if not self._versions[name].parent}
+        silent = {name for name in names if not self._versions[name].against}
         candidate = self.candidate
         if candidate:
-            better = (n for n in reversed(names) if n in silent or is_made_of(n, candidate, self._versions))
+            better = (n for n in reversed(names) if n in silent or follows(n, candidate, self._versions))
             return next(better, candidate) if candidate in heads else candidate
         for head in dict.fromkeys(heads[name] for name in names):
             for name in reversed(names):
@@ -277,13 +275,13 @@ class Rollout:
             chosen_at=datetime.fromtimestamp(chosen, UTC) if chosen else None,
         )
 
-    def _parent_of_live(self) -> str:
-        """Where that is not known, what was live before; never what was made of the live one."""
+    def _before_live(self) -> str:
+        """What the live version was compared with; where that is not known, what was live before it."""
         live = self._versions.get(self.live)
-        if live is not None and live.parent in self._versions:
-            return live.parent
+        if live is not None and live.against in self._versions:
+            return live.against
         before = reversed(self._was_live[:-1])
-        return next((name for name in before if not is_made_of(name, self.live, self._versions)), "")
+        return next((name for name in before if not follows(name, self.live, self._versions)), "")
 
     def _share(self) -> int:
         split = self._split

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +125,14 @@ class Clicks:
         )
 
 
+class First(NamedTuple):
+    """The first impression of a query that the examples tell of."""
+
+    version: str
+    """That answered; empty where it is not told."""
+    at: datetime
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Everything that a run knows from the log."""
@@ -139,6 +148,8 @@ class Prepared:
     """Examples whose document is no longer in the index."""
     examination: Examination | None = None
     """Where people look, as the weights have it."""
+    first: dict[str, First] = field(default_factory=dict)
+    """Of each of the clicks' queries."""
 
 
 def prepare(
@@ -163,6 +174,7 @@ def prepare(
     known: dict[str, int] = {}
     rows: dict[tuple[int, int], list[float]] = {}
     against: defaultdict[tuple[int, int], float] = defaultdict(float)
+    first: dict[str, First] = {}
     labelled: dict[int, set[str]] = {}
     votes: dict[int, list[Vote]] = {}
     made: list[ExampleFormed] = []
@@ -184,6 +196,7 @@ def prepare(
         query = known.setdefault(text, len(queries))
         if query == len(queries):
             queries.append(example.query)
+            first[example.query] = First(example.version, example.served_at)
         trust = example.trust
         if trust is None:
             trust = min(example.weight / told.get(example.position or 0, example.weight), 1.0)
@@ -224,7 +237,7 @@ def prepare(
         votes=votes,
     )
     synthetic = _synthetic(made, position)
-    return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown, examination)
+    return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown, examination, first)
 
 
 def slices_of(example: ExampleFormed) -> list[str]:
@@ -346,7 +359,7 @@ def moments(clicks: Clicks, *, share: float, count: int) -> list[tuple[Clicks, C
     for number in range(count, 0, -1):
         first, end = first_after(clicks, number * share), first_after(clicks, (number - 1) * share)
         last = len(clicks.queries) if number == 1 else end
-        known, later = clicks.of_queries(range(first)), _unlike(clicks, range(first), range(first, last))
+        known, later = clicks.of_queries(range(first)), new_among(clicks, range(first), range(first, last))
         if len(known) and len(later):
             found.append((known, later))
     return found
@@ -362,15 +375,15 @@ def first_after(clicks: Clicks, share: float) -> int:
 def unlike(given: Clicks, clicks: Clicks) -> Clicks:
     """The clicks of queries that are no near-duplicate of a ``given`` one."""
     both, count = after_synthetic(given, clicks), len(given.queries)
-    return _unlike(both, range(count), range(count, len(both.queries)))
+    return new_among(both, range(count), range(count, len(both.queries)))
 
 
-def _unlike(clicks: Clicks, known: range, later: range) -> Clicks:
-    """The ``later`` queries that are no near-duplicate of a ``known`` one."""
+def new_among(clicks: Clicks, known: Sequence[int], later: Sequence[int]) -> Clicks:
+    """The ``later`` queries that are no near-duplicate of a ``known`` one; both by number."""
     kept: list[int] = []
-    seen = clicks.vectors[known.start : known.stop]
-    for start in range(later.start, later.stop, _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, later.stop))
+    seen = clicks.vectors[np.asarray(known, dtype=np.int64)]
+    for start in range(0, len(later), _BLOCK):
+        block = np.asarray(later[start : start + _BLOCK])
         nearest = (clicks.vectors[block] @ seen.T).max(axis=1) if len(seen) else np.zeros(len(block))
         kept.extend(block[nearest < NEAR_DUPLICATE].tolist())
     return clicks.of_queries(kept)

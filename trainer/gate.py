@@ -20,10 +20,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from clickloop.evaluation import Floats, compare, per_query_metrics, recall
-from clickloop.events import CostResult, Estimate, GateResult, GoldenResult, SliceResult, SwapResult, Verdict
+from clickloop.events import (
+    CostResult,
+    Estimate,
+    GateResult,
+    GoldenResult,
+    LiveResult,
+    SliceResult,
+    SwapResult,
+    Verdict,
+)
 from trainer.dataset import DOMAIN, Clicks
 from trainer.model import Vectors
 from trainer.swaps import Agreement, swap_result
@@ -122,6 +132,8 @@ def judge(
     margin: float = 0.0,
     golden: GoldenTrial | None = None,
     cost: CostResult | None = None,
+    other: str = "its parent",
+    nothing: str = "no clicks were held out",
 ) -> GateResult:
     """The verdict over all moments together. The bootstrap draws whole queries with all their clicks.
 
@@ -131,13 +143,14 @@ def judge(
 
     ``margin`` is 0 where the candidate must beat its parent beyond chance, and LADDER_MARGIN where the parent is
     the rung below, which has just done so: then it must be at least level, and not behind by the margin beyond
-    chance (non-inferiority, Piaggio et al. 2012).
+    chance (non-inferiority, Piaggio et al. 2012). ``other`` is what the reasons call the version before, and
+    ``nothing`` what they say without a trial.
     """
     queries = sum(len(t.weight) for t in trials)
     of_golden = _golden(golden, seed) if golden is not None else None
     lost = [*_lost_on_golden(of_golden, thresholds), *_too_slow(cost, thresholds)]
     if not queries:
-        reasons = [*lost, "no clicks were held out"]
+        reasons = [*lost, nothing]
         empty: Verdict = "fail" if lost else "inconclusive"
         return GateResult(verdict=empty, queries=0, reasons=reasons, golden=of_golden, cost=cost)
     weight = np.concatenate([t.weight for t in trials])
@@ -152,7 +165,7 @@ def judge(
     }
     found = sum(t.found_before for t in trials)
     kept = sum(t.found_after for t in trials) / found if found >= FEWEST_CONFIRMED else None
-    verdict, reasons = decide(metrics["mrr_at_10"], queries, kept, thresholds, margin=margin)
+    verdict, reasons = decide(metrics["mrr_at_10"], queries, kept, thresholds, margin=margin, other=other)
     if kept is None:
         few = f"{found} documents are surely wanted and found, {FEWEST_CONFIRMED} are needed"
         reasons.append(f"whether documents were lost was not measured: {few}")
@@ -170,6 +183,17 @@ def judge(
         swaps=swaps,
         confirmed=found,
         kept=kept,
+    )
+
+
+def beside_live(gate: GateResult, version: str, found: GateResult) -> GateResult:
+    """The gate of a candidate that passed, with what was ``found`` beside the live ``version``: that decides."""
+    before = f"beside {version}, which is live: "
+    return replace(
+        gate,
+        verdict=found.verdict,
+        reasons=[*gate.reasons, *(before + reason for reason in found.reasons)],
+        live=LiveResult(version=version, queries=found.queries, metrics=found.metrics),
     )
 
 
@@ -242,7 +266,13 @@ def _lost_on_domains(slices: Sequence[SliceResult], thresholds: Thresholds) -> I
 
 
 def decide(
-    mrr: Estimate, queries: int, kept: float | None, thresholds: Thresholds, *, margin: float = 0.0
+    mrr: Estimate,
+    queries: int,
+    kept: float | None,
+    thresholds: Thresholds,
+    *,
+    margin: float = 0.0,
+    other: str = "its parent",
 ) -> tuple[Verdict, list[str]]:
     """Verdict and reasons from the figures alone. ``kept`` is the guard's share of documents still found, None
     where they are too few to tell."""
@@ -254,12 +284,12 @@ def decide(
     if lost > thresholds.max_lost_recall:
         return "fail", [f"{guard[0]}, at most {thresholds.max_lost_recall:.1%} may be lost", said]
     if mrr.high < 0.0:
-        return "fail", [f"worse than its parent: {said}"]
+        return "fail", [f"worse than {other}: {said}"]
     if mrr.low > 0.0:
-        return "pass", [f"better than its parent: {said}", *guard]
+        return "pass", [f"better than {other}: {said}", *guard]
     if margin and mrr.change > 0.0 and mrr.low > -margin:
         return "pass", [f"not behind the rung below, which has just passed: {said}", *guard]
-    return "inconclusive", [f"can't be told from its parent: {said}"]
+    return "inconclusive", [f"can't be told from {other}: {said}"]
 
 
 def ranks(

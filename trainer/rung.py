@@ -24,6 +24,7 @@ from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, Versi
 from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
 from clickloop.propensity import Examination
+from trainer.beside import Beside, HeldOut
 from trainer.cost import cost_of
 from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
 from trainer.examples import Document
@@ -141,16 +142,25 @@ class Ladder:
         return self._store.ensure_base(base_model_folder(name), name=name).manifest
 
     async def climb(
-        self, command: Retrain, parent: Manifest, read: Callable[[], Awaitable[Data]], told: Told
+        self,
+        command: Retrain,
+        parent: Manifest,
+        read: Callable[[], Awaitable[Data]],
+        told: Told,
+        *,
+        live: str = "",
     ) -> AsyncIterator[Published]:
         """Each of the command's rungs, as soon as it is published. What passed is the next one's parent.
 
-        A version that is in the store already is not made again, and ``read`` is only called where one is not.
+        ``live`` names the version that users have: what is not made of that must beat that as well. A version that
+        is in the store already is not made again, and ``read`` is only called where one is not.
+
         Raises TooFewError, TrainingError where the budget is too small, StoppedError, ArtifactError.
         """
         left = deadline(command.budget_seconds)
         margin = 0.0
         data: Data | None = None
+        beside = Beside(live, self._store, self.loader) if live not in ("", parent.version) else None
         below: dict[int, Adapter] = {}
         for number, kind in enumerate(command.kinds):
             version = version_name(kind, command.command_id)
@@ -165,12 +175,22 @@ class Ladder:
                     check_enough(data, self._settings, first=parent.parent is None)
                 share = COST[kind] / sum(COST[k] for k in command.kinds[number:])
                 published, then = await self._train(
-                    command, kind, version, parent, data, told, below, margin=margin, share=share, left=left
+                    command,
+                    kind,
+                    version,
+                    parent,
+                    data,
+                    told,
+                    below,
+                    beside,
+                    margin=margin,
+                    share=share,
+                    left=left,
                 )
             yield published
             gate = published.manifest.gate
             if gate is not None and gate.verdict == "pass":
-                parent, margin, below = published.manifest, LADDER_MARGIN, then
+                parent, margin, below, beside = published.manifest, LADDER_MARGIN, then, None
 
     async def _train(
         self,
@@ -181,6 +201,7 @@ class Ladder:
         data: Data,
         told: Told,
         below: Mapping[int, Adapter],
+        beside: Beside | None,
         *,
         margin: float,
         share: float,
@@ -245,7 +266,8 @@ class Ladder:
                 trials.append(await asyncio.to_thread(measure, later, before, after))
             if trained.adapter and trained.encoder is None:
                 then[len(past) - 1 - number] = trained.adapter
-        golden = await asyncio.to_thread(golden_trial, self._golden(), parent, trained, corpus, told)
+        golden_set = self._golden()
+        golden = await asyncio.to_thread(golden_trial, golden_set, parent, trained, corpus, told)
         asked = past[-1].later.queries or past[-1].known.queries
         cost = await asyncio.to_thread(cost_of, parent, trained, asked, seed=settings.seed)
         gate = await asyncio.to_thread(
@@ -258,6 +280,17 @@ class Ladder:
             cost=cost,
         )
         gate = sample.told(gate)
+        if beside is not None and gate.verdict == "pass":
+            gate = await asyncio.to_thread(
+                beside,
+                gate,
+                HeldOut(later, after, golden_set, golden) if len(later) else None,
+                corpus,
+                data.prepared,
+                thresholds=thresholds_of(settings),
+                seed=settings.seed,
+                on_text=told.encoding,
+            )
         await told.stage(kind, "publishing", version=version, verdict=gate.verdict)
         lineage = Lineage(
             command_id=command.command_id,

@@ -236,8 +236,12 @@ class Trainer:
     async def run(self, command: Retrain, report: RunReport) -> None:
         """One command from top to bottom."""
         await report.stage(command.kinds[0], "reading")
-        parent = await self._parent_of(command)
-        async for published in self._ladder.climb(command, parent, partial(self._read, command), report):
+        # Who names a parent says what to compare with: without splits, it may be what an app went back to.
+        live = "" if command.parent else await self._live_version(command.index)
+        parent = await self._parent_of(command, live)
+        async for published in self._ladder.climb(
+            command, parent, partial(self._read, command), report, live=live
+        ):
             await self._announce(published)
             self.tracking.published(published)
             version, kind, gate = published.manifest.version, published.manifest.kind, published.manifest.gate
@@ -246,20 +250,22 @@ class Trainer:
             await report.stage(kind, "done", version=version, verdict=verdict, message=message)
             logger().info("version published", version=version, kind=kind, verdict=verdict, reason=message)
 
-    async def _parent_of(self, command: Retrain) -> Manifest:
-        """The command's parent, else what the strategy starts from: the live version, or the base model.
+    async def _live_version(self, index: str) -> str:
+        """What users have; empty where no version passed yet.
 
         One that has a share of the traffic, and is to be live next, counts as live: what comes of the run will
         meet it. Where no search node asks for splits, an app of your own takes each version that passes: the last
         one is live there.
         """
-        if PRESETS[command.strategy].from_base and not command.parent:
-            return await asyncio.to_thread(self._ladder.base)
         where, prefix = self._settings.bootstrap_servers, self._settings.topic_prefix
-        named = command.parent or await read_live_version(where, prefix=prefix, index=command.index)
-        if not named:
-            passed = await read_passed_versions(where, prefix=prefix, index=command.index)
-            named = next((version for version in passed if self._store.has(version)), "")
+        if named := await read_live_version(where, prefix=prefix, index=index):
+            return named
+        passed = await read_passed_versions(where, prefix=prefix, index=index)
+        return next((version for version in passed if self._store.has(version)), "")
+
+    async def _parent_of(self, command: Retrain, live: str) -> Manifest:
+        """The command's parent, else what the strategy starts from: the live version, or the base model."""
+        named = command.parent or ("" if PRESETS[command.strategy].from_base else live)
         if named:
             return self._store.manifest(named)
         return await asyncio.to_thread(self._ladder.base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 from msgspec.structs import replace
@@ -22,7 +22,7 @@ from clickloop.events import (
 )
 from clickloop.golden import GoldenSet, write_golden
 from clickloop.kafka import Follower, Producer, Record, end_offsets
-from clickloop.manifest import sha256_file
+from clickloop.manifest import Manifest, sha256_file
 from clickloop.model_store import ModelStore
 from clickloop.recorded import Judged
 from tests.conftest import Broker
@@ -264,6 +264,31 @@ async def test_without_splits_the_version_that_passed_last_is_what_users_have(br
     assert made["then"].parent == first.version
     assert made["split 0"].parent == base
     assert made["split 1"].parent == first.version, "it is to be live next"
+
+
+@pytest.mark.timeout(120)
+async def test_a_training_anew_is_compared_with_what_users_have_unless_someone_names_a_parent(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ranges = await filled(broker, examples=60)
+    trainer, producer = trainer_for(broker, tmp_path)
+    climb, told = trainer._ladder.climb, list[tuple[str, str]]()
+
+    def climbing(wish: Retrain, parent: Manifest, *given: Any, live: str) -> Any:
+        told.append((parent.version.split("-")[0], live))
+        return climb(wish, parent, *given, live=live)
+
+    monkeypatch.setattr(trainer._ladder, "climb", climbing)
+    async with producer:
+        assert await trainer.handle(command(ranges, command_id="first"))
+        first = (await published(broker))["first"]
+        assert first.gate is not None
+        passed = replace(first, gate=replace(first.gate, verdict="pass"))
+        await producer.send_and_wait(topics.MODEL_VERSIONS, passed)
+        assert await trainer.handle(command(ranges, command_id="anew", strategy="full_retrain"))
+        wish = command(ranges, command_id="named", strategy="full_retrain", parent=first.version)
+        assert await trainer.handle(wish)
+    assert told == [("base", ""), ("base", first.version), ("adapter", "")]
 
 
 @pytest.mark.timeout(120)

@@ -372,6 +372,17 @@ GOLDEN["ModelVersionPublished.v1-4"] = replace(
         ),
     ),
 )
+GOLDEN["ModelVersionPublished.v1-5"] = replace(
+    GOLDEN["ModelVersionPublished.v1-4"],
+    gate=replace(
+        GOLDEN["ModelVersionPublished.v1-4"].gate,
+        live=e.LiveResult(
+            version="adapter-0193f0c1",
+            queries=210,
+            metrics={"mrr_at_10": e.Estimate(before=0.441, after=0.453, change=0.027, low=-0.01, high=0.06)},
+        ),
+    ),
+)
 GOLDEN["DriftMeasured.v1-3"] = replace(
     GOLDEN["DriftMeasured.v1-2"], slices=[e.SliceCounts(examples=310, domain="shoes", difficulty="hard")]
 )

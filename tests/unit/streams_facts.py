@@ -12,6 +12,7 @@ from clickloop.events import (
     Estimate,
     GateResult,
     Lineage,
+    LiveResult,
     Measurement,
     ModelVersionPublished,
     NodeReported,
@@ -191,8 +192,15 @@ def trained(
 
 
 def version(
-    name: str, *, verdict: str | None = "pass", parent: str | None = None, when: float = 0.0
+    name: str,
+    *,
+    verdict: str | None = "pass",
+    parent: str | None = None,
+    when: float = 0.0,
+    beside: str = "",
 ) -> ModelVersionPublished:
+    """``beside``: the live version that its gate compared it with as well."""
+    live = LiveResult(version=beside) if beside else None
     return ModelVersionPublished(
         event_id=f"default/{name}",
         index="default",
@@ -203,7 +211,7 @@ def version(
         digest="0" * 64,
         published_at=at(when),
         parent=parent,
-        gate=None if verdict is None else GateResult(verdict=verdict, queries=100),  # type: ignore[arg-type]
+        gate=None if verdict is None else GateResult(verdict=verdict, queries=100, live=live),  # type: ignore[arg-type]
     )
 
 

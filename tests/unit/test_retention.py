@@ -6,7 +6,9 @@ from datetime import timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from clickloop.events import LiveResult
 from clickloop.manifest import Manifest
 from clickloop.retention import Traffic, plan, traffic_of
 from tests.unit.version_facts import START, manifest, split
@@ -84,6 +86,21 @@ def test_a_version_is_kept_with_the_encoder_and_the_space_that_it_is_made_of() -
     assert gone == ["adapter-1"], "the parent's parent is neither a part nor the way back"
     assert kept["query-1"] == "adapter-3 is made of it" or kept["query-1"] == "adapter-2 is made of it"
     assert kept["full-1"].endswith("is made of it")
+
+
+def test_a_version_is_kept_with_what_it_was_compared_with() -> None:
+    """That is where a rollback goes."""
+    made = history(
+        ("before", "adapter", "base-1", "pass"),
+        ("anew", "adapter", "base-1", "pass"),
+        ("last", "adapter", "base-1", "fail"),
+    )
+    gate = made["anew"].gate
+    assert gate is not None
+    made["anew"] = replace(made["anew"], gate=replace(gate, live=LiveResult(version="before")))
+    kept, gone = fates(made, keep=1, traffic=Traffic(frozenset({"anew"})))
+    assert kept["before"] == "anew was compared with it"
+    assert gone == []
 
 
 def test_what_passed_after_the_live_one_may_be_next_and_stays() -> None:

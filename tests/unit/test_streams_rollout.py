@@ -288,7 +288,7 @@ def test_once_the_first_is_rejected_what_passed_beside_it_has_its_turn() -> None
 
 @pytest.mark.parametrize("parent", ["base-0", "adapter-never-served"])
 def test_what_was_not_compared_with_the_live_version_is_left_to_an_operator(parent: str) -> None:
-    """As a training anew from the base model is, when another version is live."""
+    """As what was made of a version that an operator named is, when another one is live."""
     rule = with_live_base()
     rule.version(version("adapter-2", parent=parent, when=2))
     loaded(rule, "adapter-2", when=3)
@@ -297,6 +297,32 @@ def test_what_was_not_compared_with_the_live_version_is_left_to_an_operator(pare
     split = rule.promote(promote("adapter-2"), now=NOON + 5)
     assert isinstance(split, SplitChanged)
     assert arms(split) == [("live", "adapter-2", 10_000)]
+
+
+def test_what_beat_the_live_version_follows_it_whatever_it_was_made_of() -> None:
+    """A training anew from the base model. The way back is to what it was compared with."""
+    rule = with_live_base()
+    rule.version(version("base-0", verdict=None))
+    rule.version(version("anew-2", parent="base-0", beside="base-1", when=2))
+    rule.version(version("adapter-3", parent="anew-2", when=3))
+    rule.version(version("anew-4", parent="base-0", beside="adapter-never-served", when=4))
+    loaded(rule, "anew-2", when=5)
+    assert rule.on_its_way(NOON + 5) == "adapter-3"
+    loaded(rule, "anew-2", "adapter-3", "anew-4", when=6)
+    assert arms(step(rule, 7)) == [("live", "base-1", 9_000), ("candidate", "adapter-3", 1_000)]
+    split = rule.promote(promote("anew-2"), now=NOON + 8, heard=NOON + 60)
+    assert isinstance(split, SplitChanged)
+    rule.split(split)
+    back = rule.rollback(rollback(), now=NOON + 70, heard=NOON + 120)
+    assert isinstance(back, SplitChanged)
+    assert arms(back) == [("live", "base-1", 10_000)]
+
+
+def test_what_beat_the_candidate_takes_over_from_it() -> None:
+    rule = rolling()
+    rule.version(version("anew-3", parent="base-1", beside="adapter-2", when=5))
+    loaded(rule, "adapter-2", "anew-3", when=6)
+    assert arms(step(rule, 7))[1] == ("candidate", "anew-3", 1_000)
 
 
 def test_what_is_made_of_a_version_that_an_operator_passed_over_has_no_turn() -> None:
