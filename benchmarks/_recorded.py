@@ -22,6 +22,7 @@ from benchmarks._worlds import data_folder
 from clickloop.codec import split_key
 from clickloop.events import DocumentChanged, VersionKind
 from clickloop.model_store import ModelStore
+from clickloop.recorded import Judged
 from clickloop.replay import Options, Outcome, Parts, replay_files
 from demo.corpus import stdlib_corpus
 from streams.recorded import form_examples
@@ -130,15 +131,23 @@ def base_answers(world: World, work: Path) -> NDArray[np.int64]:
     return top(model.encode_queries([query.text for query in world.clicking]), vectors, SHOWN)
 
 
+def judged_of(world: World) -> list[Judged]:
+    """The held-out queries with their truth."""
+    return [Judged(query=one.text, relevant=dict.fromkeys(one.relevant, 1.0)) for one in world.held_out]
+
+
 def traffic(world: World, answers: NDArray[np.int64], habits: Habits, *, seed: int) -> list[dict[str, Any]]:
-    """Wire messages: queries, and what came of them, each user's feedback after the answer."""
+    """Wire messages: queries, and what came of them, each user's feedback after the answer.
+
+    ``answers`` are numbers of documents, best first; a negative one is none.
+    """
     rng = random.Random(seed)
     people = [split_key(f"user-{n}") for n in range(USERS)]
     bots = [split_key(f"bot-{n}") for n in range(BOTS)]
     events: list[dict[str, Any]] = []
     for number in range(habits.impressions):
         asked = rng.randrange(len(world.clicking))
-        shown = [world.documents[d].doc_id for d in answers[asked].tolist()]
+        shown = [world.documents[d].doc_id for d in answers[asked].tolist() if d >= 0]
         at = START + timedelta(seconds=SECONDS_BETWEEN * number)
         bot = rng.random() < BOT_SHARE
         key, query_id = rng.choice(bots if bot else people), f"{seed}-{number}"

@@ -13,14 +13,13 @@ from typing import Annotated, Any, cast
 import msgspec
 import typer
 
-from benchmarks._recorded import SHOWN, Asked, Habits, World, traffic
+from benchmarks._recorded import SHOWN, Asked, Habits, World, judged_of, traffic
 from clickloop import codec
 from clickloop.commands import Reason, Retrain
 from clickloop.errors import TooFewError
 from clickloop.evaluation import Floats
 from clickloop.events import ExampleFormed, QueryServed, ResultClicked, ResultPreferred, ResultRated, VersionKind
 from clickloop.model_store import Manifest, ModelStore
-from clickloop.recorded import Judged
 from clickloop.sources import time_of
 from streams.recorded import form_examples
 from trainer.examples import Document, ExampleCollector, Reservoir, document_of, with_replayed
@@ -60,8 +59,7 @@ class Index:
         self._documents: list[Document] = [document_of(one) for one in world.documents]
         store = ModelStore(self.settings.store_url, cache=self.settings.work_dir / "cache")
         self._ladder = Ladder(self.settings, store)
-        judged = [Judged(one.text, dict.fromkeys(one.relevant, 1.0)) for one in world.held_out]
-        self._truth = Truth(judged, self._documents)
+        self._truth = Truth(judged_of(world), self._documents)
         self._loaded: dict[str, tuple[Model, Vectors]] = {}
 
     def base(self) -> Manifest:

@@ -24,28 +24,24 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks._recorded import World, base_answers, ladder_in, replayed
+from benchmarks._recorded import World, base_answers, judged_of, ladder_in, replayed
+from benchmarks._searched import Searched
 from benchmarks.common import JsonFile, Quick, finish, say
 from benchmarks.safety import MANNERS, SETS
 from clickloop import cli
 from clickloop.evaluation import compare
 from clickloop.events import Estimate, VersionKind
-from clickloop.recorded import Judged
 from clickloop.replay import figures, kinds_of
-from search.index import Document, Question
-from search.index.edge import EdgeIndex
 from search.settings import DENSE_WEIGHT
 from trainer.examples import document_of
 from trainer.model import Model, Vectors
-from trainer.truth import DEPTH, Truth
+from trainer.truth import Truth
 
 ALIKE = 1.0
 WEIGHTS = (0.52, 1.27, 1.58, DENSE_WEIGHT, 2.53, 3.07)
 """Ties are broken by chance, so none of them is a ratio of small numbers; equal weights can't help it."""
 DENSE_ALONE = float("inf")
 """Stands for a search without BM25."""
-PART = 500
-"""Documents that are put into the index at once."""
 QUICK_HELD_OUT = 300
 
 
@@ -134,30 +130,16 @@ def _of_set(world: World, kinds: list[VersionKind]) -> dict[str, Figures]:
 
 
 async def _of_version(world: World, model: Model, vectors: Vectors, folder: Path) -> Figures:
-    documents = [Document(one.doc_id, one.title, one.text) for one in world.documents]
-    place = {document.doc_id: number for number, document in enumerate(documents)}
-    judged = [Judged(query=one.text, relevant=dict.fromkeys(one.relevant, 1.0)) for one in world.held_out]
+    judged = judged_of(world)
     truth = Truth(judged, [document_of(one) for one in world.documents])
-    asked = model.encode_queries([one.query for one in judged])
-    index = EdgeIndex(folder)
-    await index.open()
-    try:
-        await index.add_space(model.space, vectors.shape[1])
-        for start in range(0, len(documents), PART):
-            part = documents[start : start + PART]
-            rows = {document.digest: vectors[start + number] for number, document in enumerate(part)}
-            await index.upsert(part, {model.space: rows})
-        await index.optimize()
+    texts = [one.query for one in judged]
+    asked = model.encode_queries(texts)
+    async with Searched(world, model, vectors, folder) as searched:
 
         async def answers(weight: float) -> NDArray[np.int64]:
-            top = np.full((len(judged), DEPTH), -1, dtype=np.int64)
-            for number, (one, vector) in enumerate(zip(judged, asked, strict=True)):
-                question = Question(one.query, vector, model.space, DEPTH, "hybrid", dense_weight=weight)
-                if weight == DENSE_ALONE:
-                    question = replace(question, mode="dense", dense_weight=ALIKE)
-                hits = [place[hit.doc_id] for hit in await index.search(question)]
-                top[number, : len(hits)] = hits
-            return top
+            if weight == DENSE_ALONE:
+                return await searched.top(texts, asked, mode="dense")
+            return await searched.top(texts, asked, dense_weight=weight)
 
         tops = {weight: await answers(weight) for weight in (ALIKE, *WEIGHTS, DENSE_ALONE)}
         ranks = {weight: truth.of_top(top)["mrr_at_10"] for weight, top in tops.items()}
@@ -165,8 +147,6 @@ async def _of_version(world: World, model: Model, vectors: Vectors, folder: Path
             {weight: compare(ranks[ALIKE], found) for weight, found in ranks.items()},
             {w: float((await answers(w) != tops[w]).any(axis=1).mean()) for w in (ALIKE, DENSE_WEIGHT)},
         )
-    finally:
-        await index.close()
 
 
 def _print(name: str, versions: dict[str, Figures]) -> None:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.safety                             adapter on every set, five seeds: twenty minutes
     python -m benchmarks.safety --rungs adapter,query_encoder --sets clinc150 --seeds 2
+    python -m benchmarks.safety --search hybrid             people see what BM25 finds, too
     python -m benchmarks.safety --quick                     one set, one manner, one seed
 
 The sets: clinc150 and scifact of ``CLICKLOOP_DATA`` (clicks on their train queries, truth on test and dev queries)
@@ -9,11 +10,15 @@ and the standard library (always there). Each is clicked in three manners: ``usu
 more than half of the clicks mistaken, and ``few`` with a tenth of the clicks. Each manner and seed goes through
 ``clickloop replay`` by itself, so the gate sees only what those people did.
 
+What people are shown is a search by the vectors alone, or with ``--search hybrid`` one that is fused with BM25, as
+search nodes do unless told otherwise; much of what is clicked is then nowhere near the top of the vectors' search.
+Then the truth is told of both searches.
+
 A pass is **wrong** where the version is worse than its parent on the held-out truth beyond noise: the whole 95 %
-interval (paired bootstrap over the judged queries) of its relative change of MRR@10 lies below 0. The gate never
-sees that truth. ``wrong_passes`` counts them over all sets, manners, seeds and rungs; the target is 0. ``missed``
-are the opposite: versions that are better beyond noise and did not pass. A gain is lost then, but no user is worse
-off.
+interval (paired bootstrap over the judged queries) of its relative change of MRR@10 lies below 0, in the one or
+the other search. The gate never sees that truth. ``wrong_passes`` counts them over all sets, manners, seeds and
+rungs; the target is 0. ``missed`` are the opposite: versions that are better beyond noise and did not pass. A
+gain is lost then, but no user is worse off.
 """
 
 from __future__ import annotations
@@ -23,17 +28,34 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
+from msgspec.structs import asdict as asdict_of
+from numpy.typing import NDArray
 
-from benchmarks._recorded import Asked, Habits, World, base_answers, data_world, replayed, stdlib_world
+from benchmarks._recorded import (
+    Asked,
+    Habits,
+    World,
+    base_answers,
+    data_world,
+    judged_of,
+    ladder_in,
+    replayed,
+    stdlib_world,
+)
+from benchmarks._searched import hybrid_top
 from benchmarks.common import JsonFile, Quick, finish, say
 from clickloop import cli
 from clickloop.errors import SettingsError
+from clickloop.evaluation import Floats, compare
 from clickloop.events import Estimate, VersionKind
 from clickloop.recorded import RungResult
 from clickloop.replay import kinds_of
+from trainer.examples import document_of
+from trainer.truth import Truth
 
 MOST_DOCUMENTS = 2000
 """Of a large set, so that encoding it takes a minute; judged documents stay."""
@@ -65,22 +87,25 @@ class Try:
     change: float
     low: float
     high: float
+    hybrid: Estimate | None = None
+    """The same in hybrid search, where people were shown that."""
 
     @property
     def wrong_pass(self) -> bool:
-        return self.verdict == "pass" and self.high < 0.0
+        worse = self.high < 0.0 or (self.hybrid is not None and self.hybrid.high < 0.0)
+        return self.verdict == "pass" and worse
 
     @property
     def missed(self) -> bool:
         return self.verdict != "pass" and self.low > 0.0
 
 
-def tried(name: str, manner: str, seed: int, rung: RungResult) -> Try:
+def tried(name: str, manner: str, seed: int, rung: RungResult, hybrid: Estimate | None) -> Try:
     truth = rung.over_parent["mrr_at_10"]
     gate = rung.gate.metrics.get("mrr_at_10") if rung.gate else None
     seen = gate or Estimate(before=0.0, after=0.0, change=0.0, low=0.0, high=0.0)
     of_gate = seen.change, seen.low, seen.high
-    return Try(name, manner, seed, rung.kind, rung.verdict, *of_gate, truth.change, truth.low, truth.high)
+    return Try(name, manner, seed, rung.kind, rung.verdict, *of_gate, truth.change, truth.low, truth.high, hybrid)
 
 
 def main(
@@ -88,6 +113,7 @@ def main(
     sets: Annotated[str, typer.Option(help="Sets, comma-separated.")] = ",".join(SETS),
     manners: Annotated[str, typer.Option(help="Manners of clicking, comma-separated.")] = ",".join(MANNERS),
     seeds: Annotated[int, typer.Option(min=1, help="Populations of each manner.")] = 5,
+    search: Annotated[str, typer.Option(help="What people are shown: dense, or hybrid.")] = "dense",
     json_file: JsonFile = None,
     quick: Quick = False,
 ) -> None:
@@ -95,6 +121,7 @@ def main(
     kinds = cli.checked(lambda: kinds_of(rungs))
     names = cli.checked(lambda: _chosen("--sets", sets, list(SETS)))
     wanted = cli.checked(lambda: _chosen("--manners", manners, list(MANNERS)))
+    mode = cli.checked(lambda: _chosen("--search", search, ["dense", "hybrid"]))[0]
     if quick:
         names, wanted, seeds = [_quick_set(names)], wanted[:1], 1
     tries: list[Try] = []
@@ -112,28 +139,42 @@ def main(
         habits = {manner: MANNERS[manner] for manner in wanted}
         if quick:
             habits = {manner: replace(one, impressions=QUICK_IMPRESSIONS) for manner, one in habits.items()}
-        tries += _tries(name, world, habits, kinds, seeds)
+        tries += _tries(name, world, habits, kinds, seeds, hybrid=mode == "hybrid")
     _print(tries)
-    figures = {
+    figures: dict[str, Any] = {
         "tries": len(tries),
         "passes": sum(one.verdict == "pass" for one in tries),
         "wrong_passes": sum(one.wrong_pass for one in tries),
         "wrong_passes_target": 0,
         "missed": sum(one.missed for one in tries),
         "worst_change_of_a_pass": min((one.change for one in tries if one.verdict == "pass"), default=None),
+        "search": mode,
     }
+    of_hybrid = [one.hybrid.change for one in tries if one.hybrid is not None and one.verdict == "pass"]
+    if of_hybrid:
+        figures["mean_hybrid_change_of_a_pass"] = sum(of_hybrid) / len(of_hybrid)
     finish(figures, json_file=None)
     if json_file is not None:
-        every = [asdict(one) | {"wrong_pass": one.wrong_pass, "missed": one.missed} for one in tries]
+        every = [
+            asdict(one)
+            | {"hybrid": one.hybrid and asdict_of(one.hybrid)}
+            | {"wrong_pass": one.wrong_pass, "missed": one.missed}
+            for one in tries
+        ]
         text = json.dumps(figures | {"quick": quick, "left_out": left_out, "results": every}, indent=2)
         json_file.write_text(text + "\n", encoding="utf-8")
 
 
-def _tries(name: str, world: World, manners: dict[str, Habits], kinds: list[VersionKind], seeds: int) -> list[Try]:
+def _tries(
+    name: str, world: World, manners: dict[str, Habits], kinds: list[VersionKind], seeds: int, *, hybrid: bool
+) -> list[Try]:
     found: list[Try] = []
     with tempfile.TemporaryDirectory(prefix="clickloop-safety-") as work:
         say(f"{name}: {len(world.documents):,} documents, {len(world.held_out):,} judged queries; encoding ...")
         answers = base_answers(world, Path(work))
+        fused = Fused(world, Path(work)) if hybrid else None
+        if fused is not None:
+            answers = fused.answers()
         for manner, habits in manners.items():
             for seed in range(seeds):
                 outcome = replayed(
@@ -145,11 +186,44 @@ def _tries(name: str, world: World, manners: dict[str, Habits], kinds: list[Vers
                     seed=seed,
                     say=lambda _: None,
                 )
-                new = [tried(name, manner, seed, rung) for rung in outcome.climbed.rungs]
+                new = [
+                    tried(name, manner, seed, rung, fused.change(rung) if fused else None)
+                    for rung in outcome.climbed.rungs
+                ]
                 for one in new:
                     say(_line(one))
                 found += new
     return found
+
+
+class Fused:
+    """Hybrid search over one world, with the versions of the store in ``work``."""
+
+    def __init__(self, world: World, work: Path) -> None:
+        self._world = world
+        self._work = work
+        self._ladder = ladder_in(work)
+        self._truth = Truth(judged_of(world), [document_of(one) for one in world.documents])
+        self._measured: dict[str, Floats] = {}
+
+    def answers(self) -> NDArray[np.int64]:
+        """(clicking, 10) what the base model's search shows."""
+        base = self._ladder.base().version
+        texts = [one.text for one in self._world.clicking]
+        return hybrid_top(self._ladder, base, self._world, texts, self._work / "shown")
+
+    def change(self, rung: RungResult) -> Estimate | None:
+        """What becomes of MRR@10 on the held-out truth from the parent to the rung's version, if there is one."""
+        if not rung.version:
+            return None
+        return compare(self._mrr(rung.parent), self._mrr(rung.version))
+
+    def _mrr(self, version: str) -> Floats:
+        if version not in self._measured:
+            texts = [one.text for one in self._world.held_out]
+            found = hybrid_top(self._ladder, version, self._world, texts, self._work / f"of-{version}")
+            self._measured[version] = self._truth.of_top(found)["mrr_at_10"]
+        return self._measured[version]
 
 
 def _line(one: Try) -> str:
@@ -157,8 +231,13 @@ def _line(one: Try) -> str:
     return (
         f"{one.set:<9} {one.manner:<6} seed {one.seed}  {one.rung:<13} {one.verdict:<12} "
         f"gate {one.gate_change:+.1%} ({one.gate_low:+.1%} to {one.gate_high:+.1%}), "
-        f"truth {one.change:+.1%} ({one.low:+.1%} to {one.high:+.1%}){mark}"
+        f"truth {one.change:+.1%} ({one.low:+.1%} to {one.high:+.1%}){_of_hybrid(one)}{mark}"
     )
+
+
+def _of_hybrid(one: Try) -> str:
+    found = one.hybrid
+    return f", hybrid {found.change:+.1%} ({found.low:+.1%} to {found.high:+.1%})" if found else ""
 
 
 def _print(tries: list[Try]) -> None:

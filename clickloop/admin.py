@@ -189,7 +189,9 @@ def _wish(settings: Settings, topic: topics.Topic, command: Command) -> None:
 
 def retrain(
     kind: Annotated[list[str] | None, typer.Option(help="Rung: adapter, query_encoder, full. Repeatable.")] = None,
-    parent: Annotated[str, typer.Option(help="Version to start from; empty is the live one.")] = "",
+    parent: Annotated[
+        str, typer.Option(help="Version to start from; empty is the strategy's, mostly the live one.")
+    ] = "",
     budget_seconds: Annotated[float, typer.Option(help="Longest time to encode and train, in seconds.")] = 3600.0,
     strategy: Annotated[Strategy, typer.Option(help="What to train on, and from which model.")] = "incremental",
     pairs: Annotated[
@@ -249,7 +251,7 @@ def _kinds(names: list[str]) -> list[VersionKind]:
 
 def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the record.")],
-    version: Annotated[str, typer.Option(help="Version to go back to; empty is the live one's parent.")] = "",
+    version: Annotated[str, typer.Option(help="Version to go back to; empty is the one before.")] = "",
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
     index: cli.Index = None,

@@ -50,7 +50,8 @@ class Cancel(Command, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Rollback(Command, frozen=True, kw_only=True, omit_defaults=True):
-    """Give all traffic back to ``version`` (empty: the parent of the live one)."""
+    """Give all traffic back to ``version``. Empty: the live one where there is a candidate, else what that was
+    compared with, mostly its parent."""
 
     reason: str
     version: str = ""

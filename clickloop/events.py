@@ -320,7 +320,8 @@ class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     kept: Share | None = None
     """How many of them are found still; None where they are too few to tell."""
     live: LiveResult | None = None
-    """None where the parent is what users have, or where it was not beaten either."""
+    """None where the parent is what users have, or was named by an operator. Without metrics where nothing could
+    be measured beside it, or the parent was not beaten either."""
 
 
 class Lineage(Struct, frozen=True, kw_only=True, omit_defaults=True):

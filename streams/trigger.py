@@ -30,7 +30,7 @@ from clickloop.events import (
 from clickloop.retention import live_of
 from streams.balance import Balance, parsed
 from streams.buffer import merge_ranges
-from streams.commanded import Commanded, Undecided, in_order, undecided
+from streams.commanded import FROM_LIVE, Commanded, Undecided, in_order, undecided
 from streams.payoff import LADDER, Expectation, History
 from streams.pending import Pending, is_covered
 from streams.policies import DAY_SECONDS, Case, Facts, Manual, Moved, NewDocuments, Rule, Schedule, Threshold
@@ -389,9 +389,14 @@ class Trigger:
         return min((moment for moment in moments if moment > now), default=None)
 
     def _failures(self) -> int:
-        """Commands in a row that failed, up to the latest. One that was inconclusive says nothing."""
+        """Commands in a row that failed, up to the latest. One that was inconclusive says nothing.
+
+        Nor does one of another strategy, which someone asked for by hand, of what the next command is worth.
+        """
         count = 0
         for command in reversed(in_order(self._commands.values())):
+            if command.strategy not in FROM_LIVE:
+                continue
             if command.passed:
                 break
             count += command.failed or command.broken_at is not None

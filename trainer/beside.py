@@ -7,107 +7,116 @@ those that were held out, the ones that the live version was the first to answer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from clickloop.errors import ArtifactError
+from clickloop.errors import ClickloopError
 from clickloop.events import GateResult
 from clickloop.golden import GoldenSet
 from clickloop.model_store import ModelStore
+from trainer.cost import Served, cost_of
 from trainer.dataset import Clicks, Corpus, First, Prepared, new_among
 from trainer.gate import GoldenTrial, Side, Thresholds, beside_live, judge, measure
-from trainer.loading import Loader, OnText
-from trainer.model import Model, Vectors, encode
-from trainer.truth import Truth
+from trainer.loading import Loader, OnText, SecondsLeft
+from trainer.methods.base import Parent, StoppedError
+from trainer.model import Vectors, encode
+from trainer.sampling import at_most
+from trainer.truth import DEPTH, Truth, top
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What the candidate has not learnt from, as it sees it."""
+class Candidate:
+    """What was made, and what its gate tried it on."""
 
-    clicks: Clicks
-    candidate: Side
+    later: Clicks
+    """All that was held out after the last moment."""
+    side: Callable[[Clicks], Side]
+    """How it sees them."""
+    served: Served
     golden: GoldenSet
     golden_trial: GoldenTrial | None
 
 
+@dataclass(frozen=True)
 class Beside:
-    """Looks at candidates beside the ``live`` version. Nothing is loaded before one has passed."""
+    """Looks at candidates beside the live version, by the rules of the gate."""
 
-    def __init__(self, live: str, store: ModelStore, loader: Loader) -> None:
-        self.live = live
-        self._store = store
-        self._loader = loader
+    store: ModelStore
+    loader: Loader
+    thresholds: Thresholds
+    most: int
+    """Queries to measure on; 0 takes all."""
+    seed: int
 
     def __call__(
         self,
         gate: GateResult,
-        held: HeldOut | None,
+        live: str,
+        candidate: Candidate,
         corpus: Corpus,
         prepared: Prepared,
         *,
-        thresholds: Thresholds,
-        seed: int,
         on_text: OnText,
+        seconds_left: SecondsLeft,
     ) -> GateResult:
-        """The gate of a candidate that passed, with the verdict beside the live version.
+        """The gate with the verdict beside the ``live`` version; that is named, and no more, where it is no pass.
 
-        It can't be told where nothing was ``held`` out, or the live version is gone or harmed.
+        It can't be told where the live version is gone or harmed, or was the first to answer too few.
         """
-        if held is None:
-            return self._untold(gate, "no clicks were held out")
+        if gate.verdict != "pass":
+            return beside_live(gate, live, None)
         try:
-            newest = self._store.manifest(self.live).lineage.newest_example_at
-            model, vectors = self._loader.searched(self.live, corpus.documents, on_text=on_text)
-        except ArtifactError as error:
-            return self._untold(gate, str(error))
-        new = first_answered(self.live, held.clicks, prepared.first, newest=newest)
-        before = Side(searched_with(model, new.queries), vectors)
-        trial = measure(new, before, of_queries(held.candidate, held.clicks, new)) if len(new) else None
+            since = self.store.created(live)
+            newest = self.store.manifest(live).lineage.newest_example_at
+            theirs, documents = self.loader.searched_by(
+                live, corpus.documents, on_text=on_text, seconds_left=seconds_left
+            )
+        except StoppedError:
+            raise
+        except ClickloopError as error:
+            unknown = GateResult(verdict="inconclusive", queries=0, reasons=[str(error)])
+            return beside_live(gate, live, unknown)
+        new = first_answered(live, candidate.later, prepared.first, newest=newest, since=since)
+        sample = at_most([new], self.most, seed=self.seed)
+        asked = sample.later[0]
+        before = Side(theirs.searched_with(encode(theirs.query_encoder, asked.queries)), documents)
+        texts = asked.queries or candidate.later.queries
         found = judge(
-            [trial] if trial else [],
-            thresholds=thresholds,
-            seed=seed,
-            golden=_golden(held, model, vectors, corpus),
+            [measure(asked, before, candidate.side(asked))] if len(asked) else [],
+            thresholds=self.thresholds,
+            seed=self.seed,
+            golden=_golden(candidate, theirs, documents, corpus),
+            cost=cost_of(Served.of(theirs), candidate.served, texts, seed=self.seed) if texts else None,
+            apart=True,
             other="it",
             nothing="of the queries that were held out, it was the first to answer none",
         )
-        return beside_live(gate, self.live, found)
-
-    def _untold(self, gate: GateResult, reason: str) -> GateResult:
-        return beside_live(gate, self.live, GateResult(verdict="inconclusive", queries=0, reasons=[reason]))
+        return beside_live(gate, live, sample.told(found))
 
 
-def first_answered(version: str, later: Clicks, first: Mapping[str, First], *, newest: datetime | None) -> Clicks:
+def first_answered(
+    version: str, later: Clicks, first: Mapping[str, First], *, newest: datetime | None, since: datetime
+) -> Clicks:
     """The ``later`` queries that the version was the first to answer, and like none that it may have learnt from.
 
-    Where an app does not tell what answered, those count that came after its ``newest`` example.
+    ``newest`` is its newest example. Where an app does not tell what answered, those count that came ``since`` the
+    version was published.
     """
     known, answered = list[int](), list[int]()
     for number, text in enumerate(later.queries):
         asked = first[text]
         if newest is not None and asked.at <= newest:
             known.append(number)
-        elif asked.version in ("", version):
+        elif asked.version == version or (not asked.version and asked.at >= since):
             answered.append(number)
     return new_among(later, known, answered)
 
 
-def of_queries(side: Side, clicks: Clicks, some: Clicks) -> Side:
-    """A side of ``clicks`` with ``some`` of their queries."""
-    number = {text: number for number, text in enumerate(clicks.queries)}
-    return Side(side.queries[[number[text] for text in some.queries]], side.documents)
-
-
-def searched_with(model: Model, texts: list[str]) -> Vectors:
-    """(texts, dim) as the version searches with them."""
-    vectors = encode(model.encoder, texts)
-    return model.adapter.apply(vectors) if model.adapter else vectors
-
-
-def _golden(held: HeldOut, model: Model, vectors: Vectors, corpus: Corpus) -> GoldenTrial | None:
-    if held.golden_trial is None:
+def _golden(candidate: Candidate, theirs: Parent, documents: Vectors, corpus: Corpus) -> GoldenTrial | None:
+    if candidate.golden_trial is None:
         return None
-    judged = held.golden.within({document.doc_id for document in corpus.documents})
-    return replace(held.golden_trial, before=Truth(judged, corpus.documents).measure(model, vectors))
+    judged = candidate.golden.within({document.doc_id for document in corpus.documents})
+    asked = theirs.searched_with(encode(theirs.query_encoder, [one.query for one in judged]))
+    before = Truth(judged, corpus.documents).of_top(top(asked, documents, DEPTH))
+    return replace(candidate.golden_trial, before=before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
 
@@ -24,25 +25,47 @@ WARM_UP = 3
 RESAMPLES = 1000
 
 
-def cost_of(parent: Parent, trained: Trained, queries: Sequence[str], *, seed: int) -> CostResult:
-    """Measured on ``queries``, of which there must be one at least."""
-    adapter = trained.adapter or (None if trained.new_space else parent.adapter)
-    encoder = trained.encoder or parent.query_encoder
-    documents = encoder if trained.new_space else parent.document_encoder
-    if encoder is parent.query_encoder:
+@dataclass(frozen=True)
+class Served:
+    """What a node loads to serve a version."""
+
+    queries: SentenceTransformer
+    documents: SentenceTransformer
+    """The same object as that of the queries, unless they are encoded by another one."""
+    adapter: Adapter | None
+
+    @classmethod
+    def of(cls, parent: Parent, trained: Trained | None = None) -> Served:
+        """The parent, or what was trained from it."""
+        if trained is None:
+            return cls(parent.query_encoder, parent.document_encoder, parent.adapter)
+        encoder = trained.encoder or parent.query_encoder
+        if trained.new_space:
+            return cls(encoder, encoder, trained.adapter)
+        return cls(encoder, parent.document_encoder, trained.adapter or parent.adapter)
+
+    @property
+    def bytes(self) -> int:
+        return loaded_bytes([self.queries, self.documents], self.adapter)
+
+
+def cost_of(one: Served, other: Served, queries: Sequence[str], *, seed: int) -> CostResult:
+    """What the other costs next to the one, on ``queries``, of which there must be one at least."""
+    if other.queries is one.queries:
         before, after = timed(
-            _mapping(parent.adapter), _mapping(adapter), queries, both=lambda text: encode(encoder, [text])
+            _mapping(one.adapter),
+            _mapping(other.adapter),
+            queries,
+            both=lambda text: encode(one.queries, [text]),
         )
     else:
         before, after = timed(
-            lambda text: _mapping(parent.adapter)(encode(parent.query_encoder, [text])),
-            lambda text: _mapping(adapter)(encode(encoder, [text])),
+            lambda text: _mapping(one.adapter)(encode(one.queries, [text])),
+            lambda text: _mapping(other.adapter)(encode(other.queries, [text])),
             queries,
         )
     return CostResult(
-        encode_seconds=slowdown(before, after, seed=seed),
-        bytes_before=loaded_bytes([parent.query_encoder, parent.document_encoder], parent.adapter),
-        bytes_after=loaded_bytes([encoder, documents], adapter),
+        encode_seconds=slowdown(before, after, seed=seed), bytes_before=one.bytes, bytes_after=other.bytes
     )
 
 

@@ -5,13 +5,17 @@ What was clicked depends on what was shown, and the parent chose that. Two conse
 * A click says which of the *shown* documents was wanted, so both sides rank the clicked document among the
   documents that the parent shows (condensed lists, Sakai 2007), not in the whole corpus: a document that was
   never shown can't have been clicked, and counting it as irrelevant would punish every candidate that finds
-  something new, better or not.
+  something new, better or not. What was clicked though the parent does not show it, since BM25 or another version
+  did, is ranked in the whole corpus: among ten documents that all beat it, it could only rise.
 * What is on top gets more clicks, so each click carries the inverse of its chance to be examined (Joachims,
   Swaminathan and Schnabel 2017) as its weight. Wrong clicks, spread evenly over the list by that, move neither.
 
 What condensed lists can't see is a candidate that pushes the wanted document out of the results by documents
-that were never shown. The guard sees it: of the documents that are wanted beyond doubt and that the parent finds
-in the whole corpus, the candidate must find nearly all.
+that were never shown. Two guards see it. Of the documents that are wanted beyond doubt and that the parent finds
+in the whole corpus, the candidate must find nearly all. And a candidate that errs elsewhere than the parent, as
+one of another space or another training does, looks too good among the parent's ten: what stands above the clicked
+one there are the parent's errors. So it must not be worse, either, where all documents count, though it looks too
+bad there: what it finds instead was not shown, and could not be clicked.
 """
 
 from __future__ import annotations
@@ -83,6 +87,8 @@ class Trial:
     """Of each of those queries, the slices that it belongs to; empty where none is known."""
     agreement: Agreement | None = None
     """With the clicks on randomised traffic, where there are some."""
+    among_all: tuple[Floats, Floats] | None = None
+    """(queries,) MRR@10 of parent and candidate where all documents count."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ def measure(clicks: Clicks, parent: Side, candidate: Side) -> Trial:
     weight = np.bincount(clicks.query, clicks.weight, len(clicks.queries)).astype(np.float64)
     seen = weight > 0.0
     confirmed = clicks.evidence >= CONFIRMED
-    old, new = (recall(r, SHOWN)[confirmed] for r in ranks(clicks, parent, candidate, among=None))
+    among_all = ranks(clicks, parent, candidate, among=None)
+    old, new = (recall(rank, SHOWN)[confirmed] for rank in among_all)
 
     def per_query(values: Floats) -> Floats:
         total = np.bincount(clicks.query, clicks.weight * values, len(weight)).astype(np.float64)
@@ -121,7 +128,12 @@ def measure(clicks: Clicks, parent: Side, candidate: Side) -> Trial:
         found_after=int((old * new).sum()),
         labels=[clicks.labels.get(int(q), frozenset()) for q in np.flatnonzero(seen)],
         agreement=Agreement.measured(clicks.votes, parent, candidate) if clicks.votes else None,
+        among_all=(per_query(mrr_at_10(among_all[0])), per_query(mrr_at_10(among_all[1]))),
     )
+
+
+def mrr_at_10(rank: NDArray[np.int64]) -> Floats:
+    return per_query_metrics(rank)["mrr_at_10"]
 
 
 def judge(
@@ -132,6 +144,7 @@ def judge(
     margin: float = 0.0,
     golden: GoldenTrial | None = None,
     cost: CostResult | None = None,
+    apart: bool = False,
     other: str = "its parent",
     nothing: str = "no clicks were held out",
 ) -> GateResult:
@@ -143,8 +156,9 @@ def judge(
 
     ``margin`` is 0 where the candidate must beat its parent beyond chance, and LADDER_MARGIN where the parent is
     the rung below, which has just done so: then it must be at least level, and not behind by the margin beyond
-    chance (non-inferiority, Piaggio et al. 2012). ``other`` is what the reasons call the version before, and
-    ``nothing`` what they say without a trial.
+    chance (non-inferiority, Piaggio et al. 2012). ``apart``: the candidate is no small change of the version
+    before, and must not be worse beyond chance where all documents count. ``other`` is what the reasons call the
+    version before, and ``nothing`` what they say without a trial.
     """
     queries = sum(len(t.weight) for t in trials)
     of_golden = _golden(golden, seed) if golden is not None else None
@@ -169,6 +183,8 @@ def judge(
     if kept is None:
         few = f"{found} documents are surely wanted and found, {FEWEST_CONFIRMED} are needed"
         reasons.append(f"whether documents were lost was not measured: {few}")
+    if verdict == "pass" and apart:
+        verdict, reasons = _among_all(trials, weight, reasons, seed=seed)
     slices = _slices(trials, weight, fewest=thresholds.min_queries, seed=seed)
     swaps = swap_result([t.agreement for t in trials if t.agreement], seed=seed)
     lost += [*_lost_on_domains(slices, thresholds), *_lost_on_swaps(swaps)]
@@ -186,8 +202,30 @@ def judge(
     )
 
 
-def beside_live(gate: GateResult, version: str, found: GateResult) -> GateResult:
-    """The gate of a candidate that passed, with what was ``found`` beside the live ``version``: that decides."""
+def _among_all(
+    trials: Sequence[Trial], weight: Floats, reasons: list[str], *, seed: int
+) -> tuple[Verdict, list[str]]:
+    """The verdict on a candidate that passes, once what no one was shown counts, too."""
+    pairs = [trial.among_all for trial in trials if trial.among_all is not None]
+    mrr = compare(
+        np.concatenate([before for before, _ in pairs]),
+        np.concatenate([after for _, after in pairs]),
+        weights=weight,
+        seed=seed,
+    )
+    said = (
+        f"where all documents count, shown or not, MRR@10 {mrr.change:+.1%}, "
+        f"95 % interval {mrr.low:+.1%} to {mrr.high:+.1%}"
+    )
+    if mrr.high < 0.0:
+        return "inconclusive", [f"it may err elsewhere, not less: {said}", *reasons]
+    return "pass", [*reasons, said]
+
+
+def beside_live(gate: GateResult, version: str, found: GateResult | None) -> GateResult:
+    """The gate with what was ``found`` beside the live ``version``, which decides; None where no one looked."""
+    if found is None:
+        return replace(gate, live=LiveResult(version=version))
     before = f"beside {version}, which is live: "
     return replace(
         gate,
@@ -295,7 +333,8 @@ def decide(
 def ranks(
     clicks: Clicks, parent: Side, candidate: Side, *, among: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rank of each row's clicked document under both sides: among the parent's top ``among``, or the corpus."""
+    """Rank of each row's clicked document under both sides: among the parent's top ``among`` where it is one of
+    them, else in the corpus."""
     before = np.empty(len(clicks), dtype=np.int64)
     after = np.empty(len(clicks), dtype=np.int64)
     for start in range(0, len(clicks), _BLOCK):
@@ -304,10 +343,14 @@ def ranks(
         old = parent.queries[q] @ parent.documents.T
         new = candidate.queries[q] @ candidate.documents.T
         old_clicked, new_clicked = np.take_along_axis(old, d, 1), np.take_along_axis(new, d, 1)
+        # A score that is no number, as after a descent out of bounds, must not pass for the best one.
+        above, above_new = ~(old <= old_clicked), ~(new <= new_clicked)
         if among is not None and among < old.shape[1]:
             shown = np.argpartition(-old, among, axis=1)[:, :among]
-            old, new = np.take_along_axis(old, shown, 1), np.take_along_axis(new, shown, 1)
-        # A score that is no number, as after a descent out of bounds, must not pass for the best one.
-        before[part] = (~(old <= old_clicked)).sum(axis=1) + 1
-        after[part] = (~(new <= new_clicked)).sum(axis=1) + 1
+            counted = np.zeros(old.shape, dtype=bool)
+            np.put_along_axis(counted, shown, True, 1)
+            counted |= ~np.take_along_axis(counted, d, 1)
+            above, above_new = above & counted, above_new & counted
+        before[part] = above.sum(axis=1) + 1
+        after[part] = above_new.sum(axis=1) + 1
     return before, after

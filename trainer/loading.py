@@ -69,6 +69,17 @@ class Loader:
         self._seed = seed
         self._queries: OrderedDict[tuple[str, str], Vectors] = OrderedDict()
 
+    def searched_by(
+        self, version: str, documents: list[Document], *, on_text: OnText, seconds_left: SecondsLeft = _endless
+    ) -> tuple[Parent, Vectors]:
+        """A version with both its encoders, and the documents' vectors in its space. Raises as ``load`` does."""
+        model = load_model(self._store, version, self._device)
+        of_documents = load_space(self._store, model, self._device)
+        texts = {document.digest: document.text for document in documents}
+        vectors = self._stored(model.space, texts, of_documents, within(seconds_left, on_text))
+        parent = Parent(version, model.encoder, model.adapter, of_documents, model.low_rank)
+        return parent, _stacked(vectors, [document.digest for document in documents])
+
     def load(
         self,
         manifest: Manifest,
@@ -83,15 +94,7 @@ class Loader:
 
         Raises TrainingError where the time is up before all is encoded. What was, is not encoded again.
         """
-
-        def counted(done: int, texts: int) -> None:
-            on_text(done, texts)
-            if done < texts and seconds_left() <= 0.0:
-                raise TrainingError(
-                    f"the budget of time was spent with {done:,} of {texts:,} texts encoded; documents' vectors "
-                    "are kept, and the next run goes on from them"
-                )
-
+        counted = within(seconds_left, on_text)
         model = load_model(self._store, manifest.version, self._device)
         of_documents = load_space(self._store, model, self._device)
         texts = {document.digest: document.text for document in documents}
@@ -177,6 +180,20 @@ class Loader:
     ) -> None:
         """Give ``on_vectors`` each batch's rows and vectors as soon as they are there."""
         encode(encoder, texts, on_batch=lambda done: on_text(done, len(texts)), on_vectors=on_vectors)
+
+
+def within(seconds_left: SecondsLeft, on_text: OnText) -> OnText:
+    """``on_text``, raising TrainingError where the time is up and texts are left."""
+
+    def counted(done: int, texts: int) -> None:
+        on_text(done, texts)
+        if done < texts and seconds_left() <= 0.0:
+            raise TrainingError(
+                f"the budget of time was spent with {done:,} of {texts:,} texts encoded; documents' vectors "
+                "are kept, and the next run goes on from them"
+            )
+
+    return counted
 
 
 def _stacked(store: VectorStore, digests: Sequence[bytes]) -> Vectors:

@@ -24,8 +24,8 @@ from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, Versi
 from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
 from clickloop.propensity import Examination
-from trainer.beside import Beside, HeldOut
-from trainer.cost import cost_of
+from trainer.beside import Beside, Candidate
+from trainer.cost import Served, cost_of
 from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
 from trainer.examples import Document
 from trainer.gate import LADDER_MARGIN, GoldenTrial, Side, Thresholds, Trial, judge, measure
@@ -148,19 +148,18 @@ class Ladder:
         read: Callable[[], Awaitable[Data]],
         told: Told,
         *,
-        live: str = "",
+        live: Callable[[], Awaitable[str]] | None = None,
     ) -> AsyncIterator[Published]:
         """Each of the command's rungs, as soon as it is published. What passed is the next one's parent.
 
-        ``live`` names the version that users have: what is not made of that must beat that as well. A version that
-        is in the store already is not made again, and ``read`` is only called where one is not.
+        ``live`` names the version that users have by then: what is not made of that must beat that as well. A
+        version that is in the store already is not made again, and ``read`` is only called where one is not.
 
         Raises TooFewError, TrainingError where the budget is too small, StoppedError, ArtifactError.
         """
         left = deadline(command.budget_seconds)
         margin = 0.0
         data: Data | None = None
-        beside = Beside(live, self._store, self.loader) if live not in ("", parent.version) else None
         below: dict[int, Adapter] = {}
         for number, kind in enumerate(command.kinds):
             version = version_name(kind, command.command_id)
@@ -182,7 +181,7 @@ class Ladder:
                     data,
                     told,
                     below,
-                    beside,
+                    live,
                     margin=margin,
                     share=share,
                     left=left,
@@ -190,7 +189,7 @@ class Ladder:
             yield published
             gate = published.manifest.gate
             if gate is not None and gate.verdict == "pass":
-                parent, margin, below, beside = published.manifest, LADDER_MARGIN, then, None
+                parent, margin, below, live = published.manifest, LADDER_MARGIN, then, None
 
     async def _train(
         self,
@@ -201,7 +200,7 @@ class Ladder:
         data: Data,
         told: Told,
         below: Mapping[int, Adapter],
-        beside: Beside | None,
+        live: Callable[[], Awaitable[str]] | None,
         *,
         margin: float,
         share: float,
@@ -269,7 +268,8 @@ class Ladder:
         golden_set = self._golden()
         golden = await asyncio.to_thread(golden_trial, golden_set, parent, trained, corpus, told)
         asked = past[-1].later.queries or past[-1].known.queries
-        cost = await asyncio.to_thread(cost_of, parent, trained, asked, seed=settings.seed)
+        served = Served.of(parent, trained)
+        cost = await asyncio.to_thread(cost_of, Served.of(parent), served, asked, seed=settings.seed)
         gate = await asyncio.to_thread(
             judge,
             trials,
@@ -278,18 +278,29 @@ class Ladder:
             margin=margin,
             golden=golden,
             cost=cost,
+            apart=trained.new_space,
         )
         gate = sample.told(gate)
-        if beside is not None and gate.verdict == "pass":
+        users_have = await live() if live is not None else ""
+        if users_have not in ("", manifest.version):
+            last = past[-1]
             gate = await asyncio.to_thread(
-                beside,
+                Beside(
+                    self._store, self.loader, thresholds_of(settings), settings.gate_max_queries, settings.seed
+                ),
                 gate,
-                HeldOut(later, after, golden_set, golden) if len(later) else None,
+                users_have,
+                Candidate(
+                    last.later,
+                    lambda clicks: _sides(last.parent, trained, corpus, clicks, told)[1],
+                    served,
+                    golden_set,
+                    golden,
+                ),
                 corpus,
                 data.prepared,
-                thresholds=thresholds_of(settings),
-                seed=settings.seed,
                 on_text=told.encoding,
+                seconds_left=left,
             )
         await told.stage(kind, "publishing", version=version, verdict=gate.verdict)
         lineage = Lineage(

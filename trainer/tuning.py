@@ -226,7 +226,13 @@ class Bench:
 
     def gate(self, found: Tried) -> GateResult:
         settings = self.settings
-        return judge(found.trials, thresholds=thresholds_of(settings), seed=settings.seed, golden=found.golden)
+        return judge(
+            found.trials,
+            thresholds=thresholds_of(settings),
+            seed=settings.seed,
+            golden=found.golden,
+            apart=self.kind == "full",
+        )
 
 
 # The search

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +24,7 @@ from clickloop.events import (
 from clickloop.golden import GoldenSet, write_golden
 from clickloop.kafka import Follower, Producer, Record, end_offsets
 from clickloop.manifest import Manifest, sha256_file
-from clickloop.model_store import ModelStore
+from clickloop.model_store import ModelStore, Published
 from clickloop.recorded import Judged
 from tests.conftest import Broker
 from tests.unit.trainer_facts import START, example
@@ -274,9 +275,10 @@ async def test_a_training_anew_is_compared_with_what_users_have_unless_someone_n
     trainer, producer = trainer_for(broker, tmp_path)
     climb, told = trainer._ladder.climb, list[tuple[str, str]]()
 
-    def climbing(wish: Retrain, parent: Manifest, *given: Any, live: str) -> Any:
-        told.append((parent.version.split("-")[0], live))
-        return climb(wish, parent, *given, live=live)
+    async def climbing(wish: Retrain, parent: Manifest, *given: Any, live: Any) -> AsyncIterator[Published]:
+        told.append((parent.version.split("-")[0], await live() if live else "no one looks"))
+        async for one in climb(wish, parent, *given, live=live):
+            yield one
 
     monkeypatch.setattr(trainer._ladder, "climb", climbing)
     async with producer:
@@ -288,7 +290,7 @@ async def test_a_training_anew_is_compared_with_what_users_have_unless_someone_n
         assert await trainer.handle(command(ranges, command_id="anew", strategy="full_retrain"))
         wish = command(ranges, command_id="named", strategy="full_retrain", parent=first.version)
         assert await trainer.handle(wish)
-    assert told == [("base", ""), ("base", first.version), ("adapter", "")]
+    assert told == [("base", ""), ("base", first.version), ("adapter", "no one looks")]
 
 
 @pytest.mark.timeout(120)

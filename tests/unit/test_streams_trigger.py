@@ -299,6 +299,19 @@ def test_the_cool_down_doubles_with_each_failed_gate_and_a_pass_ends_that() -> N
     assert commanded(rule, 834)
 
 
+@pytest.mark.parametrize("verdict", ["fail", "pass"])
+def test_what_someone_tried_by_hand_neither_lengthens_the_cool_down_nor_ends_it(verdict: str) -> None:
+    """A training anew is compared with other versions than the next command is."""
+    rule = trigger(failed_cool_down_seconds=100.0)
+    fail(rule, 0, 0)
+    tell(rule, 1, 100, when=150)
+    anew = replace(commanded(rule, 150), command_id="by-hand", strategy="full_retrain")
+    rule.retrain(anew)
+    for kind in anew.kinds:
+        rule.training(progress(anew.command_id, kind, "done", when=151, verdict=verdict))
+    assert "cooling down for another 51 s after 1 failed gate" in refused(rule, 200)
+
+
 def test_an_inconclusive_gate_is_no_failure() -> None:
     rule = trigger(failed_cool_down_seconds=1000.0)
     fail(rule, 0, 0, verdict="inconclusive")

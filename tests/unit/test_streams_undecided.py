@@ -237,7 +237,7 @@ def test_what_no_gate_has_looked_at_does_not_make_the_next_look_wait() -> None:
 
 
 def test_a_training_anew_decides_for_no_one_before_it_is_promoted() -> None:
-    """Its gate compares it with the base model."""
+    """It may have beaten no more than the base model: whoever named that as its parent asked for no other look."""
     index = Index()
     index.clicks()
     wish = index.command("pass", "pass", strategy="full_retrain")

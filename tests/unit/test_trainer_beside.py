@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,17 @@ import pytest
 from msgspec.structs import replace as changed
 
 from clickloop.accounts import gate_rows
-from clickloop.errors import ArtifactError
-from clickloop.events import GateResult
+from clickloop.errors import ArtifactError, TrainingError
+from clickloop.events import CostResult, Estimate, GateResult, LiveResult, Verdict
 from clickloop.golden import GoldenSet
 from clickloop.recorded import Judged
 from tests.unit.trainer_facts import START, example, world
 from tests.unit.version_facts import manifest
-from trainer.beside import Beside, HeldOut, first_answered
+from trainer.beside import Beside, Candidate, first_answered
+from trainer.cost import Served
 from trainer.dataset import Clicks, First, Prepared, prepare
 from trainer.gate import GoldenTrial, Side, Thresholds
+from trainer.methods.base import Parent, StoppedError
 from trainer.model import Vectors
 from trainer.truth import Truth, top
 
@@ -49,22 +50,23 @@ class Known:
         self._manifest = changed(made, lineage=changed(made.lineage, newest_example_at=newest))
         self._sees = sees
         self.asked: list[str] = []
+        self.error: Exception | None = None
 
-    def manifest(self, version: str) -> Any:
+    def created(self, version: str) -> datetime:
         if version != "live-1":
             raise ArtifactError(f"{version}: no complete artifact")
+        return minute(320)
+
+    def manifest(self, version: str) -> Any:
+        assert version == "live-1"
         return self._manifest
 
-    def searched(self, version: str, *_: object, **__: object) -> Any:
+    def searched_by(self, version: str, *_: object, **__: object) -> tuple[Parent, Vectors]:
         assert version == "live-1"
-        return self, CORPUS.vectors
-
-    adapter = None
-    encoder_version = "live-1"
-
-    @property
-    def encoder(self) -> Known:
-        return self
+        if self.error is not None:
+            raise self.error
+        encoder: Any = self
+        return Parent(version, encoder, None, encoder), CORPUS.vectors
 
     def encode(self, texts: list[str]) -> Vectors:
         self.asked = list(texts)
@@ -72,31 +74,41 @@ class Known:
         return self._sees(CLICKS)[rows]
 
 
+COST = CostResult(
+    encode_seconds=Estimate(before=0.01, after=0.01, change=0.0, low=-0.01, high=0.01),
+    bytes_before=1,
+    bytes_after=1,
+)
+
+
 @pytest.fixture(autouse=True)
 def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.beside.encode", lambda encoder, texts: encoder.encode(texts))
-    monkeypatch.setattr("trainer.truth.encode", lambda encoder, texts: encoder.encode(texts))
+    monkeypatch.setattr("trainer.beside.cost_of", lambda *_, **__: COST)
 
 
 def beside(
     known: Known,
     candidate: Vectors,
     *,
+    gate: GateResult = GATE,
     live: str = "live-1",
     golden: GoldenSet | None = None,
     trial: GoldenTrial | None = None,
-    held: bool = True,
+    held: Clicks = CLICKS,
+    most: int = 0,
 ) -> GateResult:
     store: Any = known
-    held_out = HeldOut(CLICKS, Side(candidate, CORPUS.vectors), golden or GoldenSet([]), trial)
-    return Beside(live, store, store)(
-        GATE,
-        held_out if held else None,
-        CORPUS,
-        prepared(),
-        thresholds=Thresholds(min_queries=50, max_lost_recall=0.1),
-        seed=0,
-        on_text=lambda *_: None,
+    encoder: Any = object()
+    place = {text: number for number, text in enumerate(CLICKS.queries)}
+
+    def side(clicks: Clicks) -> Side:
+        return Side(candidate[[place[text] for text in clicks.queries]], CORPUS.vectors)
+
+    made = Candidate(held, side, Served(encoder, encoder, None), golden or GoldenSet([]), trial)
+    thresholds = Thresholds(min_queries=50, max_lost_recall=0.1)
+    return Beside(store, store, thresholds, most, 0)(
+        gate, live, made, CORPUS, prepared(), on_text=lambda *_: None, seconds_left=lambda: 1.0
     )
 
 
@@ -158,18 +170,21 @@ def test_a_query_in_other_words_than_one_that_the_live_version_knows_is_not_new(
     vectors = CLICKS.vectors.copy()
     vectors[350] = vectors[10]
     known = replace(CLICKS, vectors=vectors)
-    new = first_answered("live-1", known, prepared().first, newest=minute(299))
+    new = first_answered("live-1", known, prepared().first, newest=minute(299), since=START)
     assert len(new.queries) == 99
     assert "query 350" not in new.queries
 
 
 def test_it_judges_by_what_the_live_version_was_the_first_to_answer() -> None:
     """Between its newest example and its first share another one answered. Some apps don't tell."""
-    first = prepared({300: "before-1", 301: "before-1", 302: ""}).first
-    new = first_answered("live-1", CLICKS, first, newest=minute(299))
-    assert new.queries == [f"query {number}" for number in range(302, 400)]
-    assert first_answered("live-2", CLICKS, first, newest=minute(299)).queries == ["query 302"]
-    assert len(first_answered("live-1", CLICKS, first, newest=None).queries) == 398
+    first = prepared({300: "before-1", 301: "before-1", 302: "", 350: ""}).first
+
+    def answered(version: str, newest: datetime | None) -> list[str]:
+        return first_answered(version, CLICKS, first, newest=newest, since=minute(320)).queries
+
+    assert answered("live-1", minute(299)) == [f"query {number}" for number in range(303, 400)]
+    assert answered("live-2", minute(299)) == ["query 350"], "untold, and after it was published"
+    assert len(answered("live-1", None)) == 397
 
 
 def test_a_query_is_as_old_as_its_first_impression() -> None:
@@ -183,17 +198,46 @@ def test_a_query_is_as_old_as_its_first_impression() -> None:
 
 
 def test_where_nothing_was_held_out_or_the_live_version_is_gone_no_one_can_tell() -> None:
-    nothing = beside(Known(raw, START), PERFECT, held=False)
+    nothing = beside(Known(raw, START), PERFECT, held=CLICKS.of_queries([]))
     assert nothing.verdict == "inconclusive"
-    assert nothing.reasons[1:] == ["beside live-1, which is live: no clicks were held out"]
+    assert nothing.reasons[1].endswith("it was the first to answer none")
     gone = beside(Known(raw, START), PERFECT, live="gone")
     assert gone.verdict == "inconclusive"
     assert gone.reasons[1:] == ["beside gone, which is live: gone: no complete artifact"]
-    assert gone.live is not None
-    assert gone.live.version == "gone"
+    assert gone.live == LiveResult(version="gone")
+    known = Known(raw, START)
+    known.error = TrainingError("the budget of time was spent")
+    assert beside(known, PERFECT).verdict == "inconclusive"
+    known.error = StoppedError()
+    with pytest.raises(StoppedError):
+        beside(known, PERFECT)
 
 
-def test_it_may_not_lose_on_the_golden_set_beside_the_live_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
+def test_what_did_not_beat_its_parent_is_not_looked_at_but_the_way_back_is_told(verdict: Verdict) -> None:
+    known = Known(raw, START)
+    found = beside(known, PERFECT, gate=changed(GATE, verdict=verdict))
+    assert found == changed(GATE, verdict=verdict, live=LiveResult(version="live-1"))
+    assert known.asked == []
+
+
+def test_a_sample_is_drawn_from_what_the_live_version_answered() -> None:
+    known = Known(raw, minute(299))
+    found = beside(known, PERFECT, most=60)
+    assert len(known.asked) == 60
+    assert found.reasons[-1].endswith("held-out queries (gate_max_queries)")
+
+
+def test_what_is_slower_than_the_live_version_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be as fast as its parent: the base model may be another one by now."""
+    slow = changed(COST, encode_seconds=Estimate(before=0.01, after=0.05, change=4.0, low=3.5, high=4.5))
+    monkeypatch.setattr("trainer.beside.cost_of", lambda *_, **__: slow)
+    found = beside(Known(raw, START), PERFECT)
+    assert found.verdict == "fail"
+    assert "a query takes 5.00 times as long to encode" in found.reasons[1]
+
+
+def test_it_may_not_lose_on_the_golden_set_beside_the_live_version() -> None:
     """It may have gained there beside its parent."""
     judged = [Judged(f"query {number}", {f"d{number:04}": 1.0}) for number in range(40)]
     truth = Truth(judged, CORPUS.documents)

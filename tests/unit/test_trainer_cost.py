@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from clickloop.accounts import gate_rows
 from clickloop.events import CostResult, Estimate
 from tests.unit.trainer_facts import world
-from trainer.cost import FEWEST_PAIRS, PAIRS, WARM_UP, cost_of, loaded_bytes, slowdown, timed
+from trainer.cost import FEWEST_PAIRS, PAIRS, WARM_UP, Served, cost_of, loaded_bytes, slowdown, timed
 from trainer.gate import Side, Thresholds, judge, measure
 from trainer.methods.base import Parent, Trained
 from trainer.model import Adapter, Vectors, normalised
@@ -87,11 +87,13 @@ def test_versions_that_share_an_encoder_have_it_asked_once_a_query(monkeypatch: 
     monkeypatch.setattr("trainer.cost.encode", encode)
     one, other = (SentenceTransformer(modules=[torch.nn.Linear(3, 4)]) for _ in range(2))
     parent = Parent("base", one, None, one)
-    result = cost_of(parent, Trained(adapter=Adapter.identity(4)), ["a", "b"], seed=0)
+    result = cost_of(
+        Served.of(parent), Served.of(parent, Trained(adapter=Adapter.identity(4))), ["a", "b"], seed=0
+    )
     assert asked == [one] * (WARM_UP + PAIRS)
     assert result.bytes_after == result.bytes_before + 4 * (4 * 4 + 4)
     asked.clear()
-    cost_of(parent, Trained(encoder=other), ["a", "b"], seed=0)
+    cost_of(Served.of(parent), Served.of(parent, Trained(encoder=other)), ["a", "b"], seed=0)
     assert asked.count(one) == asked.count(other) == WARM_UP + PAIRS
 
 

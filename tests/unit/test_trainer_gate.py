@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clickloop.events import Estimate, GateResult
+from clickloop.events import Estimate, GateResult, Verdict
 from tests.unit.trainer_facts import world
+from trainer.dataset import Clicks
 from trainer.gate import (
     FEWEST_CONFIRMED,
     LADDER_MARGIN,
@@ -57,6 +58,72 @@ def test_of_a_dozen_random_changes_hardly_one_passes():
         trial = measure(clicks, Side(clicks.vectors, corpus.vectors), Side(shaken, corpus.vectors))
         passed += judge([trial], thresholds=THRESHOLDS, seed=0).verdict == "pass"
     assert passed <= 1
+
+
+@pytest.mark.parametrize("wrong", [0.2, 0.8])
+def test_of_a_dozen_random_changes_to_a_version_that_did_not_show_what_was_clicked_hardly_one_passes(wrong: float):
+    """BM25 did, or another version: what the parent has below its first ten can only rise among those."""
+    passed = 0
+    for seed in range(12):
+        clicks, corpus = world(queries=300, seed=seed, wrong=wrong)
+        rng = np.random.default_rng(1000 + seed)
+        parent = normalised(clicks.vectors + 0.3 * rng.normal(size=clicks.vectors.shape))
+        shaken = normalised(parent + 0.2 * rng.normal(size=clicks.vectors.shape))
+        trial = measure(clicks, Side(parent, corpus.vectors), Side(shaken, corpus.vectors))
+        passed += judge([trial], thresholds=THRESHOLDS, seed=0).verdict == "pass"
+    assert passed <= 1
+
+
+def apart(correlation: float, *, noise: float, seed: int) -> tuple[Verdict, float]:
+    """The verdict on a candidate whose errors are so much like its parent's, and its true change of MRR@10."""
+    rng = np.random.default_rng(seed)
+    documents = normalised(rng.normal(size=(1500, 48)))
+    wanted = rng.integers(0, len(documents), 1000)
+    errors, others = (normalised(rng.normal(size=(len(wanted), 48))) for _ in range(2))
+    mixed = normalised(correlation * errors + np.sqrt(1.0 - correlation**2) * others)
+    sides = [
+        Side(normalised(documents[wanted] + size * of), documents) for size, of in ((2.0, errors), (noise, mixed))
+    ]
+    places = [
+        ((side.queries @ documents.T) > (side.queries * documents[wanted]).sum(1)[:, None]).sum(1)
+        for side in sides
+    ]
+    clicked = np.flatnonzero((places[0] < 10) & (rng.random(len(wanted)) < 1.0 / (places[0] + 1)))
+    weight = (places[0][clicked] + 1.0).astype(np.float32)
+    clicks = Clicks(
+        [f"q{number}" for number in clicked],
+        np.arange(len(clicked)),
+        wanted[clicked],
+        weight,
+        np.ones_like(weight),
+    )
+    shown = [Side(side.queries[clicked], documents) for side in sides]
+    true = [float(np.where(place < 10, 1.0 / (place + 1), 0.0).mean()) for place in places]
+    return judge([measure(clicks, *shown)], thresholds=THRESHOLDS, seed=0, apart=True).verdict, true[1] / true[
+        0
+    ] - 1.0
+
+
+def test_a_worse_candidate_that_errs_elsewhere_does_not_pass_and_a_better_one_does():
+    """Among the ten that the parent shows, what stands above the clicked one are the parent's errors alone."""
+    worse = [apart(0.5, noise=2.1, seed=seed) for seed in range(6)]
+    assert all(change < -0.05 for _, change in worse)
+    assert [verdict for verdict, _ in worse].count("pass") <= 1
+    better = [apart(0.5, noise=1.4, seed=seed) for seed in range(6)]
+    assert [verdict for verdict, _ in better].count("pass") >= 5
+
+
+def test_what_the_parent_did_not_show_is_ranked_in_the_whole_corpus():
+    """Eleven lie above it, ten of which the parent shows. The candidate lifts it above those, and three others."""
+    documents = np.eye(14, dtype=np.float32)
+    once = np.ones(2, dtype=np.float32)
+    clicks = Clicks(["q"], query=np.asarray([0, 0]), document=np.asarray([11, 3]), weight=once, evidence=once)
+    falling = np.linspace(1.0, 0.1, 14, dtype=np.float32)
+    lifted = falling.copy()
+    lifted[[10, 11, 12, 13]] = [3.0, 2.0, 4.0, 5.0]
+    before, after = ranks(clicks, Side(falling[None], documents), Side(lifted[None], documents), among=10)
+    assert before.tolist() == [12, 4]
+    assert after.tolist() == [4, 4], "of what is new above it, it counts; above what was shown, it does not"
 
 
 def test_a_candidate_whose_weights_are_no_numbers_fails():

@@ -54,6 +54,18 @@ def test_encoding_ends_when_the_time_is_up_and_goes_on_from_there(store: ModelSt
     assert np.allclose(loaded.corpus.vectors, whole, atol=1e-2)
 
 
+def test_a_version_to_compare_with_is_encoded_no_longer_than_there_is_time(
+    store: ModelStore, base: Manifest
+) -> None:
+    loader = Loader(store, "cpu", seed=0)
+    with pytest.raises(TrainingError, match="of 200 texts encoded"):
+        loader.searched_by(base.version, TEXTS, on_text=lambda *_: None, seconds_left=lambda: 0.0)
+    parent, vectors = loader.searched_by(base.version, TEXTS, on_text=lambda *_: None)
+    _, same = loader.searched(base.version, TEXTS, on_text=lambda *_: None)
+    assert (parent.version, parent.adapter) == (base.version, None)
+    assert np.array_equal(vectors, same)
+
+
 def test_a_few_texts_tell_how_long_all_will_take(store: ModelStore, base: Manifest) -> None:
     loader = Loader(store, "cpu", seed=0)
     encoder = load_encoder(base_model_folder("all-MiniLM-L6-v2"), "cpu")

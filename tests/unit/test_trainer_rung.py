@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from clickloop.model_store import Manifest, ModelStore
 from clickloop.propensity import Examination
 from tests.unit.trainer_facts import START, world
 from tests.unit.version_facts import gate, put
-from trainer.beside import HeldOut
+from trainer.beside import Candidate
 from trainer.dataset import Clicks, Prepared, moments
 from trainer.gate import Trial, beside_live
 from trainer.loading import Loaded
@@ -111,8 +111,9 @@ class Climbs:
         parent: Manifest | None = None,
         *,
         budget: float = 3600.0,
-        live: str = "",
+        live: Sequence[str] = (),
     ) -> list[Manifest]:
+        """``live``: what users have at each look; nothing where no one is to look."""
         for rung in self.rungs.values():
             rung.parents.clear()
             rung.made.clear()
@@ -129,7 +130,12 @@ class Climbs:
         async def read() -> Data:
             return self.data
 
-        climb = self.ladder.climb(wish, parent or self.base, read, Silent(), live=live)
+        looks = iter(live)
+
+        async def by_now() -> str:
+            return next(looks)
+
+        climb = self.ladder.climb(wish, parent or self.base, read, Silent(), live=by_now if live else None)
         return [published.manifest async for published in climb]
 
 
@@ -185,55 +191,54 @@ class Onlooker:
     """Stands beside the live version, and says what it was told to."""
 
     verdict: Verdict
-    seen: list[int] = field(default_factory=list)
-    """Held-out queries of each candidate."""
+    seen: list[tuple[str, int]] = field(default_factory=list)
+    """The live version, and the held-out queries of each candidate."""
 
-    def __call__(self, live: str, *_: object) -> Callable[..., GateResult]:
-        def look(found: GateResult, held: HeldOut | None, *_: object, **__: object) -> GateResult:
-            assert held is not None
-            assert len(held.candidate.queries) == len(held.clicks.queries)
-            self.seen.append(len(held.clicks.queries))
+    def __call__(self, *_: object) -> Callable[..., GateResult]:
+        def look(found: GateResult, live: str, made: Candidate, *_: object, **__: object) -> GateResult:
+            assert len(made.side(made.later).queries) == len(made.later.queries)
+            self.seen.append((live, len(made.later.queries)))
             return beside_live(found, live, gate(self.verdict))
 
         return look
 
 
+@pytest.fixture
+def onlooker(monkeypatch: pytest.MonkeyPatch) -> Onlooker:
+    found = Onlooker("pass")
+    monkeypatch.setattr("trainer.rung.Beside", found)
+    return found
+
+
 async def test_the_first_rung_that_passes_must_beat_the_live_version_too_and_the_next_ones_follow_it(
-    climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+    climbs: Climbs, onlooker: Onlooker
 ) -> None:
-    onlooker = Onlooker("pass")
-    monkeypatch.setattr("trainer.rung.Beside", onlooker)
-    adapter, above = await climbs.run("c1", ["adapter", "query_encoder"], live="live-1")
-    assert len(onlooker.seen) == 1
-    assert onlooker.seen[0] > 50
+    adapter, above = await climbs.run("c1", ["adapter", "query_encoder"], live=["live-1"])
+    [(live, queries)] = onlooker.seen
+    assert live == "live-1"
+    assert queries > 50
     assert adapter.gate is not None
     assert adapter.gate.live is not None
     assert (adapter.gate.verdict, adapter.gate.live.version) == ("pass", "live-1")
     assert (above.parent, above.gate and above.gate.live) == (adapter.version, None)
 
 
-async def test_what_does_not_beat_the_live_version_is_no_ones_parent(
-    climbs: Climbs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    onlooker = Onlooker("inconclusive")
-    monkeypatch.setattr("trainer.rung.Beside", onlooker)
-    made = await climbs.run("c1", ["adapter", "query_encoder"], live="live-1")
-    assert len(onlooker.seen) == 2
+async def test_what_does_not_beat_the_live_version_is_no_ones_parent(climbs: Climbs, onlooker: Onlooker) -> None:
+    onlooker.verdict = "inconclusive"
+    made = await climbs.run("c1", ["adapter", "query_encoder"], live=["live-1", "live-2"])
+    assert [live for live, _ in onlooker.seen] == ["live-1", "live-2"], "as it is when the gate is done"
     assert [one.parent for one in made] == [climbs.base.version] * 2
     assert [one.gate.verdict for one in made if one.gate] == ["inconclusive"] * 2
 
 
-@pytest.mark.parametrize(("live", "verdict"), [("base-1", "pass"), ("", "pass"), ("live-1", "inconclusive")])
-async def test_who_is_made_of_the_live_version_or_beats_nothing_needs_no_second_look(
-    live: str, verdict: Verdict, climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("live", [["base-1"], [""], []])
+async def test_who_is_made_of_the_live_version_needs_no_second_look(
+    live: list[str], climbs: Climbs, onlooker: Onlooker
 ) -> None:
-    onlooker = Onlooker("fail")
-    monkeypatch.setattr("trainer.rung.Beside", onlooker)
-    monkeypatch.setattr("trainer.rung.judge", lambda *_, **__: gate(verdict))
     [made] = await climbs.run("c1", ["adapter"], live=live)
     assert onlooker.seen == []
     assert made.gate is not None
-    assert (made.gate.verdict, made.gate.live) == (verdict, None)
+    assert (made.gate.verdict, made.gate.live) == ("pass", None)
 
 
 async def test_the_lineage_says_on_how_many_swapped_clicks_the_examination_rests(climbs: Climbs) -> None:
