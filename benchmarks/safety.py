@@ -153,6 +153,7 @@ def main(
     of_hybrid = [one.hybrid.change for one in tries if one.hybrid is not None and one.verdict == "pass"]
     if of_hybrid:
         figures["mean_hybrid_change_of_a_pass"] = sum(of_hybrid) / len(of_hybrid)
+        figures["worst_hybrid_change_of_a_pass"] = min(of_hybrid)
     finish(figures, json_file=None)
     if json_file is not None:
         every = [

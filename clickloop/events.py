@@ -296,7 +296,7 @@ class SwapResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class LiveResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the gate measured beside the version that users have, where a candidate was not made of that."""
+    """The version that users have, where a candidate was not made of it, and what the gate measured beside it."""
 
     version: Id
     queries: Count = 0
@@ -320,8 +320,9 @@ class GateResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     kept: Share | None = None
     """How many of them are found still; None where they are too few to tell."""
     live: LiveResult | None = None
-    """None where the parent is what users have, or was named by an operator. Without metrics where nothing could
-    be measured beside it, or the parent was not beaten either."""
+    """None where the parent is what users have, was named by an operator, or is a rung of the same command that
+    passed; and where users have none yet. Without metrics where nothing could be measured beside it, or the parent
+    was not beaten either."""
 
 
 class Lineage(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -307,16 +307,19 @@ class Follower:
         try:
             await consumer.start()
             partitions = [p for name in self._names for p in await _partitions(consumer, name)]
+            self._ends = await offsets.end_offsets(consumer, partitions)
+            if self._from_beginning:
+                await consumer.seek_to_beginning(*partitions)
         except KafkaConnectionError as error:
             await consumer.stop()
             raise _unreachable(self._bootstrap_servers, error) from None
+        except KafkaError as error:
+            await consumer.stop()
+            raise BrokerError(f"the broker at {self._bootstrap_servers} stopped answering: {error!r}") from None
         except BaseException:
             await consumer.stop()
             raise
-        self._ends = await offsets.end_offsets(consumer, partitions)
-        if self._from_beginning:
-            await consumer.seek_to_beginning(*partitions)
-        else:
+        if not self._from_beginning:
             for partition, end in self._ends.items():
                 consumer.seek(partition, end)
         self._consumer = consumer

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from clickloop.errors import ClickloopError
+from clickloop.errors import ArtifactError, TrainingError
 from clickloop.events import GateResult
 from clickloop.golden import GoldenSet
 from clickloop.model_store import ModelStore
@@ -19,7 +19,7 @@ from trainer.cost import Served, cost_of
 from trainer.dataset import Clicks, Corpus, First, Prepared, new_among
 from trainer.gate import GoldenTrial, Side, Thresholds, beside_live, judge, measure
 from trainer.loading import Loader, OnText, SecondsLeft
-from trainer.methods.base import Parent, StoppedError
+from trainer.methods.base import Parent
 from trainer.model import Vectors, encode
 from trainer.sampling import at_most
 from trainer.truth import DEPTH, Truth, top
@@ -72,9 +72,9 @@ class Beside:
             theirs, documents = self.loader.searched_by(
                 live, corpus.documents, on_text=on_text, seconds_left=seconds_left
             )
-        except StoppedError:
-            raise
-        except ClickloopError as error:
+        except (ArtifactError, TrainingError) as error:
+            if isinstance(error, TrainingError) and seconds_left() > 0.0:
+                raise
             unknown = GateResult(verdict="inconclusive", queries=0, reasons=[str(error)])
             return beside_live(gate, live, unknown)
         new = first_answered(live, candidate.later, prepared.first, newest=newest, since=since)

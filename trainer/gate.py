@@ -6,7 +6,8 @@ What was clicked depends on what was shown, and the parent chose that. Two conse
   documents that the parent shows (condensed lists, Sakai 2007), not in the whole corpus: a document that was
   never shown can't have been clicked, and counting it as irrelevant would punish every candidate that finds
   something new, better or not. What was clicked though the parent does not show it, since BM25 or another version
-  did, is ranked in the whole corpus: among ten documents that all beat it, it could only rise.
+  did, is ranked in the whole corpus: among ten documents that all beat it, it could only rise. (A little is left
+  of that: it has no place among the first ten to lose.)
 * What is on top gets more clicks, so each click carries the inverse of its chance to be examined (Joachims,
   Swaminathan and Schnabel 2017) as its weight. Wrong clicks, spread evenly over the list by that, move neither.
 
@@ -49,6 +50,8 @@ CONFIRMED = 2.0
 """Evidence from which a document is held to be wanted beyond doubt: two clicks, or a good rating."""
 FEWEST_CONFIRMED = 30
 _BLOCK = 512
+_CELLS = 1 << 25
+"""Of a block's table of queries and documents, at most: each takes some 30 bytes."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def judge(
         few = f"{found} documents are surely wanted and found, {FEWEST_CONFIRMED} are needed"
         reasons.append(f"whether documents were lost was not measured: {few}")
     if verdict == "pass" and apart:
-        verdict, reasons = _among_all(trials, weight, reasons, seed=seed)
+        verdict, reasons = _unless_elsewhere(trials, reasons, seed=seed)
     slices = _slices(trials, weight, fewest=thresholds.min_queries, seed=seed)
     swaps = swap_result([t.agreement for t in trials if t.agreement], seed=seed)
     lost += [*_lost_on_domains(slices, thresholds), *_lost_on_swaps(swaps)]
@@ -202,17 +205,20 @@ def judge(
     )
 
 
-def _among_all(
-    trials: Sequence[Trial], weight: Floats, reasons: list[str], *, seed: int
-) -> tuple[Verdict, list[str]]:
-    """The verdict on a candidate that passes, once what no one was shown counts, too."""
+def among_all(trials: Sequence[Trial], *, seed: int) -> Estimate | None:
+    """MRR@10 where all documents count, shown or not; None where that was not measured."""
     pairs = [trial.among_all for trial in trials if trial.among_all is not None]
-    mrr = compare(
-        np.concatenate([before for before, _ in pairs]),
-        np.concatenate([after for _, after in pairs]),
-        weights=weight,
-        seed=seed,
-    )
+    if not pairs or len(pairs) < len(trials):
+        return None
+    before, after = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+    return compare(before, after, weights=np.concatenate([trial.weight for trial in trials]), seed=seed)
+
+
+def _unless_elsewhere(trials: Sequence[Trial], reasons: list[str], *, seed: int) -> tuple[Verdict, list[str]]:
+    """The verdict on a candidate that passes, once what no one was shown counts, too."""
+    mrr = among_all(trials, seed=seed)
+    if mrr is None:
+        return "pass", reasons
     said = (
         f"where all documents count, shown or not, MRR@10 {mrr.change:+.1%}, "
         f"95 % interval {mrr.low:+.1%} to {mrr.high:+.1%}"
@@ -337,8 +343,9 @@ def ranks(
     them, else in the corpus."""
     before = np.empty(len(clicks), dtype=np.int64)
     after = np.empty(len(clicks), dtype=np.int64)
-    for start in range(0, len(clicks), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    rows = max(1, min(_BLOCK, _CELLS // max(len(parent.documents), 1)))
+    for start in range(0, len(clicks), rows):
+        part = slice(start, start + rows)
         q, d = clicks.query[part], clicks.document[part, None]
         old = parent.queries[q] @ parent.documents.T
         new = candidate.queries[q] @ candidate.documents.T
@@ -346,7 +353,7 @@ def ranks(
         # A score that is no number, as after a descent out of bounds, must not pass for the best one.
         above, above_new = ~(old <= old_clicked), ~(new <= new_clicked)
         if among is not None and among < old.shape[1]:
-            shown = np.argpartition(-old, among, axis=1)[:, :among]
+            shown = np.argpartition(-old, among, axis=1)[:, :among].copy()
             counted = np.zeros(old.shape, dtype=bool)
             np.put_along_axis(counted, shown, True, 1)
             counted |= ~np.take_along_axis(counted, d, 1)

@@ -237,8 +237,9 @@ class Trainer:
         """One command from top to bottom."""
         await report.stage(command.kinds[0], "reading")
         # Who names a parent says what to compare with: without splits, it may be what an app went back to.
-        live = None if command.parent else partial(self._live_by_now, command.index)
-        parent = await self._parent_of(command)
+        before = "" if command.parent else await self._live_version(command.index)
+        live = None if command.parent else partial(self._live_by_now, command.index, before)
+        parent = await self._parent_of(command, before)
         async for published in self._ladder.climb(
             command, parent, partial(self._read, command), report, live=live
         ):
@@ -250,12 +251,13 @@ class Trainer:
             await report.stage(kind, "done", version=version, verdict=verdict, message=message)
             logger().info("version published", version=version, kind=kind, verdict=verdict, reason=message)
 
-    async def _live_by_now(self, index: str) -> str:
-        """As ``_live_version``. A broker that is away for a while must not cost the training."""
-        async for attempt in stamina.retry_context(on=BrokerError, timeout=120.0, attempts=None):
-            with attempt:
-                return await self._live_version(index)
-        return ""
+    async def _live_by_now(self, index: str, before: str) -> str:
+        """As ``_live_version``; where no broker answers, as it was ``before``: that must not cost the training."""
+        try:
+            return await self._live_version(index)
+        except BrokerError as error:
+            logger().warning("splits not read", reason=str(error), taken_for_live=before)
+            return before
 
     async def _live_version(self, index: str) -> str:
         """What users have; empty where no version passed yet.
@@ -270,11 +272,9 @@ class Trainer:
         passed = await read_passed_versions(where, prefix=prefix, index=index)
         return next((version for version in passed if self._store.has(version)), "")
 
-    async def _parent_of(self, command: Retrain) -> Manifest:
+    async def _parent_of(self, command: Retrain, live: str) -> Manifest:
         """The command's parent, else what the strategy starts from: the live version, or the base model."""
-        named = command.parent
-        if not named and not PRESETS[command.strategy].from_base:
-            named = await self._live_version(command.index)
+        named = command.parent or ("" if PRESETS[command.strategy].from_base else live)
         if named:
             return self._store.manifest(named)
         return await asyncio.to_thread(self._ladder.base)

@@ -300,7 +300,7 @@ def test_the_cool_down_doubles_with_each_failed_gate_and_a_pass_ends_that() -> N
 
 
 @pytest.mark.parametrize("verdict", ["fail", "pass"])
-def test_what_someone_tried_by_hand_neither_lengthens_the_cool_down_nor_ends_it(verdict: str) -> None:
+def test_what_someone_tried_by_hand_does_not_change_how_far_the_cool_down_has_grown(verdict: str) -> None:
     """A training anew is compared with other versions than the next command is."""
     rule = trigger(failed_cool_down_seconds=100.0)
     fail(rule, 0, 0)

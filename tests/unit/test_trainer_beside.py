@@ -21,7 +21,7 @@ from tests.unit.version_facts import manifest
 from trainer.beside import Beside, Candidate, first_answered
 from trainer.cost import Served
 from trainer.dataset import Clicks, First, Prepared, prepare
-from trainer.gate import GoldenTrial, Side, Thresholds
+from trainer.gate import GoldenTrial, Side, Thresholds, judge
 from trainer.methods.base import Parent, StoppedError
 from trainer.model import Vectors
 from trainer.truth import Truth, top
@@ -97,6 +97,7 @@ def beside(
     trial: GoldenTrial | None = None,
     held: Clicks = CLICKS,
     most: int = 0,
+    left: float = 1.0,
 ) -> GateResult:
     store: Any = known
     encoder: Any = object()
@@ -108,7 +109,7 @@ def beside(
     made = Candidate(held, side, Served(encoder, encoder, None), golden or GoldenSet([]), trial)
     thresholds = Thresholds(min_queries=50, max_lost_recall=0.1)
     return Beside(store, store, thresholds, most, 0)(
-        gate, live, made, CORPUS, prepared(), on_text=lambda *_: None, seconds_left=lambda: 1.0
+        gate, live, made, CORPUS, prepared(), on_text=lambda *_: None, seconds_left=lambda: left
     )
 
 
@@ -139,6 +140,18 @@ def test_the_result_keeps_the_gate_and_tells_both_figures() -> None:
     [row] = [row for row in gate_rows(found) if "live-1" in row[0]]
     assert row[0] == f"mrr_at_10 beside live-1, which is live ({found.live.queries} queries)"
     assert row[1] == f"{mrr.before:.4f}"
+
+
+def test_what_errs_elsewhere_than_the_live_version_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+
+    def judging(*given: Any, apart: bool = False, **more: Any) -> GateResult:
+        told.append(apart)
+        return judge(*given, apart=apart, **more)
+
+    monkeypatch.setattr("trainer.beside.judge", judging)
+    beside(Known(raw, START), PERFECT)
+    assert told == [True]
 
 
 def test_it_judges_by_what_was_asked_after_the_newest_example_of_the_live_version() -> None:
@@ -207,10 +220,12 @@ def test_where_nothing_was_held_out_or_the_live_version_is_gone_no_one_can_tell(
     assert gone.live == LiveResult(version="gone")
     known = Known(raw, START)
     known.error = TrainingError("the budget of time was spent")
-    assert beside(known, PERFECT).verdict == "inconclusive"
+    assert beside(known, PERFECT, left=0.0).verdict == "inconclusive"
+    with pytest.raises(TrainingError):
+        beside(known, PERFECT)
     known.error = StoppedError()
     with pytest.raises(StoppedError):
-        beside(known, PERFECT)
+        beside(known, PERFECT, left=0.0)
 
 
 @pytest.mark.parametrize("verdict", ["fail", "inconclusive"])

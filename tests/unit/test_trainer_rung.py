@@ -231,6 +231,23 @@ async def test_what_does_not_beat_the_live_version_is_no_ones_parent(climbs: Cli
     assert [one.gate.verdict for one in made if one.gate] == ["inconclusive"] * 2
 
 
+@pytest.mark.parametrize("new_space", [True, False])
+async def test_what_is_of_a_new_space_must_not_err_elsewhere(
+    new_space: bool, climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+
+    def judged(*_: object, apart: bool, **__: object) -> GateResult:
+        told.append(apart)
+        return gate("fail")
+
+    train = climbs.rungs["adapter"].train
+    monkeypatch.setattr(climbs.rungs["adapter"], "train", lambda job: replace(train(job), new_space=new_space))
+    monkeypatch.setattr("trainer.rung.judge", judged)
+    await climbs.run("c1", ["adapter"])
+    assert told == [new_space]
+
+
 @pytest.mark.parametrize("live", [["base-1"], [""], []])
 async def test_who_is_made_of_the_live_version_needs_no_second_look(
     live: list[str], climbs: Climbs, onlooker: Onlooker
