@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -113,7 +113,7 @@ def main(
     sets: Annotated[str, typer.Option(help="Sets, comma-separated.")] = ",".join(SETS),
     manners: Annotated[str, typer.Option(help="Manners of clicking, comma-separated.")] = ",".join(MANNERS),
     seeds: Annotated[int, typer.Option(min=1, help="Populations of each manner.")] = 5,
-    search: Annotated[str, typer.Option(help="What people are shown: dense, or hybrid.")] = "dense",
+    search: Annotated[Literal["dense", "hybrid"], typer.Option(help="What people are shown.")] = "dense",
     json_file: JsonFile = None,
     quick: Quick = False,
 ) -> None:
@@ -121,7 +121,6 @@ def main(
     kinds = cli.checked(lambda: kinds_of(rungs))
     names = cli.checked(lambda: _chosen("--sets", sets, list(SETS)))
     wanted = cli.checked(lambda: _chosen("--manners", manners, list(MANNERS)))
-    mode = cli.checked(lambda: _chosen("--search", search, ["dense", "hybrid"]))[0]
     if quick:
         names, wanted, seeds = [_quick_set(names)], wanted[:1], 1
     tries: list[Try] = []
@@ -139,7 +138,7 @@ def main(
         habits = {manner: MANNERS[manner] for manner in wanted}
         if quick:
             habits = {manner: replace(one, impressions=QUICK_IMPRESSIONS) for manner, one in habits.items()}
-        tries += _tries(name, world, habits, kinds, seeds, hybrid=mode == "hybrid")
+        tries += _tries(name, world, habits, kinds, seeds, hybrid=search == "hybrid")
     _print(tries)
     figures: dict[str, Any] = {
         "tries": len(tries),
@@ -148,7 +147,7 @@ def main(
         "wrong_passes_target": 0,
         "missed": sum(one.missed for one in tries),
         "worst_change_of_a_pass": min((one.change for one in tries if one.verdict == "pass"), default=None),
-        "search": mode,
+        "search": search,
     }
     of_hybrid = [one.hybrid.change for one in tries if one.hybrid is not None and one.verdict == "pass"]
     if of_hybrid:

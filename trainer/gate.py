@@ -119,6 +119,9 @@ def measure(clicks: Clicks, parent: Side, candidate: Side) -> Trial:
         total = np.bincount(clicks.query, clicks.weight * values, len(weight)).astype(np.float64)
         return total[seen] / weight[seen]
 
+    def of_all(rank: NDArray[np.int64]) -> Floats:
+        return per_query(per_query_metrics(rank)["mrr_at_10"])
+
     def of_side(side: Side, rank: NDArray[np.int64]) -> dict[str, Floats]:
         near = (side.queries[clicks.query] * side.documents[clicks.document]).sum(axis=1).astype(np.float64)
         return {n: per_query(v) for n, v in {**per_query_metrics(rank), "pair_similarity": near}.items()}
@@ -131,12 +134,8 @@ def measure(clicks: Clicks, parent: Side, candidate: Side) -> Trial:
         found_after=int((old * new).sum()),
         labels=[clicks.labels.get(int(q), frozenset()) for q in np.flatnonzero(seen)],
         agreement=Agreement.measured(clicks.votes, parent, candidate) if clicks.votes else None,
-        among_all=(per_query(mrr_at_10(among_all[0])), per_query(mrr_at_10(among_all[1]))),
+        among_all=(of_all(among_all[0]), of_all(among_all[1])),
     )
-
-
-def mrr_at_10(rank: NDArray[np.int64]) -> Floats:
-    return per_query_metrics(rank)["mrr_at_10"]
 
 
 def judge(

@@ -75,10 +75,8 @@ class Loader:
         """A version with both its encoders, and the documents' vectors in its space. Raises as ``load`` does."""
         model = load_model(self._store, version, self._device)
         of_documents = load_space(self._store, model, self._device)
-        texts = {document.digest: document.text for document in documents}
-        vectors = self._stored(model.space, texts, of_documents, within(seconds_left, on_text))
-        parent = Parent(version, model.encoder, model.adapter, of_documents, model.low_rank)
-        return parent, _stacked(vectors, [document.digest for document in documents])
+        vectors = self._in_space(model.space, documents, of_documents, within(seconds_left, on_text))
+        return Parent(version, model.encoder, model.adapter, of_documents, model.low_rank), vectors
 
     def load(
         self,
@@ -95,28 +93,24 @@ class Loader:
         Raises TrainingError where the time is up before all is encoded. What was, is not encoded again.
         """
         counted = within(seconds_left, on_text)
-        model = load_model(self._store, manifest.version, self._device)
-        of_documents = load_space(self._store, model, self._device)
-        texts = {document.digest: document.text for document in documents}
-        vectors = self._stored(manifest.space, texts, of_documents, counted)
+        parent, vectors = self.searched_by(manifest.version, documents, on_text=on_text, seconds_left=seconds_left)
+        encoder = parent.query_encoder
         domain = domain_queries(documents, seed=self._seed)
         pieces = {hashlib.sha256(text.encode()).digest(): text for text in domain.queries}
-        of_pieces = self._stored(f"{manifest.encoder}-pieces", pieces, model.encoder, counted)
+        of_pieces = self._stored(f"{manifest.encoder}-pieces", pieces, encoder, counted)
         digests = [hashlib.sha256(text.encode()).digest() for text in domain.queries]
         return Loaded(
-            Parent(manifest.version, model.encoder, model.adapter, of_documents, model.low_rank),
-            Corpus(documents, _stacked(vectors, [document.digest for document in documents])),
-            replace(clicks, vectors=self._asked(manifest.encoder, clicks.queries, model.encoder, counted)),
-            replace(synthetic, vectors=self._asked(manifest.encoder, synthetic.queries, model.encoder, counted)),
+            parent,
+            Corpus(documents, vectors),
+            replace(clicks, vectors=self._asked(manifest.encoder, clicks.queries, encoder, counted)),
+            replace(synthetic, vectors=self._asked(manifest.encoder, synthetic.queries, encoder, counted)),
             replace(domain, vectors=_stacked(of_pieces, digests)),
         )
 
     def searched(self, version: str, documents: list[Document], *, on_text: OnText) -> tuple[Model, Vectors]:
         """A version, and the documents' vectors in its space: all that a search with it takes."""
         model = load_model(self._store, version, self._device)
-        texts = {document.digest: document.text for document in documents}
-        vectors = self._stored(model.space, texts, load_space(self._store, model, self._device), on_text)
-        return model, _stacked(vectors, [document.digest for document in documents])
+        return model, self._in_space(model.space, documents, load_space(self._store, model, self._device), on_text)
 
     def seconds_to_encode(self, encoder: SentenceTransformer, texts: Sequence[str]) -> float:
         """About how long it will take, told by a few of the texts."""
@@ -133,6 +127,14 @@ class Loader:
         """Leave a new space's vectors where the nodes look for them, so that their backfill only reads."""
         store = VectorStore(self._store.url, space)
         store.add({document.digest: vectors[i] for i, document in enumerate(documents)})
+
+    def _in_space(
+        self, space: str, documents: Sequence[Document], encoder: SentenceTransformer, on_text: OnText
+    ) -> Vectors:
+        """(documents, dim); what no one has encoded yet is encoded now."""
+        texts = {document.digest: document.text for document in documents}
+        vectors = self._stored(space, texts, encoder, on_text)
+        return _stacked(vectors, [document.digest for document in documents])
 
     def _stored(
         self, space: str, texts: dict[bytes, str], encoder: SentenceTransformer, on_text: OnText

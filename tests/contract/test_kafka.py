@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError
 
 from clickloop import FeedbackProducer, ModelSubscriber, codec, topics
 from clickloop.errors import BrokerError, InvalidMessageError, UnreadableMessageError
@@ -156,6 +157,17 @@ async def test_a_broker_that_is_not_there_is_one_clear_error() -> None:
         await list_topics("127.0.0.1:1")
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1"):
         await Follower("127.0.0.1:1", [topics.CLICKS]).start()
+
+
+async def test_a_broker_that_stops_answering_is_one_clear_error(
+    any_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(*_: object) -> None:
+        raise KafkaTimeoutError("Failed to get offsets by times in 40000 ms")
+
+    monkeypatch.setattr("clickloop.kafka.offsets.end_offsets", silent)
+    with pytest.raises(BrokerError, match=rf"the broker at {any_broker.bootstrap_servers} stopped answering"):
+        await read_all(any_broker, topics.CLICKS)
 
 
 async def test_producers_are_idempotent_where_the_broker_gives_producer_ids(

@@ -15,6 +15,7 @@ from clickloop.commands import Cancel, Reason, Retrain, Strategy
 from clickloop.events import (
     Arm,
     DocumentChanged,
+    GateResult,
     MessageQuarantined,
     ModelVersionPublished,
     OffsetRange,
@@ -26,8 +27,10 @@ from clickloop.kafka import Follower, Producer, Record, end_offsets
 from clickloop.manifest import Manifest, sha256_file
 from clickloop.model_store import ModelStore, Published
 from clickloop.recorded import Judged
+from demo.processes import free_port
 from tests.conftest import Broker
 from tests.unit.trainer_facts import START, example
+from trainer.gate import judge
 from trainer.service import Trainer, build_trainer
 from trainer.settings import TrainerSettings
 
@@ -287,10 +290,45 @@ async def test_a_training_anew_is_compared_with_what_users_have_unless_someone_n
         assert first.gate is not None
         passed = replace(first, gate=replace(first.gate, verdict="pass"))
         await producer.send_and_wait(topics.MODEL_VERSIONS, passed)
+        for number in range(100, 220):
+            one = example(f"{NAMES[number % 6]} number {number}", f"d{number % 12}", number=number, weight=0.1)
+            await producer.send_and_wait(topics.TRAINING_EXAMPLES, replace(one, version=first.version))
+        ends = await end_offsets(broker.bootstrap_servers, topics.TRAINING_EXAMPLES.name(broker.prefix))
+        ranges = [replace(one, end=ends[one.partition][1]) for one in ranges]
+
+        # So few clicks don't tell a version from its parent; what is looked at here is what comes after.
+        def passing(*given: Any, **more: Any) -> GateResult:
+            return replace(judge(*given, **more), verdict="pass")
+
+        monkeypatch.setattr("trainer.rung.judge", passing)
         assert await trainer.handle(command(ranges, command_id="anew", strategy="full_retrain"))
         wish = command(ranges, command_id="named", strategy="full_retrain", parent=first.version)
         assert await trainer.handle(wish)
     assert told == [("base", ""), ("base", first.version), ("adapter", "no one looks")]
+    made = await published(broker)
+    anew, named = made["anew"].gate, made["named"].gate
+    assert anew is not None
+    assert anew.live is not None
+    assert anew.live.version == first.version
+    assert 0 < anew.live.queries <= 45, "a quarter is held out, and the live version was the first to answer that"
+    assert 0.0 < anew.live.metrics["mrr_at_10"].before <= 1.0
+    assert anew.verdict == "inconclusive"
+    assert (
+        f"beside {first.version}, which is live: {anew.live.queries} held-out queries, 50 are needed"
+        in anew.reasons
+    )
+    assert named is not None
+    assert (named.verdict, named.live) == ("pass", None)
+
+
+async def test_a_broker_that_is_away_when_the_gate_is_done_does_not_cost_the_training(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        away = trainer._settings.model_copy(update={"bootstrap_servers": f"127.0.0.1:{free_port()}"})
+        monkeypatch.setattr(trainer, "_settings", away)
+        assert await trainer._live_by_now("default", "before-1") == "before-1"
 
 
 @pytest.mark.timeout(120)

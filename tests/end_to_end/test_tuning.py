@@ -31,7 +31,8 @@ from clickloop.events import Estimate
 from clickloop.golden import GoldenSet
 from clickloop.recorded import Judged
 from clickloop.tuning import LastPart, Tuned
-from tests.unit.trainer_facts import documents, example, world
+from streams.payoff import LADDER
+from tests.unit.trainer_facts import documents, errs_elsewhere, example, world
 from trainer.gate import Trial
 from trainer.methods.base import Parent
 from trainer.recorded import Lines
@@ -231,6 +232,22 @@ def test_a_trial_may_lose_on_a_domain_what_its_version_may(allowed: float, faile
         Tried([Trial(np.ones(400), {METRIC: before}, {METRIC: after}, 0, 0, labels)])
     )
     assert (gate.verdict == "fail") is failed
+
+
+def test_settings_of_full_that_err_elsewhere_are_no_winner() -> None:
+    """They look better among what the parent showed than they are. A rung that stays close to it is not asked."""
+    worse, change = errs_elsewhere(0.5, noise=2.1, seed=2)
+    assert change < -0.05
+    verdicts = {
+        kind: Bench(kind, TrainerSettings.load(), Lines(lambda _: None), GoldenSet([]))
+        .gate(Tried([worse]))
+        .verdict
+        for kind in LADDER
+    }
+    assert verdicts == {"adapter": "pass", "query_encoder": "pass", "full": "fail"}
+    better, _ = errs_elsewhere(0.5, noise=1.4, seed=0)
+    full = Bench("full", TrainerSettings.load(), Lines(lambda _: None), GoldenSet([]))
+    assert full.gate(Tried([better])).verdict == "pass"
 
 
 # What counts as better

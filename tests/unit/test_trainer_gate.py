@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clickloop.events import Estimate, GateResult, Verdict
-from tests.unit.trainer_facts import world
+from tests.unit.trainer_facts import errs_elsewhere, world
 from trainer.dataset import Clicks
 from trainer.gate import (
     FEWEST_CONFIRMED,
@@ -76,32 +76,8 @@ def test_of_a_dozen_random_changes_to_a_version_that_did_not_show_what_was_click
 
 def apart(correlation: float, *, noise: float, seed: int) -> tuple[Verdict, float]:
     """The verdict on a candidate whose errors are so much like its parent's, and its true change of MRR@10."""
-    rng = np.random.default_rng(seed)
-    documents = normalised(rng.normal(size=(1500, 48)))
-    wanted = rng.integers(0, len(documents), 1000)
-    errors, others = (normalised(rng.normal(size=(len(wanted), 48))) for _ in range(2))
-    mixed = normalised(correlation * errors + np.sqrt(1.0 - correlation**2) * others)
-    sides = [
-        Side(normalised(documents[wanted] + size * of), documents) for size, of in ((2.0, errors), (noise, mixed))
-    ]
-    places = [
-        ((side.queries @ documents.T) > (side.queries * documents[wanted]).sum(1)[:, None]).sum(1)
-        for side in sides
-    ]
-    clicked = np.flatnonzero((places[0] < 10) & (rng.random(len(wanted)) < 1.0 / (places[0] + 1)))
-    weight = (places[0][clicked] + 1.0).astype(np.float32)
-    clicks = Clicks(
-        [f"q{number}" for number in clicked],
-        np.arange(len(clicked)),
-        wanted[clicked],
-        weight,
-        np.ones_like(weight),
-    )
-    shown = [Side(side.queries[clicked], documents) for side in sides]
-    true = [float(np.where(place < 10, 1.0 / (place + 1), 0.0).mean()) for place in places]
-    return judge([measure(clicks, *shown)], thresholds=THRESHOLDS, seed=0, apart=True).verdict, true[1] / true[
-        0
-    ] - 1.0
+    trial, change = errs_elsewhere(correlation, noise=noise, seed=seed)
+    return judge([trial], thresholds=THRESHOLDS, seed=0, apart=True).verdict, change
 
 
 def test_a_worse_candidate_that_errs_elsewhere_does_not_pass_and_a_better_one_does():
@@ -197,11 +173,14 @@ def test_only_what_the_parent_found_can_be_kept():
     assert trial.found_after == trial.found_before < 60
 
 
-def test_ranks_of_very_many_rows_are_those_of_each(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("bound", "value"), [("_BLOCK", 7), ("_CELLS", 300), ("_CELLS", 1)])
+def test_ranks_of_very_many_rows_or_documents_are_those_of_each(
+    bound: str, value: int, monkeypatch: pytest.MonkeyPatch
+):
     clicks, corpus = world(queries=100)
     sides = [Side(v, corpus.vectors) for v in (clicks.vectors, turned(clicks.vectors, corpus.vectors, 0.5))]
     whole = [ranks(clicks, *sides, among=among) for among in (None, 10)]
-    monkeypatch.setattr("trainer.gate._BLOCK", 7)
+    monkeypatch.setattr(f"trainer.gate.{bound}", value)
     assert np.array_equal(whole, [ranks(clicks, *sides, among=among) for among in (None, 10)])
 
 

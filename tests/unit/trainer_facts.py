@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from clickloop.events import ExampleFormed
 from trainer.dataset import Clicks, Corpus
 from trainer.examples import Document
+from trainer.gate import Side, Trial, measure
 from trainer.methods.base import Job, Parent, Progress, deadline
 from trainer.model import Adapter, Vectors, normalised
 
@@ -105,6 +106,26 @@ def world(
         vectors=asked,
     )
     return clicks, Corpus(documents(queries), vectors)
+
+
+def errs_elsewhere(correlation: float, *, noise: float, seed: int) -> tuple[Trial, float]:
+    """What a gate sees of a candidate whose errors are so much like its parent's, and the true change of MRR@10.
+
+    The parent's errors have a length of 2. People click what the parent shows and they want, higher up more often.
+    """
+    rng = np.random.default_rng(seed)
+    vectors = normalised(rng.normal(size=(1500, 48)))
+    wanted = rng.integers(0, len(vectors), 1000)
+    errors, others = (normalised(rng.normal(size=(len(wanted), 48))) for _ in range(2))
+    mixed = normalised(correlation * errors + np.sqrt(1.0 - correlation**2) * others)
+    sides = [normalised(vectors[wanted] + length * of) for length, of in ((2.0, errors), (noise, mixed))]
+    places = [((side @ vectors.T) > (side * vectors[wanted]).sum(1)[:, None]).sum(1) for side in sides]
+    clicked = np.flatnonzero((places[0] < 10) & (rng.random(len(wanted)) < 1.0 / (places[0] + 1)))
+    weight = (places[0][clicked] + 1.0).astype(np.float32)
+    queries = [f"q{number}" for number in clicked]
+    clicks = Clicks(queries, np.arange(len(clicked)), wanted[clicked], weight, np.ones_like(weight))
+    before, after = (float(np.where(place < 10, 1.0 / (place + 1), 0.0).mean()) for place in places)
+    return measure(clicks, *(Side(side[clicked], vectors) for side in sides)), after / before - 1.0
 
 
 def mean_reciprocal_rank(queries: Vectors, vectors: Vectors) -> float:
