@@ -44,8 +44,6 @@ PARTITIONS = 4
 CATALOGUE = 100_000
 PEOPLE = 50_000
 PATIENCE_SECONDS = 600.0
-BARE_EVENTS = 60_000
-"""The bare loop's cost is the same for every event: so many are enough."""
 TARGETS = {"ratio": 4.0, "kafka_streams_ratio": 1.0}
 """At least."""
 QUIET = 0.02
@@ -277,9 +275,9 @@ async def throughput(load: Load, *, turns: int = 3, most: int = 6, stretch: bool
             stop(worker.process)
 
             say("bare Faust loop, decoding only")
-            count, of_bare = min(BARE_EVENTS, load.events), Stolen()
+            of_bare = Stolen()
             bare = await output_of(
-                [sys.executable, "-m", "benchmarks.peers.bare_faust", servers, *names, str(count)]
+                [sys.executable, "-m", "benchmarks.peers.bare_faust", servers, *names, str(load.events)]
             )
             turn = Turn(speed, bare["events"] / bare["seconds"], max(taken, of_bare.share))
             say(

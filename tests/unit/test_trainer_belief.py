@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trainer.belief import beliefs, believed
+from trainer.belief import beliefs, believed, weighed
 from trainer.dataset import Clicks
 from trainer.model import Vectors, normalised
 
@@ -60,6 +60,29 @@ def test_where_no_query_was_asked_twice_everything_is_believed() -> None:
         clicks.queries, clicks.query[once], clicks.document[once], clicks.weight[once], clicks.evidence[once]
     )
     assert beliefs(single, queries, documents).tolist() == [1.0] * len(single)
+
+
+def test_a_few_clicks_that_do_not_agree_take_no_belief_from_all_others() -> None:
+    clicks, queries, documents = clicked(asked=0.2, wrong=0.0)
+    contradicted = replace(
+        clicks,
+        query=np.append(clicks.query, clicks.query[-1]),
+        document=np.append(clicks.document, 0),
+        weight=np.append(clicks.weight, np.float32(1.0)),
+        evidence=np.append(np.ones(len(clicks)), 1.0).astype(np.float32),
+    )
+    belief = beliefs(contradicted, queries, documents)
+    assert belief[:-2].min() > 0.8
+    assert belief[-2:].max() <= 0.5
+
+
+def test_each_row_loses_as_much_weight_as_evidence() -> None:
+    clicks, queries, documents = clicked(asked=3.0, wrong=0.3)
+    doubled = replace(clicks, weight=2 * clicks.evidence)
+    found = weighed(doubled, queries, documents)
+    assert np.allclose(found.evidence, clicks.evidence * beliefs(clicks, queries, documents))
+    assert np.allclose(found.weight, 2 * found.evidence)
+    assert np.array_equal(found.document, clicks.document)
 
 
 def test_what_is_less_than_a_click_is_not_made_more_by_being_believed() -> None:

@@ -21,15 +21,17 @@ from tests.ranks_worker import KilledError, small_job, write_tiny_encoder
 from tests.unit.full_facts import SMALL, bits, job_of, killed_and_resumed, one_thread, tiny_encoder
 from trainer.dataset import Clicks
 from trainer.methods import losses, methods_of
-from trainer.methods.base import Progress
+from trainer.methods.adapter import AdapterMethod, doubted
+from trainer.methods.base import Job, Progress, Trained
 from trainer.methods.batching import NO_DOMAIN, batch_count, domains_of
 from trainer.methods.descent import add_gradients, grouped
 from trainer.methods.full import FullMethod
 from trainer.methods.objectives import Batch, distilled, embedded
 from trainer.methods.pairs import Pairs
+from trainer.methods.query_encoder import QueryEncoderMethod
 from trainer.methods.teacher import leads, teacher_of
 from trainer.methods.upper_layers import UpperLayers
-from trainer.model import load_encoder
+from trainer.model import Adapter, load_encoder
 from trainer.rung_settings import FullLoss, RungSettings
 
 
@@ -89,6 +91,53 @@ def test_more_dimensions_than_the_model_has_are_refused_in_a_line_before_trainin
     assert told == []
     with pytest.raises(SettingsError, match=r"setting full_matryoshka: .*got '0,many'"):
         RungSettings.load(full_matryoshka="0,many")
+
+
+def contradicted(job: Job) -> Job:
+    """Its first query was clicked for another document as well."""
+    clicks = job.clicks
+    rows = {"query": 0, "document": int(clicks.document[-1]), "weight": 1.0, "evidence": 1.0}
+    return replace(
+        job,
+        clicks=replace(clicks, **{part: np.insert(getattr(clicks, part), 1, one) for part, one in rows.items()}),
+    )
+
+
+def test_the_map_on_top_learns_from_clicks_as_they_were_believed_before_they_were_learnt(
+    encoder: SentenceTransformer,
+):
+    seen: list[tuple[bool, Clicks]] = []
+
+    class Head(AdapterMethod):
+        def train(self, job: Job) -> Trained:
+            seen.append((self.doubts, job.clicks))
+            return super().train(job)
+
+    job = contradicted(job_of(encoder))
+    replace(SMALL, epochs=1, head=Head()).train(job)
+    [(doubts, clicks)] = seen
+    assert not doubts
+    assert np.array_equal(clicks.evidence, doubted(job).evidence)
+    share = clicks.evidence / job.clicks.evidence
+    assert share[:2].max() < 0.8 < share[2:].min()
+
+
+def test_a_query_encoder_learns_less_from_clicks_that_others_on_their_query_contradict(
+    encoder: SentenceTransformer,
+):
+    seen: list[Clicks] = []
+
+    class Learner(QueryEncoderMethod):
+        def _descend(self, job: Job, start: Adapter, clicks: Clicks) -> Trained:
+            seen.append(clicks)
+            return replace(job.earlier, adapter=start)
+
+    job = contradicted(job_of(encoder))
+    Learner().train(job)
+    evidence = seen[0].evidence[: len(job.clicks)]
+    assert np.array_equal(evidence, doubted(job).evidence)
+    share = evidence / job.clicks.evidence
+    assert share[:2].max() < 0.8 < share[2:].min()
 
 
 def test_without_a_head_the_encoder_is_the_same_and_all_that_a_version_has(encoder: SentenceTransformer):

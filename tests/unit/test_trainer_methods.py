@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.unit.trainer_facts import job, mean_reciprocal_rank, world
+from trainer.belief import weighed
 from trainer.dataset import Clicks, Corpus
 from trainer.methods import methods_of
 from trainer.methods.adapter import ANEW_FROM, AdapterMethod, whitened
@@ -69,6 +70,23 @@ def test_an_adapter_learns_from_noisy_clicks_to_find_what_it_never_saw_a_click_o
     unseen = slice(1000, 1500)
     before = _unseen_rank(clicks.vectors, corpus, unseen)
     assert _unseen_rank(trained.adapter.apply(clicks.vectors), corpus, unseen) > before * 1.05
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["no map", "parent's map"])
+def test_an_adapter_learns_less_from_clicks_that_others_on_their_query_contradict(mapped: bool):
+    clicks, corpus = world(queries=300, wrong=2.0, asked=3)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(24, 24)))[0].astype(np.float32)
+    parent = Adapter(turn, np.zeros(24, np.float32)) if mapped else None
+    asked = clicks.vectors if parent is None else parent.apply(clicks.vectors)
+
+    def learnt(given: Clicks, *, doubts: bool) -> np.ndarray:
+        adapter = AdapterMethod(doubts=doubts).train(job(given, corpus, adapter=parent)).adapter
+        assert adapter is not None
+        return adapter.weight
+
+    found = learnt(clicks, doubts=True)
+    assert np.array_equal(found, learnt(weighed(clicks, asked, corpus.vectors), doubts=False))
+    assert not np.allclose(found, learnt(clicks, doubts=False))
 
 
 def _unseen_rank(queries: np.ndarray, corpus: Corpus, unseen: slice) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -75,35 +76,38 @@ def world(
     noise: float = 1.3,
     wrong: float = 0.2,
     skew: float = 1.0,
+    asked: int = 1,
     seed: int = 0,
 ) -> tuple[Clicks, Corpus]:
     """Queries that lie where their documents are, but for a turn that a linear map can undo.
 
-    Each query was asked once. A document that is examined and not wanted is clicked with a chance of wrong/4. With
-    ``skew`` some directions are much louder in queries than they are in documents.
+    Each query was ``asked`` so many times. A document that is examined and not wanted is clicked with a chance of
+    wrong/4. With ``skew`` some directions are much louder in queries than they are in documents.
     """
     rng = np.random.default_rng(seed)
     vectors = normalised(rng.normal(size=(queries, dimension)))
     turn = np.eye(dimension) + 0.35 * rng.normal(size=(dimension, dimension)) / np.sqrt(dimension) * 2.0
-    asked = normalised(vectors @ turn.T + noise * rng.normal(size=vectors.shape) / np.sqrt(dimension))
-    asked = normalised(asked * np.geomspace(skew, 1.0 / skew, dimension))
-    shown = np.argsort(-(asked @ vectors.T), axis=1)[:, :10]
-    document, weight, query = [], [], []
-    for number in range(queries):
+    texts = normalised(vectors @ turn.T + noise * rng.normal(size=vectors.shape) / np.sqrt(dimension))
+    texts = normalised(texts * np.geomspace(skew, 1.0 / skew, dimension))
+    shown = np.argsort(-(texts @ vectors.T), axis=1)[:, :10]
+    clicked: Counter[tuple[int, int]] = Counter()
+    place_of: dict[tuple[int, int], int] = {}
+    for number in np.repeat(np.arange(queries), asked).tolist():
         for place in range(10):
-            wanted = shown[number, place] == number
-            if rng.random() < 1.0 / (place + 1) and rng.random() < (0.95 if wanted else wrong / 4):
-                query.append(number)
-                document.append(int(shown[number, place]))
-                weight.append(place + 1.0)
+            found = int(shown[number, place])
+            if rng.random() < 1.0 / (place + 1) and rng.random() < (0.95 if found == number else wrong / 4):
+                clicked[number, found] += 1
+                place_of[number, found] = place
+    query = [number for number, _ in clicked]
+    evidence = np.asarray(list(clicked.values()), dtype=np.float32)
     clicks = Clicks(
         queries=[f"query {i}" for i in range(queries)],
         query=np.asarray(query, dtype=np.int64),
-        document=np.asarray(document, dtype=np.int64),
-        weight=np.asarray(weight, dtype=np.float32),
-        evidence=np.ones(len(query), dtype=np.float32),
+        document=np.asarray([found for _, found in clicked], dtype=np.int64),
+        weight=evidence * np.asarray([place_of[row] + 1.0 for row in clicked], dtype=np.float32),
+        evidence=evidence,
         examples=np.bincount(query, minlength=queries),
-        vectors=asked,
+        vectors=texts,
     )
     return clicks, Corpus(documents(queries), vectors)
 

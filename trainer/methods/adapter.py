@@ -17,7 +17,7 @@ half-way from the parent's map to what comes out (averaging as in Wortsman et al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +26,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from numpy.typing import NDArray
 
 from clickloop.events import VersionKind
+from trainer.belief import weighed
+from trainer.dataset import Clicks
 from trainer.gate import Side, Trial, measure
 from trainer.methods import losses
 from trainer.methods.base import Job, Notes, Progress, Trained
@@ -92,6 +94,8 @@ class AdapterMethod:
     distillation: float = 0.05
     power: float = 0.5
     """Of the whitening: 0 is none."""
+    doubts: bool = True
+    """Weigh each click by how far the others on its query agree (trainer/belief.py)."""
 
     def train(self, job: Job) -> Trained:
         earlier = job.earlier.carried
@@ -106,17 +110,21 @@ class AdapterMethod:
     def walk(self, job: Job, known: Path | None) -> Path:
         """All three steps; the first two only once in a run, and not where it goes on from the parent's map."""
         before, step = Descended(0, {}), 1.0
+        goes_on = job.parent.adapter is not None and job.replayed < ANEW_FROM
         if known:
             parent, start, domain, step = known.parent, known.start, known.domain, known.step
             before = Descended(known.domain_steps, known.notes)
-        elif job.parent.adapter and job.replayed < ANEW_FROM:
+        elif goes_on and job.parent.adapter:
             parent = start = domain = job.parent.adapter
         else:
             own = Adapter.identity(job.clicks.vectors.shape[1])
             parent, step = (job.parent.adapter, STEP) if job.parent.adapter else (own, 1.0)
             start = whitened(own, job.clicks.vectors, self.power)
             domain, before = self.learn_domain(job, start) if len(job.domain) else (start, before)
-        clicked, then = self.learn_clicks(job, domain)
+        # What is learnt anew owes nothing to the parent's map, nor to the mistakes that it has learnt.
+        clicked, then = self.learn_clicks(
+            job if goes_on else replace(job, parent=replace(job.parent, adapter=None)), domain
+        )
         queries, notes = len(job.clicks.queries), before.notes | then.notes
         return Path(parent, start, domain, clicked, queries, notes, before.steps, then.steps, step)
 
@@ -132,7 +140,8 @@ class AdapterMethod:
 
     def learn_clicks(self, job: Job, start: Adapter) -> tuple[Adapter, Descended]:
         """Gradient descent from ``start`` on the clicks."""
-        clicks, targets = job.clicks, Targets(job.clicks)
+        clicks = job.clicks
+        targets = Targets(doubted(job) if self.doubts else clicks)
         before = start.apply(clicks.vectors)
         negatives = Negatives(job.corpus.vectors, clicks, before, job.seed)
         expected = torch.from_numpy(before)
@@ -171,6 +180,11 @@ class AdapterMethod:
                 if course.over(step):
                     break
         return Adapter(weight.detach().numpy(), bias.detach().numpy()), Descended(step, course.notes())
+
+
+def doubted(job: Job) -> Clicks:
+    """The job's clicks, each with the weight that the others on its query leave it."""
+    return weighed(job.clicks, job.parent.searched_with(job.clicks.vectors), job.corpus.vectors)
 
 
 def whitened(start: Adapter, queries: Vectors, power: float) -> Adapter:

@@ -14,7 +14,7 @@ from clickloop.errors import TrainingError
 from clickloop.events import VersionKind
 from trainer.belief import believed
 from trainer.dataset import Clicks, Corpus, Indexes, joined
-from trainer.methods.adapter import AdapterMethod
+from trainer.methods.adapter import AdapterMethod, doubted
 from trainer.methods.base import Job, Notes, Parent, Progress, Trained
 from trainer.methods.batching import batch_count, batches_by_domain, domains_of, neighbourly_batches
 from trainer.methods.descent import Descended, descend
@@ -121,13 +121,16 @@ class FullMethod:
     def _fit_head(
         self, head: AdapterMethod, job: Job, encoder: SentenceTransformer, documents: Vectors
     ) -> Trained:
-        """The adapter rung, in the new space."""
+        """The adapter rung, in the new space.
+
+        How far clicks are believed is told in the parent's: this one has learnt them, mistaken ones too.
+        """
         domain = _part(job.domain, self.head_domain_share, job.seed, 0)
-        return replace(head, power=HEAD_POWER).train(
+        return replace(head, power=HEAD_POWER, doubts=False).train(
             replace(
                 job,
                 parent=Parent(job.parent.version, encoder, None, encoder),
-                clicks=replace(job.clicks, vectors=_encoded(job, encoder, job.clicks.queries)),
+                clicks=replace(doubted(job), vectors=_encoded(job, encoder, job.clicks.queries)),
                 domain=replace(domain, vectors=_encoded(job, encoder, domain.queries)),
                 corpus=Corpus(job.corpus.documents, documents),
                 earlier=Trained(),

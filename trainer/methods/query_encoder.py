@@ -26,7 +26,7 @@ from clickloop.events import VersionKind
 from clickloop.lora import LoraConfig
 from trainer.dataset import Clicks, joined
 from trainer.methods import losses
-from trainer.methods.adapter import ANEW_FROM, STEP, AdapterMethod, between
+from trainer.methods.adapter import ANEW_FROM, STEP, AdapterMethod, between, doubted
 from trainer.methods.base import Job, Parent, Trained
 from trainer.methods.descent import Indexes, descend
 from trainer.methods.spread import layers_of
@@ -73,7 +73,7 @@ class QueryEncoderMethod:
     def _learn(self, job: Job) -> Trained:
         head = Trained(adapter=job.parent.adapter) if job.parent.adapter else self.head.train(job)
         start = head.adapter or Adapter.identity(job.clicks.vectors.shape[1])
-        trained = self._descend(job, start, joined(job.clicks, self._pieces(job)))
+        trained = self._descend(job, start, joined(doubted(job), self._pieces(job)))
         end = trained.adapter or start
         return replace(trained, adapter=between(start, end, self.share), notes=head.notes | trained.notes)
 
