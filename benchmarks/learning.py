@@ -2,6 +2,7 @@
 
     python -m benchmarks.learning                           adapter and query_encoder, about four minutes
     python -m benchmarks.learning --rungs adapter,query_encoder,full     a quarter of an hour on two cores
+    python -m benchmarks.learning --impressions 30000 --rungs full       what more clicks teach
     python -m benchmarks.learning --quick                   fewer documents, adapter only
 
 People search 4,500 functions, and the base model answers; 900 queries are held out and never asked. What they did
@@ -31,12 +32,13 @@ TARGETS: dict[str, dict[str, float]] = {
     "full": {"mrr_at_10": 0.25, "recall_at_1": 0.30},
 }
 """Least relative change of a metric, and most seconds of training."""
-QUICK_DOCUMENTS = 1000
+QUICK_DOCUMENTS, QUICK_IMPRESSIONS = 1000, 4000
 
 
 def main(
     rungs: Annotated[str, typer.Option(help="Rungs, comma-separated.")] = "adapter,query_encoder",
     seed: Annotated[int, typer.Option(help="Of the corpus and of what people do.")] = 0,
+    impressions: Annotated[int, typer.Option(min=1, help="Answers that people look at.")] = 10_000,
     work: Annotated[Path | None, typer.Option(help="Folder to keep; what is there is not made again.")] = None,
     json_file: JsonFile = None,
     quick: Quick = False,
@@ -48,7 +50,7 @@ def main(
         world = stdlib_world(documents=QUICK_DOCUMENTS if quick else None, seed=seed)
         say(f"{len(world.documents):,} documents, {len(world.held_out):,} queries held out; encoding ...")
         answers = base_answers(world, folder)
-        habits = Habits(impressions=4000 if quick else 10_000)
+        habits = Habits(impressions=QUICK_IMPRESSIONS if quick else impressions)
         outcome = replayed(world, answers, habits, kinds=kinds, work=folder, seed=seed, say=say)
     print_outcome(outcome, Console(highlight=False, markup=False))
     figures = outcome.to_json()

@@ -23,6 +23,11 @@ class RungSettings(ArtifactSettings):
     adapter_distillation: float = Field(
         0.05, ge=0.0, description="weight of staying near the parent's answers, beside the clicks"
     )
+    adapter_doubts: bool = Field(
+        True,
+        description="weigh each click the less, the less other clicks on its query agree; switch it off where a "
+        "query wants many documents alike",
+    )
 
     query_encoder_learning_rate: float = Field(
         2e-4, gt=0.0, le=1.0, description="peak of the query encoder's learning rate"
@@ -31,6 +36,10 @@ class RungSettings(ArtifactSettings):
     query_encoder_batch: int = Field(64, ge=1, le=4096, description="queries in one step")
     query_encoder_distillation: float = Field(
         0.1, ge=0.0, description="weight of staying near the parent's answers, beside the clicks"
+    )
+    query_encoder_doubts: bool = Field(
+        True,
+        description="the same for the query encoder",
     )
     query_encoder_layers: int = Field(
         2, ge=1, le=100, description="layers of the encoder that learn, from the top"
@@ -68,6 +77,10 @@ class RungSettings(ArtifactSettings):
         le=100,
         description="epochs without a better MRR on the latest tenth of the queries, which is kept apart for it, "
         "after which training ends with the best one's weights; 0 is no early stopping",
+    )
+    full_doubts: bool = Field(
+        True,
+        description="the same for full, which leaves out clicks that hardly any other agrees with",
     )
     full_depth: float = Field(
         2 / 3, gt=0.0, le=1.0, description="share of the encoder's layers that learn, from the top"

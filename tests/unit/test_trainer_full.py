@@ -103,8 +103,14 @@ def contradicted(job: Job) -> Job:
     )
 
 
+def shares(job: Job, clicks: Clicks) -> np.ndarray:
+    """(rows,) what is left of each click's evidence."""
+    return clicks.evidence[: len(job.clicks)] / job.clicks.evidence
+
+
+@pytest.mark.parametrize("doubts", [True, False])
 def test_the_map_on_top_learns_from_clicks_as_they_were_believed_before_they_were_learnt(
-    encoder: SentenceTransformer,
+    doubts: bool, encoder: SentenceTransformer
 ):
     seen: list[tuple[bool, Clicks]] = []
 
@@ -114,16 +120,15 @@ def test_the_map_on_top_learns_from_clicks_as_they_were_believed_before_they_wer
             return super().train(job)
 
     job = contradicted(job_of(encoder))
-    replace(SMALL, epochs=1, head=Head()).train(job)
-    [(doubts, clicks)] = seen
-    assert not doubts
-    assert np.array_equal(clicks.evidence, doubted(job).evidence)
-    share = clicks.evidence / job.clicks.evidence
-    assert share[:2].max() < 0.8 < share[2:].min()
+    replace(SMALL, epochs=1, head=Head(doubts=doubts)).train(job)
+    [(again, clicks)] = seen
+    assert not again
+    assert np.array_equal(clicks.evidence, (doubted(job) if doubts else job.clicks).evidence)
 
 
+@pytest.mark.parametrize("doubts", [True, False])
 def test_a_query_encoder_learns_less_from_clicks_that_others_on_their_query_contradict(
-    encoder: SentenceTransformer,
+    doubts: bool, encoder: SentenceTransformer
 ):
     seen: list[Clicks] = []
 
@@ -133,11 +138,30 @@ def test_a_query_encoder_learns_less_from_clicks_that_others_on_their_query_cont
             return replace(job.earlier, adapter=start)
 
     job = contradicted(job_of(encoder))
-    Learner().train(job)
-    evidence = seen[0].evidence[: len(job.clicks)]
-    assert np.array_equal(evidence, doubted(job).evidence)
-    share = evidence / job.clicks.evidence
-    assert share[:2].max() < 0.8 < share[2:].min()
+    Learner(doubts=doubts).train(job)
+    share = shares(job, seen[0])
+    if doubts:
+        assert share[:2].max() < 0.8 < share[2:].min()
+    else:
+        assert np.array_equal(share, np.ones(len(share)))
+
+
+@pytest.mark.parametrize("doubts", [True, False])
+def test_both_towers_learn_from_clicks_as_far_as_others_on_their_query_agree(
+    doubts: bool, encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Clicks] = []
+
+    def descend(*given: Any) -> None:
+        seen.append(given[-1])
+        raise KilledError
+
+    monkeypatch.setattr(FullMethod, "_descend", descend)
+    job = contradicted(job_of(encoder))
+    with pytest.raises(KilledError):
+        FullMethod(doubts=doubts).train(job)
+    assert (seen[0].evidence.sum() < 0.9 * job.clicks.evidence.sum()) == doubts
+    assert doubts or seen[0] is job.clicks
 
 
 def test_without_a_head_the_encoder_is_the_same_and_all_that_a_version_has(encoder: SentenceTransformer):

@@ -32,6 +32,9 @@ TOLD_OTHERWISE: dict[str, tuple[object, object]] = {
     "full_domain_batches": (True, True),
     "full_teacher": ("larger", "larger"),
     "full_head": (False, None),
+    "adapter_doubts": (False, False),
+    "query_encoder_doubts": (False, False),
+    "full_doubts": (False, False),
     "full_matryoshka": ("16, 8", (16, 8)),
 }
 """Settings that are no figures: another value, and what the method makes of it."""

@@ -17,12 +17,14 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         epochs=settings.adapter_epochs,
         batch=settings.adapter_batch,
         distillation=settings.adapter_distillation,
+        doubts=settings.adapter_doubts,
     )
     query_encoder = QueryEncoderMethod(
         learning_rate=settings.query_encoder_learning_rate,
         epochs=settings.query_encoder_epochs,
         batch=settings.query_encoder_batch,
         distillation=settings.query_encoder_distillation,
+        doubts=settings.query_encoder_doubts,
         layers=settings.query_encoder_layers,
         rank=settings.query_encoder_rank,
         share=settings.query_encoder_share,
@@ -36,6 +38,7 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         cached_batch=settings.full_cached_batch,
         accumulate=settings.full_accumulate,
         patience=settings.full_patience,
+        doubts=settings.full_doubts,
         depth=settings.full_depth,
         share=settings.full_share,
         loss=settings.full_loss,

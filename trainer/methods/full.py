@@ -73,6 +73,8 @@ class FullMethod:
     """Share of the encoder's layers that are trained, the upper ones. All learn no more, at half the pace."""
     most_tokens: int = 256
     """Of a document, in training only. With half of that a training takes less time and gains less."""
+    doubts: bool = True
+    """Learn only from clicks with which others on their query agree, as far as they do (trainer/belief.py)."""
     teacher: str = ""
     """A larger model whose leads of documents over hard negatives are learnt as well (teacher.py)."""
     hard_negatives: int = 0
@@ -88,7 +90,9 @@ class FullMethod:
         encoder = copy.deepcopy(job.parent.document_encoder).eval().requires_grad_(True)
         longest = encoder.max_seq_length
         encoder.max_seq_length = min(longest or self.most_tokens, self.most_tokens)
-        clicks = believed(job.clicks, job.parent.searched_with(job.clicks.vectors), job.corpus.vectors)
+        clicks = job.clicks
+        if self.doubts:
+            clicks = believed(clicks, job.parent.searched_with(clicks.vectors), job.corpus.vectors)
         descended = self._descend(self._until_encoding(job), encoder, clicks)
         encoder.max_seq_length = longest
         encoder.requires_grad_(False)
@@ -126,11 +130,12 @@ class FullMethod:
         How far clicks are believed is told in the parent's: this one has learnt them, mistaken ones too.
         """
         domain = _part(job.domain, self.head_domain_share, job.seed, 0)
+        clicks = doubted(job) if head.doubts else job.clicks
         return replace(head, power=HEAD_POWER, doubts=False).train(
             replace(
                 job,
                 parent=Parent(job.parent.version, encoder, None, encoder),
-                clicks=replace(doubted(job), vectors=_encoded(job, encoder, job.clicks.queries)),
+                clicks=replace(clicks, vectors=_encoded(job, encoder, job.clicks.queries)),
                 domain=replace(domain, vectors=_encoded(job, encoder, domain.queries)),
                 corpus=Corpus(job.corpus.documents, documents),
                 earlier=Trained(),

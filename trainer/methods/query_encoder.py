@@ -54,6 +54,8 @@ class QueryEncoderMethod:
     """Part of the documents' pieces that is trained on; all of them take more than twice the time for little."""
     share: float = 0.6
     """How far to go from the parent's weights to the trained ones."""
+    doubts: bool = True
+    """Weigh each click by how far the others on its query agree (trainer/belief.py)."""
     head: AdapterMethod = field(default_factory=AdapterMethod)
 
     def train(self, job: Job) -> Trained:
@@ -73,7 +75,8 @@ class QueryEncoderMethod:
     def _learn(self, job: Job) -> Trained:
         head = Trained(adapter=job.parent.adapter) if job.parent.adapter else self.head.train(job)
         start = head.adapter or Adapter.identity(job.clicks.vectors.shape[1])
-        trained = self._descend(job, start, joined(doubted(job), self._pieces(job)))
+        clicks = doubted(job) if self.doubts else job.clicks
+        trained = self._descend(job, start, joined(clicks, self._pieces(job)))
         end = trained.adapter or start
         return replace(trained, adapter=between(start, end, self.share), notes=head.notes | trained.notes)
 
