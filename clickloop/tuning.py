@@ -184,7 +184,7 @@ def tune_files(
 
 def settings_text(tuned: Tuned) -> str:
     """The file's content: a table that the trainer reads."""
-    # Strings and numbers are written the same way in JSON and in TOML.
+    # Strings, numbers and truth values are written the same way in JSON and in TOML.
     rows = [f"{name} = {json.dumps(value)}" for name, value in tuned.chosen.items()]
     return "\n".join([f"# clickloop tune, rung {tuned.kind}: {tuned.reason}", "[trainer]", *rows, ""])
 

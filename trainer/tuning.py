@@ -55,18 +55,21 @@ def _rate(low: float, high: float) -> FloatDistribution:
     return FloatDistribution(low, high, log=True)
 
 
+_EITHER = CategoricalDistribution((True, False))
 SPACE: dict[VersionKind, dict[str, BaseDistribution]] = {
     "adapter": {
         "adapter_learning_rate": _rate(1e-4, 1e-2),
         "adapter_epochs": IntDistribution(1, 12),
         "adapter_batch": IntDistribution(32, 1024, log=True),
         "adapter_distillation": _rate(0.005, 0.5),
+        "adapter_doubts": _EITHER,
     },
     "query_encoder": {
         "query_encoder_learning_rate": _rate(2e-5, 1e-3),
         "query_encoder_epochs": IntDistribution(1, 5),
         "query_encoder_batch": IntDistribution(16, 256, log=True),
         "query_encoder_distillation": _rate(0.01, 1.0),
+        "query_encoder_doubts": _EITHER,
         "query_encoder_layers": IntDistribution(1, 4),
         "query_encoder_rank": CategoricalDistribution((0, 8, 16, 32)),
         "query_encoder_share": FloatDistribution(0.2, 1.0),
@@ -77,6 +80,7 @@ SPACE: dict[VersionKind, dict[str, BaseDistribution]] = {
         "full_batch": IntDistribution(16, 128, log=True),
         "full_depth": FloatDistribution(0.3, 1.0),
         "full_share": FloatDistribution(0.2, 1.0),
+        "full_doubts": _EITHER,
         "full_loss": CategoricalDistribution(("both_ways", "query_to_document")),
     },
 }
