@@ -18,6 +18,7 @@ from clickloop.events import Message
 from demo.display import Display, Row, make_display
 from demo.report import Report, print_table
 from demo.run import run
+from demo.services import INDEX
 from demo.stage import Options, Stage, set_up
 from demo.story import Story, rows
 
@@ -75,6 +76,9 @@ async def _keep(stage: Stage, options: Options, console: Console) -> None:
     place = stage.place
     console.print("\nEverything goes on running; Ctrl-C ends it.", style="bold")
     console.print(f"  Kafka         {place.bootstrap_servers}  (topics {place.topic_prefix}.*)")
+    console.print(
+        f"  index         {INDEX}  (--index {INDEX} for clickloop retrain, trigger, buffer)", markup=False
+    )
     console.print(f"  Redis         {place.redis_url}")
     for address in stage.addresses:
         console.print(f"  search node   {address}/docs")
