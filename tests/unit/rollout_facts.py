@@ -6,7 +6,7 @@ from typing import Any
 
 from clickloop.commands import Promote, Rollback
 from clickloop.events import ArmCounts, SplitChanged
-from streams.rollout import Rollout
+from streams.rollout import Refused, Rollout
 from tests.unit.streams_facts import NOON, at, node, report, version
 
 
@@ -58,7 +58,8 @@ def loaded(rule: Rollout, *versions: str, when: float) -> None:
         rule.node(node(name, "base-1", *versions), at=NOON + when)
 
 
-def step_to_all(rule: Rollout, name: str) -> SplitChanged:
-    split = rule.promote(promote(name), now=NOON + 4)
-    assert isinstance(split, SplitChanged)
-    return split
+def followed(rule: Rollout, wished: SplitChanged | Refused) -> SplitChanged:
+    """The split that a wish brought about, once it has come back from the log."""
+    assert isinstance(wished, SplitChanged)
+    rule.split(wished)
+    return wished

@@ -6,7 +6,17 @@ import pytest
 
 from clickloop.events import SplitChanged
 from streams.rollout import Refused
-from tests.unit.rollout_facts import loaded, promote, rollback, rolling, rollout, served, step, with_live_base
+from tests.unit.rollout_facts import (
+    followed,
+    loaded,
+    promote,
+    rollback,
+    rolling,
+    rollout,
+    served,
+    step,
+    with_live_base,
+)
 from tests.unit.streams_facts import NOON, arm, arms, at, node, version
 
 
@@ -53,10 +63,10 @@ def test_a_version_whose_gate_did_not_pass_gets_no_traffic_by_itself(verdict: st
     wished = rule.promote(promote("adapter-2"), now=NOON + 5)
     assert isinstance(wished, Refused) == (verdict == "fail")
     if isinstance(wished, SplitChanged):
-        rule.split(wished)
-        back = rule.rollback(rollback(), now=NOON + 6, heard=NOON + 60)
-        assert isinstance(back, SplitChanged)
-        assert arms(back) == [("live", "base-1", 10_000)]
+        followed(rule, wished)
+        assert arms(followed(rule, rule.rollback(rollback(), now=NOON + 6, heard=NOON + 60))) == [
+            ("live", "base-1", 10_000)
+        ]
 
 
 def test_shares_grow_with_the_candidates_queries_and_end_with_one_live_arm() -> None:
@@ -123,9 +133,7 @@ def test_an_operator_rolls_back_to_the_parent_and_it_stays_so() -> None:
     step(rule, 40)
     step(rule, 80)
     assert rule.live == "adapter-2"
-    split = rule.rollback(rollback(), now=NOON + 85, heard=NOON + 85)
-    assert isinstance(split, SplitChanged)
-    rule.split(split)
+    split = followed(rule, rule.rollback(rollback(), now=NOON + 85, heard=NOON + 85))
     assert arms(split) == [("live", "base-1", 10_000)]
     for name in ("n1", "n2"):
         rule.node(node(name, "base-1", "adapter-2"), at=NOON + 86)
@@ -134,16 +142,14 @@ def test_an_operator_rolls_back_to_the_parent_and_it_stays_so() -> None:
 
 def test_a_rollback_during_a_rollout_takes_the_candidate_away() -> None:
     rule = rolling()
-    split = rule.rollback(rollback(), now=NOON + 5)
-    assert isinstance(split, SplitChanged)
-    assert arms(split) == [("live", "base-1", 10_000)]
+    assert arms(followed(rule, rule.rollback(rollback(), now=NOON + 5))) == [("live", "base-1", 10_000)]
 
 
 def test_an_operator_promotes_at_once() -> None:
     rule = rolling()
-    split = rule.promote(promote("adapter-2"), now=NOON + 5)
-    assert isinstance(split, SplitChanged)
-    assert arms(split) == [("live", "adapter-2", 10_000)]
+    assert arms(followed(rule, rule.promote(promote("adapter-2"), now=NOON + 5))) == [
+        ("live", "adapter-2", 10_000)
+    ]
 
 
 def test_commands_that_make_no_sense_are_refused_with_a_reason() -> None:
@@ -191,9 +197,7 @@ def test_a_command_that_was_followed_is_not_followed_again() -> None:
     rule = rolling()
     step(rule, 40)
     step(rule, 80)
-    back = rule.rollback(rollback(), now=NOON + 85, heard=NOON + 85)
-    assert isinstance(back, SplitChanged)
-    rule.split(back)
+    followed(rule, rule.rollback(rollback(), now=NOON + 85, heard=NOON + 85))
     assert isinstance(rule.rollback(rollback("base-1"), now=NOON + 86, heard=NOON + 85), Refused)
     rule.version(version("adapter-3", parent="base-1", when=90))
     loaded(rule, "adapter-3", when=91)
@@ -220,9 +224,7 @@ def test_a_second_rollback_does_not_bring_back_what_the_first_took_away() -> Non
 def test_what_an_operator_took_away_stays_away_when_the_log_holds_the_last_split_alone() -> None:
     """As it does where it is compacted."""
     rule = rolling()
-    back = rule.rollback(rollback(), now=NOON + 6, heard=NOON + 6)
-    assert isinstance(back, SplitChanged)
-    rule.split(back)
+    followed(rule, rule.rollback(rollback(), now=NOON + 6, heard=NOON + 6))
     rule.version(version("adapter-3", parent="base-1", when=10))
     loaded(rule, "adapter-2", "adapter-3", when=11)
     last = step(rule, 12)

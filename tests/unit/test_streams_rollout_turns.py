@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from clickloop.events import SplitChanged
-from tests.unit.rollout_facts import loaded, promote, rollback, rolling, rollout, step, step_to_all, with_live_base
+from tests.unit.rollout_facts import followed, loaded, promote, rollback, rolling, rollout, step, with_live_base
 from tests.unit.streams_facts import NOON, arms, node, version
 
 
@@ -18,9 +18,7 @@ def test_what_is_made_of_an_undecided_version_has_its_turn_once_that_is_live() -
     rule.version(version("adapter-3", parent="adapter-2", when=3))
     loaded(rule, "adapter-2", "adapter-3", when=4)
     assert rule.decide(NOON + 5) is None, "it was compared with what no user has"
-    wished = rule.promote(promote("adapter-2"), now=NOON + 6, heard=NOON + 2.5)
-    assert isinstance(wished, SplitChanged)
-    rule.split(wished)
+    followed(rule, rule.promote(promote("adapter-2"), now=NOON + 6, heard=NOON + 2.5))
     assert arms(step(rule, 7))[1] == ("candidate", "adapter-3", 1_000)
 
 
@@ -68,9 +66,9 @@ def test_what_was_not_compared_with_the_live_version_is_left_to_an_operator(pare
     loaded(rule, "adapter-2", when=3)
     assert rule.on_its_way(NOON + 4) == ""
     assert rule.decide(NOON + 4) is None
-    split = rule.promote(promote("adapter-2"), now=NOON + 5)
-    assert isinstance(split, SplitChanged)
-    assert arms(split) == [("live", "adapter-2", 10_000)]
+    assert arms(followed(rule, rule.promote(promote("adapter-2"), now=NOON + 5))) == [
+        ("live", "adapter-2", 10_000)
+    ]
 
 
 def test_what_beat_the_live_version_follows_it_whatever_it_was_made_of() -> None:
@@ -84,12 +82,10 @@ def test_what_beat_the_live_version_follows_it_whatever_it_was_made_of() -> None
     assert rule.on_its_way(NOON + 5) == "adapter-3"
     loaded(rule, "anew-2", "adapter-3", "anew-4", when=6)
     assert arms(step(rule, 7)) == [("live", "base-1", 9_000), ("candidate", "adapter-3", 1_000)]
-    split = rule.promote(promote("anew-2"), now=NOON + 8, heard=NOON + 60)
-    assert isinstance(split, SplitChanged)
-    rule.split(split)
-    back = rule.rollback(rollback(), now=NOON + 70, heard=NOON + 120)
-    assert isinstance(back, SplitChanged)
-    assert arms(back) == [("live", "base-1", 10_000)]
+    followed(rule, rule.promote(promote("anew-2"), now=NOON + 8, heard=NOON + 60))
+    assert arms(followed(rule, rule.rollback(rollback(), now=NOON + 70, heard=NOON + 120))) == [
+        ("live", "base-1", 10_000)
+    ]
 
 
 def test_what_beat_the_candidate_takes_over_from_it() -> None:
@@ -102,9 +98,7 @@ def test_what_beat_the_candidate_takes_over_from_it() -> None:
 def test_what_is_made_of_a_version_that_an_operator_passed_over_has_no_turn() -> None:
     """It was being trained when that one was taken away."""
     rule = rolling()
-    split = rule.rollback(rollback(), now=NOON + 6, heard=NOON + 6)
-    assert isinstance(split, SplitChanged)
-    rule.split(split)
+    followed(rule, rule.rollback(rollback(), now=NOON + 6, heard=NOON + 6))
     rule.version(version("query_encoder-2", parent="adapter-2", when=7))
     loaded(rule, "adapter-2", "query_encoder-2", when=8)
     assert rule.decide(NOON + 9) is None
@@ -181,8 +175,9 @@ def test_without_parents_neither_the_live_version_nor_an_earlier_one_waits() -> 
     rule = with_live_base()
     for number in (2, 3):
         rule.version(version(f"adapter-{number}", parent=None, when=number))
-    chosen = replace(step_to_all(rule, "adapter-3"), chosen_at=None)
-    rule.split(chosen)
+    wished = rule.promote(promote("adapter-3"), now=NOON + 4)
+    assert isinstance(wished, SplitChanged)
+    rule.split(replace(wished, chosen_at=None))
     loaded(rule, "adapter-2", "adapter-3", when=5)
     assert rule.on_its_way(NOON + 6) == ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from trainer.belief import beliefs, believed, weighed
 from trainer.dataset import Clicks
@@ -74,6 +75,13 @@ def test_a_few_clicks_that_do_not_agree_take_no_belief_from_all_others() -> None
     belief = beliefs(contradicted, queries, documents)
     assert belief[:-2].min() > 0.8
     assert belief[-2:].max() <= 0.5
+
+
+def test_a_large_corpus_is_looked_at_in_parts_and_told_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    clicks, queries, documents = clicked(asked=3.0, wrong=0.3)
+    whole = beliefs(clicks, queries, documents)
+    monkeypatch.setattr("trainer.belief._CELLS", 7 * DOCUMENTS)
+    assert np.array_equal(beliefs(clicks, queries, documents), whole)
 
 
 def test_each_row_loses_as_much_weight_as_evidence() -> None:

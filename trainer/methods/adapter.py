@@ -110,21 +110,20 @@ class AdapterMethod:
     def walk(self, job: Job, known: Path | None) -> Path:
         """All three steps; the first two only once in a run, and not where it goes on from the parent's map."""
         before, step = Descended(0, {}), 1.0
-        goes_on = job.parent.adapter is not None and job.replayed < ANEW_FROM
+        gone_on_from = job.parent.adapter if job.replayed < ANEW_FROM else None
         if known:
             parent, start, domain, step = known.parent, known.start, known.domain, known.step
             before = Descended(known.domain_steps, known.notes)
-        elif goes_on and job.parent.adapter:
-            parent = start = domain = job.parent.adapter
+        elif gone_on_from:
+            parent = start = domain = gone_on_from
         else:
             own = Adapter.identity(job.clicks.vectors.shape[1])
             parent, step = (job.parent.adapter, STEP) if job.parent.adapter else (own, 1.0)
             start = whitened(own, job.clicks.vectors, self.power)
             domain, before = self.learn_domain(job, start) if len(job.domain) else (start, before)
         # What is learnt anew owes nothing to the parent's map, nor to the mistakes that it has learnt.
-        clicked, then = self.learn_clicks(
-            job if goes_on else replace(job, parent=replace(job.parent, adapter=None)), domain
-        )
+        searched = replace(job.parent, adapter=gone_on_from)
+        clicked, then = self.learn_clicks(replace(job, parent=searched), domain)
         queries, notes = len(job.clicks.queries), before.notes | then.notes
         return Path(parent, start, domain, clicked, queries, notes, before.steps, then.steps, step)
 
