@@ -6,20 +6,24 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
-from benchmarks._recorded import World
+from benchmarks._recorded import World, judged_of, ladder_in
+from clickloop.evaluation import Floats, compare
+from clickloop.events import Estimate
 from search.index import Document, Question
 from search.index.edge import EdgeIndex
 from search.settings import DENSE_WEIGHT
 from trainer.examples import document_of
 from trainer.model import Model, Vectors
 from trainer.rung import Ladder
-from trainer.truth import DEPTH
+from trainer.truth import DEPTH, Truth
 
+SearchedBy = Annotated[Literal["dense", "hybrid"], typer.Option("--search", help="What people are shown.")]
 PART = 500
 """Documents that are put into the index at once."""
 
@@ -82,3 +86,31 @@ def hybrid_top(
     documents = [document_of(one) for one in world.documents]
     model, vectors = ladder.loader.searched(version, documents, on_text=lambda *_: None)
     return asyncio.run(asked())
+
+
+class Fused:
+    """Hybrid search over one world, with the versions of the store in ``work``."""
+
+    def __init__(self, world: World, work: Path) -> None:
+        self._world = world
+        self._work = work
+        self._ladder = ladder_in(work)
+        self._truth = Truth(judged_of(world), [document_of(one) for one in world.documents])
+        self._measured: dict[str, dict[str, Floats]] = {}
+
+    def answers(self) -> NDArray[np.int64]:
+        """(clicking, 10) what the base model's search shows."""
+        base = self._ladder.base().version
+        texts = [one.text for one in self._world.clicking]
+        return hybrid_top(self._ladder, base, self._world, texts, self._work / "shown")
+
+    def change(self, before: str, after: str, metric: str = "mrr_at_10") -> Estimate:
+        """What becomes of ``metric`` on the held-out truth from one version to the other."""
+        return compare(self._metrics(before)[metric], self._metrics(after)[metric])
+
+    def _metrics(self, version: str) -> dict[str, Floats]:
+        if version not in self._measured:
+            texts = [one.text for one in self._world.held_out]
+            found = hybrid_top(self._ladder, version, self._world, texts, self._work / f"of-{version}")
+            self._measured[version] = self._truth.of_top(found)
+        return self._measured[version]

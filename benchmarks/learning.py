@@ -3,12 +3,16 @@
     python -m benchmarks.learning                           adapter and query_encoder, about four minutes
     python -m benchmarks.learning --rungs adapter,query_encoder,full     a quarter of an hour on two cores
     python -m benchmarks.learning --impressions 30000 --rungs full       what more clicks teach
+    python -m benchmarks.learning --search hybrid           people see what BM25 finds, too
     python -m benchmarks.learning --quick                   fewer documents, adapter only
 
 People search 4,500 functions, and the base model answers; 900 queries are held out and never asked. What they did
 goes through ``clickloop replay``: the stream rules, the trainer, the gate. Each rung is compared with the base
 model on the held-out queries by exact dense search, with 95 % intervals by paired bootstrap. A rung that passes is
 the parent of the next. The keys in the file are the demo's.
+
+What people are shown is a search by the vectors alone, or with ``--search hybrid`` one that is fused with BM25, as
+search nodes do unless told otherwise. Then what hybrid search has gained is told as well.
 """
 
 from __future__ import annotations
@@ -22,9 +26,12 @@ import typer
 from rich.console import Console
 
 from benchmarks._recorded import Habits, base_answers, replayed, stdlib_world
+from benchmarks._searched import Fused, SearchedBy
 from benchmarks.common import JsonFile, Quick, finish, say
 from clickloop import cli
-from clickloop.replay import kinds_of, print_outcome
+from clickloop.accounts import METRIC_NAMES
+from clickloop.replay import Outcome, kinds_of, print_outcome
+from clickloop.replay import figures as figures_of
 
 TARGETS: dict[str, dict[str, float]] = {
     "adapter": {"mrr_at_10": 0.06, "train_seconds": 10.0},
@@ -38,6 +45,7 @@ QUICK_DOCUMENTS, QUICK_IMPRESSIONS = 1000, 4000
 def main(
     rungs: Annotated[str, typer.Option(help="Rungs, comma-separated.")] = "adapter,query_encoder",
     seed: Annotated[int, typer.Option(help="Of the corpus and of what people do.")] = 0,
+    search: SearchedBy = "dense",
     impressions: Annotated[int, typer.Option(min=1, help="Answers that people look at.")] = 10_000,
     work: Annotated[Path | None, typer.Option(help="Folder to keep; what is there is not made again.")] = None,
     json_file: JsonFile = None,
@@ -51,11 +59,18 @@ def main(
         say(f"{len(world.documents):,} documents, {len(world.held_out):,} queries held out; encoding ...")
         answers = base_answers(world, folder)
         habits = Habits(impressions=QUICK_IMPRESSIONS if quick else impressions)
+        fused = Fused(world, folder) if search == "hybrid" else None
+        if fused is not None:
+            answers = fused.answers()
         outcome = replayed(world, answers, habits, kinds=kinds, work=folder, seed=seed, say=say)
+        hybrid = _of_hybrid(fused, outcome) if fused is not None else {}
     print_outcome(outcome, Console(highlight=False, markup=False))
     figures = outcome.to_json()
-    summary: dict[str, Any] = {"quick": quick}
+    summary: dict[str, Any] = {"quick": quick, "search": search}
     for kind, rung in figures["rungs"].items():
+        if kind in hybrid:
+            rung["hybrid"] = hybrid[kind]
+            summary[f"{kind}_hybrid_mrr_at_10"] = rung["hybrid"]["mrr_at_10"]["change"]
         for name, target in TARGETS[kind].items():
             found = rung[name] if name == "train_seconds" else rung[name]["change"]
             summary[f"{kind}_{name}"] = found
@@ -65,6 +80,16 @@ def main(
     if json_file is not None:
         text = json.dumps(figures | {"targets": TARGETS, "summary": summary}, indent=2)
         json_file.write_text(text + "\n", encoding="utf-8")
+
+
+def _of_hybrid(fused: Fused, outcome: Outcome) -> dict[str, dict[str, dict[str, float]]]:
+    """For each rung that made a version, what hybrid search has gained over the base model's."""
+    start = outcome.climbed.start
+    return {
+        rung.kind: {metric: figures_of(fused.change(start, rung.version, metric)) for metric in METRIC_NAMES}
+        for rung in outcome.climbed.rungs
+        if rung.version
+    }
 
 
 if __name__ == "__main__":

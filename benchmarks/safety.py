@@ -28,12 +28,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 from msgspec.structs import asdict as asdict_of
-from numpy.typing import NDArray
 
 from benchmarks._recorded import (
     Asked,
@@ -41,21 +39,16 @@ from benchmarks._recorded import (
     World,
     base_answers,
     data_world,
-    judged_of,
-    ladder_in,
     replayed,
     stdlib_world,
 )
-from benchmarks._searched import hybrid_top
+from benchmarks._searched import Fused, SearchedBy
 from benchmarks.common import JsonFile, Quick, finish, say
 from clickloop import cli
 from clickloop.errors import SettingsError
-from clickloop.evaluation import Floats, compare
 from clickloop.events import Estimate, VersionKind
 from clickloop.recorded import RungResult
 from clickloop.replay import kinds_of
-from trainer.examples import document_of
-from trainer.truth import Truth
 
 MOST_DOCUMENTS = 2000
 """Of a large set, so that encoding it takes a minute; judged documents stay."""
@@ -113,7 +106,7 @@ def main(
     sets: Annotated[str, typer.Option(help="Sets, comma-separated.")] = ",".join(SETS),
     manners: Annotated[str, typer.Option(help="Manners of clicking, comma-separated.")] = ",".join(MANNERS),
     seeds: Annotated[int, typer.Option(min=1, help="Populations of each manner.")] = 5,
-    search: Annotated[Literal["dense", "hybrid"], typer.Option(help="What people are shown.")] = "dense",
+    search: SearchedBy = "dense",
     json_file: JsonFile = None,
     quick: Quick = False,
 ) -> None:
@@ -186,44 +179,11 @@ def _tries(
                     seed=seed,
                     say=lambda _: None,
                 )
-                new = [
-                    tried(name, manner, seed, rung, fused.change(rung) if fused else None)
-                    for rung in outcome.climbed.rungs
-                ]
-                for one in new:
-                    say(_line(one))
-                found += new
+                for rung in outcome.climbed.rungs:
+                    of_hybrid = fused.change(rung.parent, rung.version) if fused and rung.version else None
+                    found.append(tried(name, manner, seed, rung, of_hybrid))
+                    say(_line(found[-1]))
     return found
-
-
-class Fused:
-    """Hybrid search over one world, with the versions of the store in ``work``."""
-
-    def __init__(self, world: World, work: Path) -> None:
-        self._world = world
-        self._work = work
-        self._ladder = ladder_in(work)
-        self._truth = Truth(judged_of(world), [document_of(one) for one in world.documents])
-        self._measured: dict[str, Floats] = {}
-
-    def answers(self) -> NDArray[np.int64]:
-        """(clicking, 10) what the base model's search shows."""
-        base = self._ladder.base().version
-        texts = [one.text for one in self._world.clicking]
-        return hybrid_top(self._ladder, base, self._world, texts, self._work / "shown")
-
-    def change(self, rung: RungResult) -> Estimate | None:
-        """What becomes of MRR@10 on the held-out truth from the parent to the rung's version, if there is one."""
-        if not rung.version:
-            return None
-        return compare(self._mrr(rung.parent), self._mrr(rung.version))
-
-    def _mrr(self, version: str) -> Floats:
-        if version not in self._measured:
-            texts = [one.text for one in self._world.held_out]
-            found = hybrid_top(self._ladder, version, self._world, texts, self._work / f"of-{version}")
-            self._measured[version] = self._truth.of_top(found)["mrr_at_10"]
-        return self._measured[version]
 
 
 def _line(one: Try) -> str:
