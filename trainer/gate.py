@@ -44,8 +44,9 @@ from trainer.model import Vectors
 from trainer.swaps import Agreement, swap_result
 
 SHOWN = 10
-LADDER_MARGIN = 0.02
-"""What a rung must be shown not to lose against the rung of the same command that has just passed below it."""
+LADDER_CONFIDENCE = 0.9
+"""Of the interval that must lie above 0 for a rung on top of one of the same command that has just passed: a
+one-sided test at 5 %, where the first rung's is two-sided."""
 CONFIRMED = 2.0
 """Evidence from which a document is held to be wanted beyond doubt: two clicks, or a good rating."""
 FEWEST_CONFIRMED = 30
@@ -143,7 +144,7 @@ def judge(
     *,
     thresholds: Thresholds,
     seed: int,
-    margin: float = 0.0,
+    on_top: bool = False,
     golden: GoldenTrial | None = None,
     cost: CostResult | None = None,
     apart: bool = False,
@@ -156,11 +157,10 @@ def judge(
     is too slow, fails whatever it wins elsewhere. The golden set is no sample but what operators want to hold, so
     there the figure itself counts.
 
-    ``margin`` is 0 where the candidate must beat its parent beyond chance, and LADDER_MARGIN where the parent is
-    the rung below, which has just done so: then it must be at least level, and not behind by the margin beyond
-    chance (non-inferiority, Piaggio et al. 2012). ``apart``: the candidate is no small change of the version
-    before, and must not be worse beyond chance where all documents count. ``other`` is what the reasons call the
-    version before, and ``nothing`` what they say without a trial.
+    ``on_top``: the parent is the rung below of the same command, which has just passed; then a one-sided test is
+    enough (``LADDER_CONFIDENCE``). ``apart``: the candidate is no small change of the version before, and must not
+    be worse beyond chance where all documents count. ``other`` is what the reasons call the version before, and
+    ``nothing`` what they say without a trial.
     """
     queries = sum(len(t.weight) for t in trials)
     of_golden = _golden(golden, seed) if golden is not None else None
@@ -170,18 +170,17 @@ def judge(
         empty: Verdict = "fail" if lost else "inconclusive"
         return GateResult(verdict=empty, queries=0, reasons=reasons, golden=of_golden, cost=cost)
     weight = np.concatenate([t.weight for t in trials])
-    metrics = {
-        name: compare(
-            np.concatenate([t.before[name] for t in trials]),
-            np.concatenate([t.after[name] for t in trials]),
-            weights=weight,
-            seed=seed,
-        )
-        for name in trials[0].before
-    }
+
+    def compared(name: str, confidence: float = 0.95) -> Estimate:
+        before = np.concatenate([t.before[name] for t in trials])
+        after = np.concatenate([t.after[name] for t in trials])
+        return compare(before, after, weights=weight, seed=seed, confidence=confidence)
+
+    metrics = {name: compared(name) for name in trials[0].before}
     found = sum(t.found_before for t in trials)
     kept = sum(t.found_after for t in trials) / found if found >= FEWEST_CONFIRMED else None
-    verdict, reasons = decide(metrics["mrr_at_10"], queries, kept, thresholds, margin=margin, other=other)
+    one_sided = compared("mrr_at_10", LADDER_CONFIDENCE) if on_top else None
+    verdict, reasons = decide(metrics["mrr_at_10"], queries, kept, thresholds, one_sided=one_sided, other=other)
     if kept is None:
         few = f"{found} documents are surely wanted and found, {FEWEST_CONFIRMED} are needed"
         reasons.append(f"whether documents were lost was not measured: {few}")
@@ -314,11 +313,11 @@ def decide(
     kept: float | None,
     thresholds: Thresholds,
     *,
-    margin: float = 0.0,
+    one_sided: Estimate | None = None,
     other: str = "its parent",
 ) -> tuple[Verdict, list[str]]:
     """Verdict and reasons from the figures alone. ``kept`` is the guard's share of documents still found, None
-    where they are too few to tell."""
+    where they are too few to tell; ``one_sided`` has the interval that decides on a rung on top of another."""
     said = f"MRR@10 {mrr.change:+.1%}, 95 % interval {mrr.low:+.1%} to {mrr.high:+.1%}"
     lost = 0.0 if kept is None else 1.0 - kept
     guard = [] if kept is None else [f"{lost:.1%} of the documents that users surely want are no longer found"]
@@ -330,8 +329,9 @@ def decide(
         return "fail", [f"worse than {other}: {said}"]
     if mrr.low > 0.0:
         return "pass", [f"better than {other}: {said}", *guard]
-    if margin and mrr.change > 0.0 and mrr.low > -margin:
-        return "pass", [f"not behind the rung below, which has just passed: {said}", *guard]
+    if one_sided is not None and one_sided.low > 0.0:
+        narrower = f"{100 * LADDER_CONFIDENCE:g} % interval {one_sided.low:+.1%} to {one_sided.high:+.1%}"
+        return "pass", [f"better than the rung below, which has just passed: {said}, {narrower}", *guard]
     return "inconclusive", [f"can't be told from {other}: {said}"]
 
 

@@ -28,7 +28,7 @@ from trainer.beside import Beside, Candidate
 from trainer.cost import Served, cost_of
 from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
 from trainer.examples import Document
-from trainer.gate import LADDER_MARGIN, GoldenTrial, Side, Thresholds, Trial, judge, measure
+from trainer.gate import GoldenTrial, Side, Thresholds, Trial, judge, measure
 from trainer.loading import Loaded, Loader
 from trainer.methods.base import Job, Notes, Parent, Progress, Trained, deadline
 from trainer.methods.checkpoint import Checkpoints
@@ -158,7 +158,7 @@ class Ladder:
         Raises TooFewError, TrainingError where the budget is too small, StoppedError, ArtifactError.
         """
         left = deadline(command.budget_seconds)
-        margin = 0.0
+        on_top = False
         data: Data | None = None
         below: dict[int, Adapter] = {}
         for number, kind in enumerate(command.kinds):
@@ -182,14 +182,14 @@ class Ladder:
                     told,
                     below,
                     live,
-                    margin=margin,
+                    on_top=on_top,
                     share=share,
                     left=left,
                 )
             yield published
             gate = published.manifest.gate
             if gate is not None and gate.verdict == "pass":
-                parent, margin, below, live = published.manifest, LADDER_MARGIN, then, None
+                parent, on_top, below, live = published.manifest, True, then, None
 
     async def _train(
         self,
@@ -202,7 +202,7 @@ class Ladder:
         below: Mapping[int, Adapter],
         live: Callable[[], Awaitable[str]] | None,
         *,
-        margin: float,
+        on_top: bool,
         share: float,
         left: Callable[[], float],
     ) -> tuple[Published, dict[int, Adapter]]:
@@ -275,7 +275,7 @@ class Ladder:
             trials,
             thresholds=thresholds_of(settings),
             seed=settings.seed,
-            margin=margin,
+            on_top=on_top,
             golden=golden,
             cost=cost,
             apart=trained.new_space,

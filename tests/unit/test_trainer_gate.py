@@ -10,7 +10,6 @@ from tests.unit.trainer_facts import errs_elsewhere, world
 from trainer.dataset import Clicks
 from trainer.gate import (
     FEWEST_CONFIRMED,
-    LADDER_MARGIN,
     GoldenTrial,
     Side,
     Thresholds,
@@ -191,7 +190,7 @@ def test_reasons_name_the_figures():
     assert "+5.0%" in reasons[0]
     assert "+1.0% to +9.0%" in reasons[0]
     assert reasons[1] == "2.0% of the documents that users surely want are no longer found"
-    assert decide(estimate(0.05, -0.01, 0.09), 200, 0.98, THRESHOLDS, margin=LADDER_MARGIN)[1][1] == reasons[1]
+    assert decide(estimate(0.05, -0.01, 0.09), 200, 0.98, THRESHOLDS, one_sided=mrr)[1][1] == reasons[1]
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.0])
@@ -215,15 +214,30 @@ def estimate(change: float, low: float, high: float) -> Estimate:
     return Estimate(before=0.5, after=0.5 * (1 + change), change=change, low=low, high=high)
 
 
-def test_on_top_of_a_rung_that_has_just_passed_level_is_enough_and_behind_is_not():
-    def says(change: float, low: float, high: float, margin: float) -> str:
-        return decide(estimate(change, low, high), 900, 1.0, THRESHOLDS, margin=margin)[0]
+def test_on_top_of_a_rung_that_has_just_passed_a_one_sided_test_is_enough():
+    level = estimate(0.007, -0.01, 0.025)
 
-    assert says(0.005, -0.012, 0.02, LADDER_MARGIN) == "pass"
-    assert says(0.005, -0.012, 0.02, 0.0) == "inconclusive", "the first rung must beat its parent beyond chance"
-    assert says(-0.001, -0.012, 0.02, LADDER_MARGIN) == "inconclusive", "it must be at least level"
-    assert says(0.005, -0.03, 0.04, LADDER_MARGIN) == "inconclusive", "too few clicks to rule the margin out"
-    assert says(-0.03, -0.05, -0.01, LADDER_MARGIN) == "fail"
+    def says(one_sided: Estimate | None, *, two_sided: Estimate = level) -> str:
+        return decide(two_sided, 900, 1.0, THRESHOLDS, one_sided=one_sided)[0]
+
+    assert says(estimate(0.007, 0.001, 0.02)) == "pass"
+    assert says(None) == "inconclusive", "the first rung must beat its parent beyond chance"
+    assert says(estimate(0.007, -0.008, 0.02)) == "inconclusive", "level may as well be worse"
+    assert says(estimate(-0.03, -0.045, -0.015), two_sided=estimate(-0.03, -0.05, -0.01)) == "fail"
+
+
+def test_the_one_sided_test_is_of_the_same_clicks_as_the_two_sided_one():
+    """A trial between the two: better at 90 %, not at 95 %."""
+    rng = np.random.default_rng(0)
+    before = rng.uniform(0.0, 1.0, 400)
+    after = before + rng.normal(0.0, 0.2, 400)
+    after += 0.018 - (after - before).mean()
+    trial = Trial(np.ones(400), {"mrr_at_10": before}, {"mrr_at_10": after}, found_before=0, found_after=0)
+    first, second = (judge([trial], thresholds=THRESHOLDS, seed=0, on_top=on_top) for on_top in (False, True))
+    assert first.metrics["mrr_at_10"].low < 0.0
+    assert (first.verdict, second.verdict) == ("inconclusive", "pass")
+    assert first.metrics == second.metrics
+    assert "90 % interval +" in second.reasons[0]
 
 
 # The golden set and slices
