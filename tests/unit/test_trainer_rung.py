@@ -249,6 +249,23 @@ async def test_what_is_of_a_new_space_must_not_err_elsewhere(
     assert told == [new_space]
 
 
+@pytest.mark.parametrize("verdict", ["pass", "inconclusive"])
+async def test_only_on_top_of_what_has_just_passed_a_one_sided_test_is_enough(
+    verdict: Verdict, climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+
+    def judged(*_: object, on_top: bool, **__: object) -> GateResult:
+        told.append(on_top)
+        return gate(verdict)
+
+    monkeypatch.setattr("trainer.rung.judge", judged)
+    first, _ = await climbs.run("c1", ["adapter", "query_encoder"])
+    assert told == [False, verdict == "pass"]
+    await climbs.run("c2", ["query_encoder"], first)
+    assert told[2:] == [False], "another command's parent has just done nothing"
+
+
 @pytest.mark.parametrize("live", [["base-1"], [""], []])
 async def test_who_is_made_of_the_live_version_needs_no_second_look(
     live: list[str], climbs: Climbs, onlooker: Onlooker
