@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,18 +75,17 @@ class Searched:
         return found
 
 
-def hybrid_top(
-    ladder: Ladder, version: str, world: World, texts: Sequence[str], folder: Path
-) -> NDArray[np.int64]:
+def hybrid_top(ladder: Ladder, version: str, world: World, texts: Sequence[str]) -> NDArray[np.int64]:
     """What a search node with this version shows for each text by default."""
 
-    async def asked() -> NDArray[np.int64]:
-        async with Searched(world, model, vectors, folder) as searched:
+    async def asked(folder: str) -> NDArray[np.int64]:
+        async with Searched(world, model, vectors, Path(folder)) as searched:
             return await searched.top(texts, model.encode_queries(list(texts)))
 
     documents = [document_of(one) for one in world.documents]
     model, vectors = ladder.loader.searched(version, documents, on_text=lambda *_: None)
-    return asyncio.run(asked())
+    with tempfile.TemporaryDirectory(prefix="clickloop-searched-") as folder:
+        return asyncio.run(asked(folder))
 
 
 class Fused:
@@ -93,7 +93,6 @@ class Fused:
 
     def __init__(self, world: World, work: Path) -> None:
         self._world = world
-        self._work = work
         self._ladder = ladder_in(work)
         self._truth = Truth(judged_of(world), [document_of(one) for one in world.documents])
         self._measured: dict[str, dict[str, Floats]] = {}
@@ -102,7 +101,7 @@ class Fused:
         """(clicking, 10) what the base model's search shows."""
         base = self._ladder.base().version
         texts = [one.text for one in self._world.clicking]
-        return hybrid_top(self._ladder, base, self._world, texts, self._work / "shown")
+        return hybrid_top(self._ladder, base, self._world, texts)
 
     def change(self, before: str, after: str, metric: str = "mrr_at_10") -> Estimate:
         """What becomes of ``metric`` on the held-out truth from one version to the other."""
@@ -111,6 +110,6 @@ class Fused:
     def _metrics(self, version: str) -> dict[str, Floats]:
         if version not in self._measured:
             texts = [one.text for one in self._world.held_out]
-            found = hybrid_top(self._ladder, version, self._world, texts, self._work / f"of-{version}")
+            found = hybrid_top(self._ladder, version, self._world, texts)
             self._measured[version] = self._truth.of_top(found)
         return self._measured[version]
