@@ -232,19 +232,25 @@ async def test_what_does_not_beat_the_live_version_is_no_ones_parent(climbs: Cli
     assert [one.gate.verdict for one in made if one.gate] == ["inconclusive"] * 2
 
 
+def told_to_the_gate(name: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What each gate from now on is given by that name; all of them say ``verdict``."""
+    told: list[object] = []
+
+    def judged(*_: object, **given: object) -> GateResult:
+        told.append(given[name])
+        return gate(verdict)
+
+    monkeypatch.setattr("trainer.rung.judge", judged)
+    return told
+
+
 @pytest.mark.parametrize("new_space", [True, False])
 async def test_what_is_of_a_new_space_must_not_err_elsewhere(
     new_space: bool, climbs: Climbs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[bool] = []
-
-    def judged(*_: object, apart: bool, **__: object) -> GateResult:
-        told.append(apart)
-        return gate("fail")
-
+    told = told_to_the_gate("apart", "fail", monkeypatch)
     train = climbs.rungs["adapter"].train
     monkeypatch.setattr(climbs.rungs["adapter"], "train", lambda job: replace(train(job), new_space=new_space))
-    monkeypatch.setattr("trainer.rung.judge", judged)
     await climbs.run("c1", ["adapter"])
     assert told == [new_space]
 
@@ -253,13 +259,7 @@ async def test_what_is_of_a_new_space_must_not_err_elsewhere(
 async def test_only_on_top_of_what_has_just_passed_a_one_sided_test_is_enough(
     verdict: Verdict, climbs: Climbs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[bool] = []
-
-    def judged(*_: object, on_top: bool, **__: object) -> GateResult:
-        told.append(on_top)
-        return gate(verdict)
-
-    monkeypatch.setattr("trainer.rung.judge", judged)
+    told = told_to_the_gate("on_top", verdict, monkeypatch)
     first, _ = await climbs.run("c1", ["adapter", "query_encoder"])
     assert told == [False, verdict == "pass"]
     await climbs.run("c2", ["query_encoder"], first)
