@@ -319,6 +319,8 @@ def decide(
     """Verdict and reasons from the figures alone. ``kept`` is the guard's share of documents still found, None
     where they are too few to tell; ``one_sided`` has the interval that decides on a rung on top of another."""
     said = f"MRR@10 {mrr.change:+.1%}, 95 % interval {mrr.low:+.1%} to {mrr.high:+.1%}"
+    if one_sided is not None:
+        said += f", {100 * LADDER_CONFIDENCE:g} % interval {one_sided.low:+.1%} to {one_sided.high:+.1%}"
     lost = 0.0 if kept is None else 1.0 - kept
     guard = [] if kept is None else [f"{lost:.1%} of the documents that users surely want are no longer found"]
     if queries < thresholds.min_queries:
@@ -330,8 +332,7 @@ def decide(
     if mrr.low > 0.0:
         return "pass", [f"better than {other}: {said}", *guard]
     if one_sided is not None and one_sided.low > 0.0:
-        narrower = f"{100 * LADDER_CONFIDENCE:g} % interval {one_sided.low:+.1%} to {one_sided.high:+.1%}"
-        return "pass", [f"better than the rung below, which has just passed: {said}, {narrower}", *guard]
+        return "pass", [f"better than the rung below, which has just passed: {said}", *guard]
     return "inconclusive", [f"can't be told from {other}: {said}"]
 
 
