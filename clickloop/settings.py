@@ -142,4 +142,3 @@ class ArtifactSettings(Settings):
     public_key: str = Field(
         "", description="Ed25519 public key, base64; set, only versions signed by it are loaded"
     )
-    redis_url: str = Field("", description="redis://host:port/db for caches and leases; empty works without")

@@ -51,7 +51,8 @@ def command(
 ) -> None:
     """Run the whole loop: users click, the model learns, the search gets better, nothing goes down.
 
-    Exits with 0 if the loop closed and every new version is better, 1 if not, 2 on bad arguments.
+    Exits with 0 if the loop closed, a version passed, none failed and each that passed is better; 1 if not, 2 on
+    bad arguments.
     """
     try:
         options = _options(

@@ -32,6 +32,7 @@ class SearchSettings(ArtifactSettings):
     qdrant_url: str = Field(
         "", description="http://host:6333 of a Qdrant server; empty keeps the index in process"
     )
+    redis_url: str = Field("", description="redis://host:port/db for caches and leases; empty works without")
     mode: Mode = Field("hybrid", description="dense, or hybrid: dense and BM25 fused")
     dense_weight: float = Field(
         DENSE_WEIGHT,

@@ -111,7 +111,10 @@ class StreamsSettings(Settings):
     )
     cool_down_seconds: float = Field(30.0, ge=0, description="least time from the end of one retrain to the next")
     failed_cool_down_seconds: float = Field(
-        300.0, ge=0, description="the same after a failed gate; it doubles with each further one, up to a day"
+        300.0,
+        ge=0,
+        description="the same after a command that failed at its gate, broke or was cancelled; it doubles with each "
+        "further one, up to a day",
     )
     kinds: Annotated[list[Literal[VersionKind, "auto"]], NoDecode] = Field(
         ["adapter", "query_encoder"],

@@ -341,11 +341,11 @@ class Trigger:
         left = self._ended_at + self._cool_down(failures) - now
         if left <= 0.0:
             return ""
-        after = f" after {failures} failed gate{'s' * (failures > 1)}" if failures else ""
+        after = f" after {failures} failed command{'s' * (failures > 1)}" if failures else ""
         return f"cooling down for another {left:.0f} s{after}"
 
     def _cool_down(self, failures: int) -> float:
-        """It doubles with each failed gate in a row, up to a day."""
+        """It doubles with each failed command in a row, up to a day."""
         normal = self._settings.cool_down_seconds
         if not failures:
             return normal

@@ -264,6 +264,26 @@ def test_every_channel_is_used_and_every_operation_has_a_channel() -> None:
     assert received == set(asyncapi()["channels"]) - readable
 
 
+def test_the_table_of_topics_and_asyncapi_name_the_same_services() -> None:
+    services = ("search", "streams", "trainer")
+    table, told = dict[str, tuple[set[str], set[str]]](), dict[str, tuple[set[str], set[str]]]()
+    for line in (SCHEMAS / "README.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 7 and cells[0].startswith("["):
+            sent, read = (
+                set(services) if cell == "every consumer" else set(re.findall("|".join(services), cell))
+                for cell in cells[5:]
+            )
+            table[cells[0][1:].split("]")[0]] = (sent, read)
+    for name, channel in asyncapi()["channels"].items():
+        sides = {"send": set[str](), "receive": set[str]()}
+        for operation in asyncapi()["operations"].values():
+            if operation["channel"]["$ref"] == f"#/channels/{name}":
+                sides[operation["action"]].add(operation["tags"][0]["name"])
+        told[channel["address"].split(".")[1]] = (sides["send"], sides["receive"])
+    assert table == told
+
+
 def test_headers_that_are_sent_are_the_documented_ones() -> None:
     documented = asyncapi()["components"]["schemas"]["CloudEventHeaders"]
     message = GOLDEN["ResultClicked.v1"]

@@ -22,7 +22,7 @@ class ProbeSettings(ArtifactSettings):
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("CONFIG", "PORT", "INDEX", "BOOTSTRAP_SERVERS", "KINDS", "REDIS_URL"):
+    for name in ("CONFIG", "PORT", "INDEX", "BOOTSTRAP_SERVERS", "KINDS", "STORE_URL"):
         monkeypatch.delenv(f"CLICKLOOP_{name}", raising=False)
 
 
@@ -35,10 +35,10 @@ def test_flag_beats_environment_beats_own_table_beats_top_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "clickloop.toml").write_text(
-        'index = "top"\nredis_url = "redis://top"\n[probe]\nindex = "own"\nport = 1\n'
+        'index = "top"\nstore_url = "file:///top"\n[probe]\nindex = "own"\nport = 1\n'
     )
     assert ProbeSettings.load().index == "own"
-    assert ProbeSettings.load().redis_url == "redis://top"
+    assert ProbeSettings.load().store_url == "file:///top"
     assert Settings.load().index == "top"
     monkeypatch.setenv("CLICKLOOP_INDEX", "env")
     assert ProbeSettings.load().index == "env"

@@ -288,9 +288,9 @@ def fail(rule: Trigger, number: int, when: float, *, verdict: str = "fail") -> N
 def test_the_cool_down_doubles_with_each_failed_gate_and_a_pass_ends_that() -> None:
     rule = trigger(failed_cool_down_seconds=100.0)
     fail(rule, 0, 0)
-    assert "cooling down for another 51 s after 1 failed gate" in refused(rule, 50)
+    assert "cooling down for another 51 s after 1 failed command" in refused(rule, 50)
     fail(rule, 1, 200)
-    assert "after 2 failed gates" in refused(rule, 201 + 199)
+    assert "after 2 failed commands" in refused(rule, 201 + 199)
     fail(rule, 2, 401)
     assert "cooling down" in refused(rule, 402 + 399)
     fail(rule, 3, 803, verdict="pass")
@@ -309,7 +309,7 @@ def test_what_someone_tried_by_hand_does_not_change_how_far_the_cool_down_has_gr
     rule.retrain(anew)
     for kind in anew.kinds:
         rule.training(progress(anew.command_id, kind, "done", when=151, verdict=verdict))
-    assert "cooling down for another 51 s after 1 failed gate" in refused(rule, 200)
+    assert "cooling down for another 51 s after 1 failed command" in refused(rule, 200)
 
 
 def test_an_inconclusive_gate_is_no_failure() -> None:
@@ -327,7 +327,7 @@ def test_a_version_tells_the_verdict_where_the_runs_message_is_gone() -> None:
     for kind in wish.kinds:
         rule.training(progress(wish.command_id, kind, "done", when=1))
     rule.retrain(wish)
-    assert "after 1 failed gate" in refused(rule, 50)
+    assert "after 1 failed command" in refused(rule, 50)
 
 
 def test_a_days_budget_is_kept_over_the_last_24_hours() -> None:
