@@ -119,7 +119,8 @@ class Collected:
                 self._document(record)
             else:
                 self._example(codec.decode(record.value, ExampleFormed))
-        except MessageError as error:
+        except (MessageError, OverflowError) as error:
+            # JSON has larger integers than SQLite.
             if len(self.unreadable) < 1000:
                 self.unreadable.append(f"{record.topic}/{record.partition} offset {record.offset}: {error}")
 
@@ -178,9 +179,7 @@ async def read_topics(bootstrap_servers: str, *, prefix: str, into: Collected) -
     """Everything that the topics hold now. Raises BrokerError."""
     wanted = [topics.TRAINING_EXAMPLES, topics.DOCUMENTS]
     async with Follower(bootstrap_servers, wanted, prefix=prefix) as follower:
-        while True:
-            batch = await follower.batch(timeout_seconds=0.2, max_records=5000)
-            for topic, record in batch:
+        # Not until nothing comes: a topic that is written to all the time would be read for ever.
+        while not await follower.caught_up():
+            for topic, record in await follower.batch(timeout_seconds=0.2, max_records=5000):
                 into.add(topic, record)
-            if not batch and await follower.caught_up():
-                return

@@ -9,6 +9,7 @@ import base64
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,7 +150,8 @@ class Rejects:
 
     def __exit__(self, *_: object) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with self._written():
+                self._stream.close()
         if self._count > self.SHOWN:
             where = f"all are in {self._path}" if self._path else "--rejected FILE keeps all of them"
             self._say(f"... and {self._count - self.SHOWN:,} more rejected rows; {where}")
@@ -164,4 +166,12 @@ class Rejects:
                 content["row"] = read.row.original.decode()
             except UnicodeDecodeError:
                 content["row_base64"] = base64.b64encode(read.row.original).decode()
-            self._stream.write(msgspec.json.encode(content) + b"\n")
+            with self._written():
+                self._stream.write(msgspec.json.encode(content) + b"\n")
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SettingsError(f"{self._path} can't be written: {error.strerror}") from None

@@ -16,6 +16,7 @@ import stamina
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import collect_hosts
 from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
@@ -134,6 +135,14 @@ async def _has_idempotence(bootstrap_servers: str) -> bool:
     # A broker that has just started answers "not yet" where it will answer.
     answer = for_code(response.error_code)
     return answer is NoError or bool(answer.retriable)
+
+
+def check_servers(servers: str) -> None:
+    """Raises ValueError for what is no comma-separated list of hosts and ports."""
+    try:
+        collect_hosts(servers)
+    except (ValueError, IndexError):
+        raise ValueError("no host:port list") from None
 
 
 class Producer:

@@ -37,7 +37,7 @@ def _recommendations(trigger: Trigger, outlook: Outlook, settings: StreamsSettin
     if outlook.failures >= MANY_FAILURES:
         yield Recommendation(
             "look at the examples: clickloop buffer, and clickloop versions list for the verdicts",
-            f"the last {outlook.failures} commands failed, at their gate or before; more of the same will hardly pass",
+            f"the last {outlook.failures} commands failed, at their gate or before: more of the same will not do",
         )
     if outlook.holding and outlook.ranges and outlook.kinds:
         why = "; ".join(case.text for case in outlook.holding)

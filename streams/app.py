@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import faust
+from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
 from clickloop import codec, topics
@@ -141,6 +142,7 @@ class StreamsApp:
         )
         async with self._producer, self._forgotten, self._handled, contextlib.AsyncExitStack() as stack:
             following = asyncio.create_task(self._forgotten.follow(self._forget))
+            following.add_done_callback(self._forgets_no_more)
             stack.callback(following.cancel)
             stack.push_async_callback(self._caps.close)
             stack.callback(self._stop_sending)
@@ -470,8 +472,18 @@ class StreamsApp:
             try:
                 return await send()
             except (KafkaError, BrokerError) as error:
+                if isinstance(error.__cause__ or error, MessageSizeTooLargeError):
+                    # It will never be taken, and nothing after it would come about.
+                    raise ClickloopError(f"{what}: the broker takes no message that large: {error!r}") from error
                 logger().warning("not sent, trying again", what=what, reason=repr(error))
                 await asyncio.sleep(1.0)
+
+    def _forgets_no_more(self, following: asyncio.Task[None]) -> None:
+        """Who asks to be forgotten must be heard: a worker that can't hear them must not go on."""
+        if not following.cancelled():
+            self._fail(
+                ClickloopError(f"commands can't be read, so no one can be forgotten: {following.exception()!r}")
+            )
 
     def _forget(self, split_key: str) -> None:
         for partition in self._partitions.values():

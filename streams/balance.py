@@ -6,10 +6,14 @@ The least count for the whole index is the policy ``threshold``; this holds back
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
-from clickloop.events import SliceCounts
+from clickloop.events import Difficulty, SliceCounts
+
+MAX_SLICES = 400
+"""Of a report, so that it fits into a message however many domains there are, and however long their names."""
 
 
 def parsed(minimums: Iterable[str]) -> dict[str, int]:
@@ -38,6 +42,29 @@ def summed(slices: Iterable[SliceCounts]) -> list[SliceCounts]:
     return [
         SliceCounts(examples=sums[key], domain=part.domain, difficulty=part.difficulty)
         for key, part in kept.items()
+    ]
+
+
+def bounded(
+    counts: Mapping[tuple[str, Difficulty | None], int], wanted: Collection[str] = ()
+) -> list[SliceCounts]:
+    """At most MAX_SLICES of these, those of ``wanted`` domains and the largest. The others are summed up by
+    difficulty, as if of no domain.
+
+    >>> many = {(f"d{n}", "easy"): n + 1 for n in range(1000)}
+    >>> found = bounded(many, {"d0"})
+    >>> len(found) <= MAX_SLICES, sum(part.examples for part in found), found[0].domain
+    (True, 500500, 'd0')
+    """
+    known = [(key, count) for key, count in counts.items() if count > 0]
+    known.sort(key=lambda one: (one[0][0] in wanted, not one[0][0], one[1]), reverse=True)
+    room = MAX_SLICES - len(get_args(Difficulty)) - 1
+    kept = Counter(dict(known[:room]))
+    for (_, difficulty), count in known[room:]:
+        kept["", difficulty] += count
+    return [
+        SliceCounts(examples=count, domain=domain, difficulty=difficulty)
+        for (domain, difficulty), count in kept.items()
     ]
 
 

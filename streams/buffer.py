@@ -18,6 +18,7 @@ from clickloop.events import ArmCounts, ExampleFormed, OffsetRange
 RESERVOIR = 4096
 FOLD_SKETCHES = 1024
 MAX_SKETCH = 1024
+MAX_ARMS, MAX_NAME = 64, 256
 SLICES = ("label", "arm", "difficulty", "origin")
 """Fields of an example by which it is counted, where it has them."""
 
@@ -66,7 +67,8 @@ class Counts:
     abandoned: int = 0
     examples: int = 0
     arms: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    """By (arm, version): queries, clicked queries, sum of reciprocal ranks."""
+    """By (arm, version): queries, clicked queries, sum of reciprocal ranks. Of at most MAX_ARMS, with names of at
+    most MAX_NAME characters: a report must fit into a message whatever a query's sender wrote there."""
     sketches: SketchSum = field(default_factory=lambda: SketchSum())
 
     def query(self, arm: str, version: str, sketch: bytes = b"") -> None:
@@ -109,7 +111,9 @@ class Counts:
     def _arm(self, arm: str, version: str) -> list[float]:
         counts = self.arms.get((arm, version))
         if counts is None:
-            counts = self.arms[arm, version] = [0.0, 0.0, 0.0]
+            counts = [0.0, 0.0, 0.0]
+            if len(self.arms) < MAX_ARMS and len(arm) <= MAX_NAME and len(version) <= MAX_NAME:
+                self.arms[arm, version] = counts
         return counts
 
 

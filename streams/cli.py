@@ -139,7 +139,7 @@ def parse_time(text: str, *, now: float) -> float:
     """
     ago = re.fullmatch(r"(\d{1,6})([smhd])", text)
     if ago is not None:
-        return now - int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[ago[2]]
+        return max(0.0, now - int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[ago[2]])
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
@@ -148,6 +148,8 @@ def parse_time(text: str, *, now: float) -> float:
         ) from None
     if at.tzinfo is None:
         raise SettingsError(f"{text!r} has no zone: end it with Z for UTC")
+    if not codec.FIRST_YEAR <= at.year <= codec.LAST_YEAR:
+        raise SettingsError(f"{text!r} is too far away")
     return at.timestamp()
 
 

@@ -104,6 +104,8 @@ class Feedback(msgspec.Struct, array_like=True, eq=False):
     """Some of it has not had its effects yet."""
     best_position: int | None = None
     """Topmost trusted click."""
+    seen_position: int | None = None
+    """Topmost click of a person, be it one that says too much of a popular document or query to be learnt from."""
 
     def click(
         self, doc_id: str, *, at: float, dwell: float | None, trust: float, reason: str = ""

@@ -24,8 +24,8 @@ from clickloop.events import (
     ResultClicked,
     ResultPreferred,
     ResultRated,
-    SliceCounts,
 )
+from streams.balance import bounded, parsed
 from streams.buffer import Counts, merge_ranges
 from streams.detectors import Detector
 from streams.drift import DriftWatch
@@ -33,7 +33,7 @@ from streams.examples import Feedback, Forming, NoPositionBias, PositionBias, ch
 from streams.join import Arrival, Impression, Join, Joined
 from streams.quality import Quality
 from streams.settings import StreamsSettings
-from streams.trust import CLOCK_SKEW, Judgement, Limits, Trust
+from streams.trust import CLOCK_SKEW, OF_POPULARITY, Judgement, Limits, Trust
 from streams.windows import MIN_QUERIES, Sample
 
 QUERIES = topics.QUERIES.suffix
@@ -141,6 +141,7 @@ class Partition:
         self._watermark = 0.0
         self._counts = Counts()
         self._slices: Counter[tuple[str, Difficulty | None]] = Counter()
+        self._minimums = frozenset(parsed(settings.domain_minimums))
         self._ranges: list[OffsetRange] = []
         self._sample = Sample()
         self._sample_since = now
@@ -237,9 +238,9 @@ class Partition:
                 for suffix, source in self._inputs.items()
             )
         for impression in self.join.close(self._watermark):
-            best = impression.feedback.best_position if impression.feedback is not None else None
-            self._counts.abandoned += best is None
-            self._sample.close(impression.version, best)
+            feedback = impression.feedback
+            self._counts.abandoned += feedback is None or feedback.best_position is None
+            self._sample.close(impression.version, feedback.seen_position if feedback is not None else None)
 
     def sent(self, example: OffsetRange) -> None:
         """An example lies in the log there."""
@@ -267,11 +268,7 @@ class Partition:
             examples=counts.examples,
             ranges=list(self._ranges),
             arms=counts.by_arm(),
-            slices=[
-                SliceCounts(examples=count, domain=domain, difficulty=difficulty)
-                for (domain, difficulty), count in self._slices.items()
-                if count > 0
-            ],
+            slices=bounded(self._slices, self._minimums),
             sketches=counts.sketches.count,
             sketch_sum=counts.sketches.total,
             measurements=self._measure(now) if self._due(now) else [],
@@ -329,25 +326,31 @@ class Partition:
             effects.examples.extend(examples)
 
     def _click(self, impression: Impression, feedback: Feedback, event: ResultClicked, arrival: Arrival) -> None:
-        ahead = _ahead(arrival)
+        ahead = _ahead(arrival.at, arrival.log_time)
         trust, reason = self.trust.click(
             impression.split_key or event.split_key,
             event.doc_id,
             impression.query,
             at=arrival.at - ahead,
-            served_at=impression.served_at - ahead,
+            served_at=impression.served_at - _ahead(impression.served_at, impression.log_time),
             again=_is_believed(feedback, event.doc_id),
         )
         feedback.click(event.doc_id, at=arrival.at, dwell=event.dwell_seconds, trust=trust, reason=reason)
-        if trust == 0.0:
+        if trust == 0.0 and reason not in OF_POPULARITY:
             return
         position = impression.positions[impression.results.index(event.doc_id)]
-        before = feedback.best_position
+        # How many clicks on what is popular are believed changes within the hour. People do not change with it.
+        before = feedback.seen_position
         best = position if before is None else min(before, position)
-        feedback.best_position = best
+        feedback.seen_position = best
         self._sample.click(
             impression.query_id, event.doc_id, impression.version, best_before=before, best_now=best
         )
+        if trust == 0.0:
+            return
+        before = feedback.best_position
+        best = position if before is None else min(before, position)
+        feedback.best_position = best
         if arrival.live:
             self._counts.click(impression.arm, impression.version, best_before=before, best_now=best)
 
@@ -372,8 +375,8 @@ class Partition:
             impression.split_key or event.split_key,
             event.doc_id,
             impression.query,
-            at=arrival.at - _ahead(arrival),
-            served_at=impression.served_at - _ahead(arrival),
+            at=arrival.at - _ahead(arrival.at, arrival.log_time),
+            served_at=impression.served_at - _ahead(impression.served_at, impression.log_time),
             again=_is_believed(feedback, event.doc_id),
         )
 
@@ -402,9 +405,12 @@ class Partition:
             self._slices[example.domain, example.difficulty] -= 1
 
 
-def _ahead(arrival: Arrival) -> float:
-    """By how much its clock must be wrong: no trust rule may be taken into the future, and stay there."""
-    return max(0.0, arrival.at - (arrival.log_time + CLOCK_SKEW))
+def _ahead(at: float, log_time: float) -> float:
+    """By how much a clock must be wrong: no trust rule may be taken into the future, and stay there.
+
+    Whose clock it is matters. Who clicks says when that was, and must have no say in when the answer was served.
+    """
+    return max(0.0, at - (log_time + CLOCK_SKEW))
 
 
 def _is_believed(feedback: Feedback, doc_id: str) -> bool:

@@ -21,6 +21,8 @@ from clickloop.retention import CANDIDATE, LIVE, candidate_of, live_of
 ALL_BUCKETS = 10_000
 SEEN_SECONDS = 30.0
 """A node that has been silent for longer takes no part."""
+MAX_COUNTED = 10_000
+"""Reports of one step whose ids are remembered, to count each once: a day of them, while the rollout is paused."""
 CROSSING_SECONDS = 60.0
 """A wish and a split that cross on their way are no further apart."""
 PATIENCE_SECONDS = 86_400.0
@@ -60,7 +62,7 @@ class Rollout:
         self._split: SplitChanged | None = None
         self._appended = 0.0
         """When the broker took the split; 0 until that is known."""
-        self._counted: set[str] = set()
+        self._counted: OrderedDict[str, None] = OrderedDict()
         self._answered = 0
         self.paused = False
 
@@ -122,7 +124,9 @@ class Rollout:
             return
         if event.window_end <= split.changed_at:
             return
-        self._counted.add(event.event_id)
+        self._counted[event.event_id] = None
+        if len(self._counted) > MAX_COUNTED:
+            self._counted.popitem(last=False)
         self._answered += sum(arm.queries for arm in event.arms if arm.version == self.candidate)
 
     # What it decides.

@@ -113,8 +113,8 @@ class StreamsSettings(Settings):
     failed_cool_down_seconds: float = Field(
         300.0,
         ge=0,
-        description="the same after a command that failed at its gate, broke or was cancelled; it doubles with each "
-        "further one, up to a day",
+        description="the same after a command that failed at its gate, broke or was cancelled; it doubles with "
+        "each further one, up to a day",
     )
     kinds: Annotated[list[Literal[VersionKind, "auto"]], NoDecode] = Field(
         ["adapter", "query_encoder"],

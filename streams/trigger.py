@@ -43,6 +43,8 @@ ENTER, LEAVE = 2 / 3, 1 / 3
 MAX_COMMANDS = 1000
 QUIET_SECONDS = 120.0
 """A command one of whose rungs has ended, and that is silent for so long, is over."""
+SILENT_SECONDS = 300.0
+"""A node that reported so long before the newest report is gone, whatever it had indexed."""
 GRACE_SECONDS = 600.0
 """A command that is silent for longer than its budget and this is lost."""
 
@@ -107,7 +109,8 @@ class Trigger:
         self._ended_at: float | None = None
         self._history = History()
         self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        self._nodes: dict[str, int] = {}
+        self._nodes: dict[str, tuple[float, int]] = {}
+        """When each reported last, and how many documents it had."""
         self._trained_documents: int | None = None
         self.paused = False
         self.awaited = ""
@@ -127,13 +130,19 @@ class Trigger:
             case NodeReported(state="stopping"):
                 self._nodes.pop(message.node_id, None)
             case NodeReported():
-                self._nodes[message.node_id] = message.documents
+                self._node(message)
             case Pause():
                 self.paused = message.paused
             case SplitChanged():
                 self.served(live_of(message))
             case Promote():
                 self.served(message.version)
+
+    def _node(self, event: NodeReported) -> None:
+        """One that was killed said no more, and must not be counted for ever."""
+        self._nodes[event.node_id] = (event.reported_at.timestamp(), event.documents)
+        newest = max(at for at, _ in self._nodes.values())
+        self._nodes = {name: known for name, known in self._nodes.items() if known[0] >= newest - SILENT_SECONDS}
 
     def report(self, event: DriftMeasured, *, offset: int) -> None:
         """A window was measured. A report with a known id takes the place of that one."""
@@ -288,7 +297,7 @@ class Trigger:
     @property
     def documents(self) -> int | None:
         """In the index, as its nodes count them; None where none has said so."""
-        return max(self._nodes.values(), default=None)
+        return max((documents for _, documents in self._nodes.values()), default=None)
 
     @property
     def ranges(self) -> list[OffsetRange]:

@@ -68,6 +68,10 @@ class _Habits:
     fast: list[float]
 
 
+OF_POPULARITY = frozenset({"document_share", "query_share"})
+"""Rules that take weight from what many people do alike: such a click may well be meant."""
+
+
 class Trust:
     """The weight of each click, rating and preference of one partition.
 
@@ -99,7 +103,8 @@ class Trust:
         no more of anyone's share.
         """
         # Far before its answer it is a clock that is wrong, not a hand that is quick.
-        fast = -1.0 <= at - served_at < self._limits.min_click_seconds
+        least = self._limits.min_click_seconds
+        fast = least > 0.0 and -1.0 <= at - served_at < least
         weight = 1.0
         if split_key:
             habits = self._habits_of(split_key)

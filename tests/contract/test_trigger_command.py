@@ -166,5 +166,6 @@ async def test_offsets_are_found_by_the_time_of_their_records(any_broker: Broker
 def test_a_time_is_an_age_or_rfc_3339() -> None:
     assert parse_time("90m", now=10_000.0) == 4600.0
     assert parse_time("1970-01-01T01:00:00+01:00", now=0.0) == 0.0
+    assert parse_time("999999d", now=10_000.0) == 0.0, "before there were any times"
     with pytest.raises(SettingsError):
         parse_time("yesterday", now=0.0)

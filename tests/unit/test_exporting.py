@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from clickloop import codec, topics
 from clickloop.errors import SettingsError
 from clickloop.events import DocumentChanged, ExampleFormed, Message
-from clickloop.exporting import COLUMNS, Collected, Filter, Shape, collected
+from clickloop.exporting import COLUMNS, Collected, Filter, Shape, collected, read_topics
 from clickloop.files import Format, writer
 from clickloop.files import rows as file_rows
 from clickloop.kafka import Record
@@ -46,6 +47,27 @@ def example(query_id: str, doc_id: str, **more: Any) -> ExampleFormed:
 def document(doc_id: str, **more: Any) -> DocumentChanged:
     values = {"event_id": doc_id, "index": "default", "doc_id": doc_id, "changed_at": AT, "text": f"text {doc_id}"}
     return DocumentChanged(**{**values, **more})
+
+
+class Busy:
+    """A follower of topics that held three records at its start, and to which more come without a pause."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.given = 0
+
+    async def __aenter__(self) -> Busy:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def batch(self, **_: object) -> list[tuple[topics.Topic, Record]]:
+        await asyncio.sleep(0)
+        self.given += 1
+        new = example(f"q{self.given}", "d1")
+        return [(topics.TRAINING_EXAMPLES, Record("t", 0, self.given, b"", codec.encode(new)))]
+
+    async def caught_up(self) -> bool:
+        return self.given >= 3
 
 
 @pytest.fixture
@@ -196,3 +218,18 @@ def test_what_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:
         writer(tmp_path / "no" / "x.csv", "csv", COLUMNS["pairs"]),
     ):
         pass
+
+
+def test_a_number_that_no_table_holds_is_unreadable(found: Collected) -> None:
+    fill(found, example("q1", "d1", revision=10**20), example("q2", "d2"))
+    assert found.counts(Filter())[0] == 1
+    assert len(found.unreadable) == 1
+
+
+async def test_a_topic_that_is_written_to_all_the_time_is_read_to_where_it_ended(
+    found: Collected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clickloop.exporting.Follower", Busy)
+    async with asyncio.timeout(10):
+        await read_topics("nowhere:1", prefix="clickloop", into=found)
+    assert found.counts(Filter())[0] == 3

@@ -349,3 +349,13 @@ def test_without_pyarrow_a_parquet_file_is_one_line_that_names_the_extra(tmp_pat
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "clickloop: the module 'pyarrow' is not installed; pip install 'clickloop[files]'\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+async def test_a_full_disk_for_rejected_rows_is_one_line(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", b"no JSON", CLICK)
+    with (
+        pytest.raises(SettingsError, match="/dev/full can't be written: No space left"),
+        Rejects(Path("/dev/full"), lambda _: None) as reject,
+    ):
+        await send(read(path), None, reject=reject, progress=lambda _: None)

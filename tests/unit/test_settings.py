@@ -115,3 +115,14 @@ def test_file_that_is_named_must_exist(tmp_path: Path, monkeypatch: pytest.Monke
 def test_settings_do_not_change_once_loaded() -> None:
     with pytest.raises(Exception, match="frozen"):
         ProbeSettings.load().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("servers", ["localhost:abc", "[::1", "kafka:9092,other:x"])
+def test_a_broker_that_is_no_host_and_port_is_one_line(servers: str) -> None:
+    with pytest.raises(SettingsError, match=r"setting bootstrap_servers: .*no host:port list"):
+        Settings.load(bootstrap_servers=servers)
+
+
+@pytest.mark.parametrize("servers", ["kafka", "kafka:9092", "a:1, b:2", "[::1]:9092"])
+def test_brokers_are_named_as_kafka_clients_take_them(servers: str) -> None:
+    assert Settings.load(bootstrap_servers=servers).bootstrap_servers == servers

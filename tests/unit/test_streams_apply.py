@@ -10,8 +10,11 @@ import msgspec
 
 from clickloop import codec, topics
 from clickloop.errors import ImpossibleFeedbackError
+from clickloop.events import DriftMeasured
 from clickloop.sources import Sources
 from streams.apply import Applied, apply
+from streams.balance import MAX_SLICES
+from streams.buffer import MAX_ARMS
 from streams.partition import Partition
 from tests.unit.streams_facts import NOON, click, partition, query
 
@@ -98,3 +101,56 @@ def test_a_record_from_the_future_is_as_old_as_now() -> None:
     records = [replace(record, timestamp=tomorrow) for record in asked("q1")]
     assert applied(partition(), topics.QUERIES, *records, now=NOON + 5).log_time == NOON + 5
     assert applied(partition(), topics.QUERIES, *asked("q1"), now=NOON + 5).log_time == NOON
+
+
+def test_a_report_fits_into_a_message_whatever_queries_name() -> None:
+    state = partition(domain_minimums=["shop-7=1"])
+    names = [f"shop-{n}" for n in range(2000)]
+    for number, name in enumerate(names):
+        served = query(
+            f"q{number}", domain=name, version=f"v{number}" if number else "x" * 900_000, key=f"u{number}"
+        )
+        state.query(served, offset=number, log_time=NOON, now=NOON)
+        state.feedback(click("a", f"q{number}"), offset=number, log_time=NOON + 2, now=NOON + 2)
+    report = state.report(NOON + 9)
+    assert report is not None
+    raw = codec.encode(report.event)
+    assert len(raw) < codec.MAX_MESSAGE_BYTES / 2
+    told = codec.decode(raw, DriftMeasured)
+    assert (told.queries, told.clicks) == (2000, told.examples)
+    assert sum(part.examples for part in told.slices) == told.examples > 0
+    assert "shop-7" in {part.domain for part in told.slices}, "a minimum is set for it"
+    assert 1 < len(told.slices) <= MAX_SLICES
+    assert 1 < len(told.arms) <= MAX_ARMS
+    assert all(len(arm.version) < 10 for arm in told.arms)
+
+
+def test_people_who_click_what_is_popular_have_not_gone_away() -> None:
+    """Beyond its share a document's clicks teach nothing more. They say nothing against the answers, either."""
+    state = partition(window_seconds=60.0)
+    for number in range(60):
+        served = query(f"q{number}", served=number, key=f"u{number}", text=f"t{number}")
+        state.query(served, offset=number, log_time=NOON + number, now=NOON + number)
+        state.feedback(
+            click("a", f"q{number}", when=number + 2), offset=number, log_time=NOON + number + 2, now=NOON + number
+        )
+    assert state.trust.counts["document_share"] > 20
+    state.close({"queries", "clicks", "ratings"}, NOON + 1000)
+    assert state._sample.abandoned["base-1"].total == 0.0
+    assert state._sample.clicks["base-1"].mean == 1.0
+    report = state.report(NOON + 1000)
+    assert report is not None
+    assert report.event.abandoned == state.trust.counts["document_share"], "those without a trusted click"
+
+
+def test_who_clicks_has_no_say_in_the_hour_that_the_shares_count_a_click_in() -> None:
+    believed = []
+    for ahead in (0.0, 3700.0):
+        state = partition(window_seconds=86_400.0)
+        for number in range(200):
+            served = query(f"q{number}", key="", text=f"t{number}")
+            state.query(served, offset=number, log_time=NOON, now=NOON)
+            lie = click("a", f"q{number}", when=5 + ahead * (1 + number // 20))
+            state.feedback(lie, offset=number, log_time=NOON + 5, now=NOON + 5)
+        believed.append(200 - state.trust.counts["document_share"])
+    assert believed == [20, 20]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clickloop.events import SplitChanged
-from streams.rollout import Refused
+from streams.rollout import MAX_COUNTED, Refused
 from tests.unit.rollout_facts import (
     followed,
     loaded,
@@ -255,3 +255,14 @@ def test_a_wish_that_was_refused_is_not_followed_when_it_is_heard_again() -> Non
     rule.split(live[-1], appended=NOON + 80)
     assert isinstance(rule.rollback(rollback(), now=NOON + 90, heard=NOON + 6), Refused)
     assert isinstance(rule.rollback(rollback(), now=NOON + 90, heard=NOON + 75), SplitChanged), "they crossed"
+
+
+def test_a_rollout_that_is_paused_for_long_remembers_no_report_for_ever() -> None:
+    rule = with_live_base()
+    rule.version(version("adapter-2", parent="base-1"))
+    for name in ("n1", "n2"):
+        rule.node(node(name, "base-1", "adapter-2"), at=NOON + 2)
+    step(rule, 3)
+    for number in range(MAX_COUNTED + 5):
+        served(rule, "adapter-2", 1, number=number, when=10)
+    assert len(rule._counted) == MAX_COUNTED

@@ -493,3 +493,12 @@ def test_ranges_merge_to_one_for_each_partition() -> None:
     assert not covers(merged, [range_(1, 2, 10)])
     assert not covers(merged, [range_(2, 0, 1)])
     assert not covers(merged, [OffsetRange(topic="another", partition=0, start=3, end=4)])
+
+
+def test_a_node_that_was_killed_is_not_counted_for_ever() -> None:
+    rule = trigger(policies=["new_documents"], document_threshold=500)
+    rule.hear(replace(node("dead", documents=5000), reported_at=at(0)), offset=0)
+    rule.hear(replace(node("n1", documents=3000), reported_at=at(100)), offset=1)
+    assert rule.documents == 5000
+    rule.hear(replace(node("n1", documents=3000), reported_at=at(301)), offset=2)
+    assert rule.documents == 3000

@@ -279,3 +279,8 @@ def test_more_dead_letters_a_minute_than_allowed_are_noticed() -> None:
     assert not any(limit.exceeded_by_one_more(t / 10) for t in range(100))
     assert limit.exceeded_by_one_more(10.0)
     assert not limit.exceeded_by_one_more(500.0)
+
+
+def test_a_rule_that_is_switched_off_sees_no_machine() -> None:
+    rules = Trust(Limits(min_click_seconds=0.0, clicks_per_document=0))
+    assert [weigh(rules, "ann", at=t - 0.3, served_at=t) for t in range(0, 60, 10)] == [1.0] * 6
