@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clickloop.model_store import base_model_folder
+from clickloop.base_model import base_model_folder
 from search.sketch import sketch
 from streams.windows import Sample
 

@@ -27,9 +27,9 @@ import typer
 from numpy.typing import NDArray
 
 from benchmarks.common import JsonFile, Quick, finish, say
+from clickloop.base_model import base_model_folder
 from clickloop.documents import document_text
 from clickloop.evaluation import reciprocal_rank
-from clickloop.model_store import base_model_folder
 from clickloop.vector_store import content_digest
 from demo.corpus import Corpus as Functions
 from demo.corpus import stdlib_corpus

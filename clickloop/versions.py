@@ -16,10 +16,11 @@ import typer
 
 from clickloop import accounts, cli, codec, topics
 from clickloop.admin import Json, read_topic, show_table
+from clickloop.base_model import base_model_folder
 from clickloop.errors import ArtifactError, BrokerError, ClickloopError, SettingsError
 from clickloop.events import SplitChanged
 from clickloop.manifest import VERSION_NAME, Manifest
-from clickloop.model_store import ModelStore, base_model_folder
+from clickloop.model_store import ModelStore
 from clickloop.retention import Traffic, newest_splits, plan, traffic_of
 from clickloop.settings import ArtifactSettings
 

@@ -17,11 +17,12 @@ import stamina
 import uvicorn
 
 from clickloop import codec, topics
+from clickloop.base_model import base_model_folder
 from clickloop.errors import ArtifactError, BrokerError, MessageError, NodeError
 from clickloop.events import DocumentChanged, ModelVersionPublished, NodeReported, SplitChanged
 from clickloop.kafka import Follower, Producer, Record, create_topics
 from clickloop.logs import logger
-from clickloop.model_store import ModelStore, base_model_folder
+from clickloop.model_store import ModelStore
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources
 from search import sentence_model

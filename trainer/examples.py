@@ -218,9 +218,9 @@ async def read_documents(
     documents: dict[str, Document] = {}
     unreadable: list[Unreadable] = []
     async with Follower(bootstrap_servers, [topics.DOCUMENTS], prefix=prefix) as follower:
-        while True:
-            batch = await follower.batch(timeout_seconds=0.2)
-            for _, record in batch:
+        # Not until nothing comes: where documents change all the time that would be never.
+        while not await follower.caught_up():
+            for _, record in await follower.batch(timeout_seconds=0.2):
                 if record.value is None:
                     documents.pop((record.key or b"").decode(errors="replace"), None)
                     continue
@@ -237,8 +237,6 @@ async def read_documents(
                     documents.pop(change.doc_id, None)
                     continue
                 documents[change.doc_id] = document_of(change)
-            if not batch and await follower.caught_up():
-                break
     return [documents[name] for name in sorted(documents)], unreadable
 
 
@@ -249,11 +247,9 @@ async def read_live_version(bootstrap_servers: str, *, prefix: str, index: str) 
     """
     newest: SplitChanged | None = None
     async with Follower(bootstrap_servers, [topics.TRAFFIC_SPLITS], prefix=prefix) as follower:
-        while True:
-            batch = await follower.batch(timeout_seconds=0.2)
-            newest = _newest(batch, newest, index)
-            if not batch and await follower.caught_up():
-                return (candidate_of(newest) or live_of(newest)) if newest else ""
+        while not await follower.caught_up():
+            newest = _newest(await follower.batch(timeout_seconds=0.2), newest, index)
+    return (candidate_of(newest) or live_of(newest)) if newest else ""
 
 
 async def read_passed_versions(bootstrap_servers: str, *, prefix: str, index: str) -> list[str]:

@@ -67,7 +67,10 @@ def export_version(store: ModelStore, version: str, form: str, folder: Path, *, 
         raise SettingsError(f"--output {folder} is there already")
     model = load_model(store, version, "cpu")
     staging = folder.parent / f".{folder.name}-{uuid4().hex}"
-    staging.mkdir(parents=True)
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise SettingsError(f"--output {folder} can't be written: {error.strerror}") from None
     try:
         with _quiet():
             chosen.write(model, staging, quantize)

@@ -104,7 +104,7 @@ class Loader:
             Corpus(documents, vectors),
             replace(clicks, vectors=self._asked(manifest.encoder, clicks.queries, encoder, counted)),
             replace(synthetic, vectors=self._asked(manifest.encoder, synthetic.queries, encoder, counted)),
-            replace(domain, vectors=_stacked(of_pieces, digests)),
+            replace(domain, vectors=_stacked(of_pieces, digests, vectors.shape[1])),
         )
 
     def searched(self, version: str, documents: list[Document], *, on_text: OnText) -> tuple[Model, Vectors]:
@@ -134,7 +134,9 @@ class Loader:
         """(documents, dim); what no one has encoded yet is encoded now."""
         texts = {document.digest: document.text for document in documents}
         vectors = self._stored(space, texts, encoder, on_text)
-        return _stacked(vectors, [document.digest for document in documents])
+        return _stacked(
+            vectors, [document.digest for document in documents], int(encoder.get_embedding_dimension() or 0)
+        )
 
     def _stored(
         self, space: str, texts: dict[bytes, str], encoder: SentenceTransformer, on_text: OnText
@@ -198,10 +200,12 @@ def within(seconds_left: SecondsLeft, on_text: OnText) -> OnText:
     return counted
 
 
-def _stacked(store: VectorStore, digests: Sequence[bytes]) -> Vectors:
+def _stacked(store: VectorStore, digests: Sequence[bytes], dim: int) -> Vectors:
     """(digests, dim) float32 in the digests' order."""
     rows = [store.get(digest) for digest in digests]
     known = [row for row in rows if row is not None]
     if len(known) != len(rows):
         raise TrainingError(f"{len(rows) - len(known)} documents have no vector")
+    if not known:
+        return np.zeros((0, dim), dtype=np.float32)
     return np.ascontiguousarray(np.stack(known), dtype=np.float32)

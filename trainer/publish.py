@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cramjam
 import msgspec
+import numpy as np
 from tokenizers import Tokenizer
 
 from clickloop import codec
@@ -18,7 +19,9 @@ from clickloop.accounts import gate_rows
 from clickloop.errors import ArtifactError
 from clickloop.events import ExampleFormed, GateResult, Lineage, ModelVersionPublished, VersionKind
 from clickloop.model_store import ENCODER, Manifest, ModelStore, Published
-from trainer.methods.base import Parent, Trained
+from clickloop.propensity import Examination
+from trainer.dataset import Clicks, Corpus
+from trainer.methods.base import Notes, Parent, Trained
 from trainer.methods.checkpoint import Checkpoints
 from trainer.strategies import PRESETS
 
@@ -26,6 +29,8 @@ TOKENIZER = "tokenizer.json"
 EXAMPLES = "examples.jsonl.zst"
 MAKING = "making"
 _DIGITS = 12
+_VECTOR_DIGITS = 16
+"""Of digests that tell vectors apart, and guard nothing."""
 
 
 def version_name(kind: VersionKind, command_id: str) -> str:
@@ -247,3 +252,22 @@ def _usage(manifest: Manifest, low_rank: bool) -> list[str]:
 
 def _time(at: datetime | None) -> str:
     return at.isoformat().replace("+00:00", "Z") if at else "none"
+
+
+def looked_at(examination: Examination | None) -> Notes:
+    """For the lineage: on how many clicks it rests where people were taken to look, and how often at the fifth."""
+    if examination is None:
+        return {}
+    return {"swapped_clicks": examination.swapped_clicks, "examined_at_5": round(examination.curve(5)[-1], 4)}
+
+
+def seen_vectors(corpus: Corpus, *asked: Clicks) -> Notes:
+    """For the lineage: digests that tell whether another run had the same vectors to train on, to the bit."""
+    queries = hashlib.sha256()
+    for part in asked:
+        queries.update(np.ascontiguousarray(part.vectors).data)
+    documents = hashlib.sha256(np.ascontiguousarray(corpus.vectors).data)
+    return {
+        "document_vectors_sha256": documents.hexdigest()[:_VECTOR_DIGITS],
+        "query_vectors_sha256": queries.hexdigest()[:_VECTOR_DIGITS],
+    }

@@ -7,23 +7,24 @@ how far it is, and announces what was published: the service on topics, a replay
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import torch
 
 import clickloop
+from clickloop.base_model import base_model_folder
 from clickloop.commands import Retrain, Strategy
 from clickloop.errors import TooFewError, TrainingError
 from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
 from clickloop.golden import GoldenSet, read_golden
-from clickloop.model_store import Manifest, ModelStore, Published, base_model_folder
-from clickloop.propensity import Examination
+from clickloop.model_store import Manifest, ModelStore, Published
 from trainer.beside import Beside, Candidate
 from trainer.cost import Served, cost_of
 from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
@@ -34,7 +35,7 @@ from trainer.methods.base import Job, Notes, Parent, Progress, Trained, deadline
 from trainer.methods.checkpoint import Checkpoints
 from trainer.methods.towers import NOT_REPRODUCIBLE
 from trainer.model import Adapter, encode, pick_device
-from trainer.publish import describe, leave_nothing, publish, run_name, version_name
+from trainer.publish import describe, leave_nothing, looked_at, publish, run_name, seen_vectors, version_name
 from trainer.ranks import Ranks
 from trainer.sampling import at_most
 from trainer.settings import TrainerSettings
@@ -46,8 +47,7 @@ COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full":
 """How the budget is shared among a command's rungs, as measured on CPUs."""
 TRAINING_SHARE = 0.9
 """Part of a rung's time that training may take, and what it must encode; the rest is for gate and publishing."""
-VECTOR_DIGITS = 16
-"""Of digests that tell vectors apart, and guard nothing."""
+EPOCH = datetime.fromtimestamp(0.0, UTC)
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,8 @@ class Ladder:
                 data.replayed_share,
             )
             trained = await asyncio.to_thread(method.train, job)
+            if not trained.is_finite:
+                raise TrainingError(f"{kind}: the weights that were trained are no finite numbers")
             if not trained.steps and job.seconds_left() <= 0.0:
                 raise TrainingError(
                     f"{max(seconds, 0.0):.1f} s of the budget were left for {kind}: no step was done"
@@ -324,20 +326,24 @@ class Ladder:
             newest_example_at=data.prepared.newest_example_at,
         )
         new = describe(version=version, kind=kind, parent=manifest, lineage=lineage, gate=gate)
-        if kind == "full" and gate.verdict == "pass":
-            await asyncio.to_thread(self.loader.keep, version, corpus.documents, after.documents)
         enclosed = data.examples if not lineage.ranges else ()
         published = await asyncio.to_thread(
             publish, self._store, settings.work_dir, new, parent, trained, examples=enclosed
         )
         checkpoints.remove()
+        # A space's vectors are those of the encoder that defines it, and of no other. Who dies before this leaves
+        # none, and who comes second to another trainer's version has trained another encoder.
+        ours = published.manifest.lineage.train_seconds == lineage.train_seconds
+        if kind == "full" and gate.verdict == "pass" and ours:
+            await asyncio.to_thread(self.loader.keep, version, corpus.documents, after.documents)
         return published, then
 
     def _facts(self, command: Retrain, parent: Manifest, corpus: Corpus) -> list[object]:
         """What must be the same for a checkpoint to fit, beside what the method knows itself."""
         documents = b"".join(document.digest for document in corpus.documents)
         return [
-            command,
+            # A replay gives the same command again, at another time.
+            msgspec.structs.replace(command, issued_at=EPOCH),
             parent.version,
             self._settings.seed,
             self.device,
@@ -382,7 +388,8 @@ def past_of(
         raise TooFewError(f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out")
     cap, debiased = settings.shared_evidence, settings.debiased_training
     told = [(replace(shared(known, cap=cap), debiased=debiased), later) for known, later in past]
-    return [(after_synthetic(loaded.synthetic, known), later) for known, later in told]
+    # What was made up must not be what clicks then judge by: no query is on both sides.
+    return [(after_synthetic(unlike(later, loaded.synthetic), known), later) for known, later in told]
 
 
 def with_parents(
@@ -404,25 +411,6 @@ def with_parents(
     return found
 
 
-def looked_at(examination: Examination | None) -> Notes:
-    """For the lineage: on how many clicks it rests where people were taken to look, and how often at the fifth."""
-    if examination is None:
-        return {}
-    return {"swapped_clicks": examination.swapped_clicks, "examined_at_5": round(examination.curve(5)[-1], 4)}
-
-
-def seen_vectors(corpus: Corpus, *asked: Clicks) -> Notes:
-    """For the lineage: digests that tell whether another run had the same vectors to train on, to the bit."""
-    queries = hashlib.sha256()
-    for part in asked:
-        queries.update(np.ascontiguousarray(part.vectors).data)
-    documents = hashlib.sha256(np.ascontiguousarray(corpus.vectors).data)
-    return {
-        "document_vectors_sha256": documents.hexdigest()[:VECTOR_DIGITS],
-        "query_vectors_sha256": queries.hexdigest()[:VECTOR_DIGITS],
-    }
-
-
 def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
     """Raises TooFewError where nothing, or only noise, could be learnt from so little.
 
@@ -431,6 +419,8 @@ def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
     prepared = data.prepared
     if not data.documents:
         raise TooFewError(f"index {settings.index!r} has no documents")
+    if not any(document.text.strip() for document in data.documents):
+        raise TooFewError(f"the documents of index {settings.index!r} have no text")
     if data.given is not None:
         if len(data.given) < settings.min_examples:
             raise TooFewError(f"{len(data.given)} pairs, {settings.min_examples} are needed (min_examples)")

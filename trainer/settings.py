@@ -38,8 +38,8 @@ class TrainerSettings(RungSettings):
     min_examples: int = Field(
         100,
         ge=1,
-        description="fewer examples than this train no first model, and fewer pairs no fine_tune or domain_adaptation; "
-        "synthetic ones count",
+        description="fewer examples than this train no first model, and fewer pairs no fine_tune or "
+        "domain_adaptation; synthetic ones count",
     )
     min_positive_share: float = Field(
         0.5, ge=0.0, le=1.0, description="share of the examples that must be positive to train a first model"

@@ -109,3 +109,26 @@ def test_vectors_of_documents_are_shared_through_the_bucket(url: str) -> None:
     reader = VectorStore(url, "base-1")
     assert reader.load_new() == 1
     assert np.array_equal(reader.get(digest), np.ones(4, np.float32))
+
+
+def test_an_empty_object_that_stands_for_a_folder_is_no_version_and_is_not_swept(
+    store: ModelStore, url: str, tmp_path: Path
+) -> None:
+    put(store, tmp_path, "base-1")
+    fs, root = s3fs.S3FileSystem(), url.removeprefix("s3://")
+    fs.pipe_file(f"{root}/versions/", b"")
+    assert fs.exists(f"{root}/versions/")
+    assert ModelStore(url).sweep(now=datetime.now(UTC) + timedelta(days=400)) == []
+    assert ModelStore(url).versions() == ["base-1"]
+
+
+def test_a_store_that_does_not_answer_is_an_artifact_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    away = ModelStore("s3://models/away", cache=tmp_path)
+    for call in (away.versions, lambda: away.has("base-1"), lambda: away.read("golden/default.jsonl")):
+        with pytest.raises(ArtifactError, match="can't be reached"):
+            call()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from clickloop.base_model import base_model_folder
 from clickloop.errors import TrainingError
-from clickloop.model_store import base_model_folder
 from tests.unit.trainer_facts import documents, job, mean_reciprocal_rank
 from trainer.dataset import Clicks, Corpus
 from trainer.methods import methods_of

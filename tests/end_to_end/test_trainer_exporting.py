@@ -12,9 +12,10 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from clickloop.base_model import base_model_folder
 from clickloop.errors import ArtifactError, SettingsError
 from clickloop.events import GateResult, Lineage
-from clickloop.model_store import Manifest, ModelStore, base_model_folder
+from clickloop.model_store import Manifest, ModelStore
 from tests.end_to_end.test_trainer_encoders import small_world
 from tests.unit.trainer_facts import job
 from trainer import exporting, gguf_model

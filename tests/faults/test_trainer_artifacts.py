@@ -18,10 +18,11 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from clickloop.base_model import base_model_folder
 from clickloop.errors import ArtifactError
 from clickloop.events import GateResult
 from clickloop.manifest import FileEntry, Manifest
-from clickloop.model_store import ModelStore, base_model_folder
+from clickloop.model_store import ModelStore
 from search.encoder import EncoderPool
 from search.sentence_model import loader
 from tests.unit.trainer_facts import START
@@ -53,7 +54,8 @@ import copy, sys
 from pathlib import Path
 import numpy as np, torch
 from clickloop.events import GateResult, Lineage
-from clickloop.model_store import ModelStore, base_model_folder
+from clickloop.base_model import base_model_folder
+from clickloop.model_store import ModelStore
 from trainer.methods.base import Parent, Trained
 from trainer.methods.upper_layers import layer_stack
 from trainer.model import Adapter, load_model

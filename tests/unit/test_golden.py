@@ -110,3 +110,15 @@ def test_a_disk_that_is_full_keeps_the_old_set_and_no_half_of_the_new_one(
         store.write("golden/default.jsonl", b"new, and longer")
     assert [path.name for path in folder.iterdir()] == ["default.jsonl"]
     assert store.read("golden/default.jsonl") == b"old"
+
+
+def test_what_is_no_utf8_or_nested_without_end_is_one_line(store: ModelStore, tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text(
+        '{"query": "q", "relevant": {"d": 1}, "x": ' + "[" * 5000 + "]" * 5000 + "}\n"
+    )
+    for arguments in (["add", "--file", "deep.jsonl"], ["add", "q\udc80", "--document", "d"]):
+        done = golden(store, *arguments)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("clickloop: ")
+        assert done.stderr.count("\n") == 1
+    assert read_golden(store, "default").judged == []

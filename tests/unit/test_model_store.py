@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clickloop.base_model import base_model_folder
 from clickloop.errors import ArtifactError, SettingsError
-from clickloop.events import GateResult, Lineage
+from clickloop.events import Estimate, GateResult, Lineage
 from clickloop.model_store import (
     FileEntry,
     Manifest,
     ModelStore,
-    base_model_folder,
     check_files,
     iter_lineage,
 )
@@ -497,3 +497,13 @@ def test_any_change_to_any_file_is_noticed(data: st.DataObject, tmp_path_factory
     path.write_bytes(changed)
     with pytest.raises(ArtifactError):
         store.fetch(VERSION, digest=published.digest)
+
+
+def test_figures_that_json_cannot_hold_are_refused_before_anything_is_there(
+    store: ModelStore, folder: Path
+) -> None:
+    bad = Estimate(before=0.5, after=float("nan"), change=0.0, low=0.0, high=0.0)
+    gate = GateResult(verdict="fail", queries=60, metrics={"mrr_at_10": bad})
+    with pytest.raises(ArtifactError, match="is not valid"):
+        store.publish(folder, msgspec.structs.replace(MANIFEST, gate=gate))
+    assert store.versions() == []

@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from clickloop.base_model import base_model_folder
 from clickloop.errors import ArtifactError
-from clickloop.model_store import ModelStore, base_model_folder
+from clickloop.model_store import ModelStore
 from search import sentence_model
 from search.encoder import Encoder, EncoderPool
 from search.sketch import SKETCH_DIM, projection, sketch

@@ -14,8 +14,8 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+from clickloop.base_model import base_model_folder
 from clickloop.errors import SettingsError
-from clickloop.model_store import base_model_folder
 from tests.precision import computing_in
 from tests.ranks_worker import KilledError, small_job, write_tiny_encoder
 from tests.unit.full_facts import SMALL, bits, job_of, killed_and_resumed, one_thread, tiny_encoder

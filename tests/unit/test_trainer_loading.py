@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clickloop.base_model import base_model_folder
 from clickloop.errors import TrainingError
-from clickloop.model_store import Manifest, ModelStore, base_model_folder
+from clickloop.model_store import Manifest, ModelStore
 from tests.unit.trainer_facts import documents
 from tests.unit.trainer_facts import world as made_up
 from trainer.dataset import Clicks

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,12 @@ from trainer.methods import methods_of
 from trainer.methods.adapter import ANEW_FROM, AdapterMethod, whitened
 from trainer.methods.base import Progress, StoppedError
 from trainer.methods.checkpoint import Checkpoint, Checkpoints
+from trainer.methods.descent import Descended, Indexes, descend
 from trainer.methods.full import FullMethod
 from trainer.methods.mining import mined
 from trainer.methods.query_encoder import QueryEncoderMethod
 from trainer.methods.targets import SCALE, Negatives, SampledNegatives, Targets
-from trainer.methods.towers import Course
+from trainer.methods.towers import NOT_REPRODUCIBLE, Course
 from trainer.methods.upper_layers import MOST_PADDING, groups
 from trainer.model import Adapter, normalised
 from trainer.rung_settings import OF_RUNGS, RungSettings
@@ -429,3 +432,41 @@ def test_a_trained_adapter_is_read_back_from_its_folder(tmp_path: Path):
     found = load_adapter(tmp_path)
     assert found is not None
     assert np.array_equal(found.weight, adapter.weight)
+
+
+def test_queries_that_all_have_one_vector_have_nothing_to_even_out():
+    start = Adapter.identity(24)
+    same = np.tile(normalised(np.arange(1.0, 25.0)[None, :]), (40, 1)).astype(np.float32)
+    assert np.array_equal(whitened(start, same, 0.5).weight, start.weight)
+
+
+def test_a_training_that_the_clock_steered_says_so_after_a_restart_too(tmp_path: Path):
+    def run(seconds: float) -> Descended:
+        clock, weight = [0.0], torch.nn.Parameter(torch.zeros(4))
+
+        def loss(_: Indexes) -> torch.Tensor:
+            clock[0] += 1.0
+            return ((weight - torch.arange(4.0)) ** 2).mean()
+
+        given: Any = replace(
+            job(*world(queries=50)),
+            seconds_left=lambda: seconds - clock[0],
+            checkpoint=Checkpoint(tmp_path / "m.safetensors", "x"),
+        )
+        layers: Any = SimpleNamespace(parameters=[weight], complete_gradients=lambda: None)
+        return descend(
+            given,
+            torch.optim.AdamW([weight]),
+            lambda _: iter(np.arange(20).reshape(10, 2)),
+            loss,
+            steps=40,
+            learning_rate=0.1,
+            layers=layers,
+            identity=["same"],
+        )
+
+    cut = run(15.0)
+    assert cut.steps < 40
+    again = run(1e9)
+    assert (again.steps, again.notes) == (40, cut.notes)
+    assert NOT_REPRODUCIBLE in again.notes

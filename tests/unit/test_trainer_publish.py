@@ -11,8 +11,9 @@ import torch
 from tokenizers import Tokenizer, models
 
 from clickloop import codec
+from clickloop.base_model import base_model_folder
 from clickloop.events import Estimate, ExampleFormed, GateResult, Lineage, OffsetRange
-from clickloop.model_store import Manifest, ModelStore, base_model_folder
+from clickloop.model_store import Manifest, ModelStore
 from tests.unit.trainer_facts import START, documents, example
 from trainer.domain import MOST_CHARACTERS, domain_queries, pieces, words
 from trainer.examples import Document

@@ -6,16 +6,19 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from clickloop.commands import Reason, Retrain
-from clickloop.errors import TrainingError
+from clickloop.errors import TooFewError, TrainingError
 from clickloop.events import GateResult, Verdict, VersionKind
-from clickloop.model_store import Manifest, ModelStore
+from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.propensity import Examination
 from tests.unit.trainer_facts import START, world
 from tests.unit.version_facts import gate, put
@@ -25,7 +28,7 @@ from trainer.gate import Trial, beside_live
 from trainer.loading import Loaded
 from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.model import Adapter
-from trainer.rung import TRAINING_SHARE, Data, Ladder, with_parents
+from trainer.rung import TRAINING_SHARE, Data, Ladder, past_of, with_parents
 from trainer.sampling import at_most, chosen
 from trainer.settings import TrainerSettings
 
@@ -411,3 +414,80 @@ def test_a_sample_is_of_all_moments_and_another_one_for_another_seed() -> None:
     assert [*map(id, at_most(past, 0, seed=0).later)] == [*map(id, past)], "nothing is left out"
     assert chosen(5, 3, seed=0).tolist() == sorted(chosen(5, 3, seed=0).tolist())
     assert chosen(5, 0, seed=0).tolist() == chosen(5, 9, seed=0).tolist() == [0, 1, 2, 3, 4]
+
+
+async def test_weights_that_are_no_numbers_are_not_published(
+    climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Trained:
+        return Trained(adapter=Adapter(np.full((24, 24), np.nan, np.float32), np.zeros(24, np.float32)), steps=1)
+
+    monkeypatch.setattr(Recorder, "train", broken)
+    with pytest.raises(TrainingError, match="adapter: the weights that were trained are no finite numbers"):
+        await climbs.run("c1", ["adapter"])
+    assert climbs.ladder._store.versions() == [climbs.base.version]
+
+
+def test_what_was_made_up_is_not_what_clicks_then_judge_by() -> None:
+    clicks, corpus = world(queries=300)
+    data: Any = SimpleNamespace(given=None, replayed_share=0.0)
+    loaded: Any = SimpleNamespace(clicks=clicks, synthetic=clicks, parent=None, corpus=corpus)
+    [(known, later)] = past_of(loaded, data, TrainerSettings(), strategy="incremental", count=1)
+    assert len(later.queries) > 20
+    assert not set(known.queries) & set(later.queries)
+    assert len(known.queries) > len(later.queries)
+
+
+def test_a_command_that_is_given_again_at_another_time_goes_on_from_its_checkpoint() -> None:
+    ladder: Any = SimpleNamespace(_settings=TrainerSettings(), device="cpu", _ranks=None)
+    corpus: Any = SimpleNamespace(documents=[SimpleNamespace(digest=b"x" * 32)])
+    base: Any = SimpleNamespace(version="base-1")
+
+    def facts(**changes: Any) -> list[object]:
+        wish = Retrain(
+            command_id="c1",
+            index="default",
+            issued_at=START,
+            kinds=["full"],
+            ranges=[],
+            reason=Reason(policies=["manual"], text="test"),
+        )
+        return Ladder._facts(ladder, msgspec.structs.replace(wish, **changes), base, corpus)
+
+    assert facts() == facts(issued_at=START + timedelta(days=1))
+    assert facts() != facts(budget_seconds=7.0)
+
+
+async def test_documents_without_text_are_too_little_to_learn_from(climbs: Climbs) -> None:
+    climbs.data = replace(climbs.data, documents=[replace(one, text=" ") for one in climbs.data.documents])
+    with pytest.raises(TooFewError, match="the documents of index 'default' have no text"):
+        await climbs.run("c1", ["adapter"])
+
+
+class NewSpace(Recorder):
+    """A rung of a new space, in which the documents lie where they lay."""
+
+    def train(self, job: Job) -> Trained:
+        return replace(super().train(job), new_space=True, documents=job.corpus.vectors)
+
+
+@pytest.mark.parametrize("another", [False, True])
+async def test_a_spaces_vectors_are_kept_once_its_own_encoder_is_published(
+    climbs: Climbs, monkeypatch: pytest.MonkeyPatch, another: bool
+) -> None:
+    """Before that a kill leaves vectors of an encoder that no one has; and of two trainers one comes second."""
+    climbs.rungs["full"] = NewSpace("full", 1)
+    kept: list[bool] = []
+    store = climbs.ladder._store
+    monkeypatch.setattr(climbs.ladder.loader, "keep", lambda space, *_: kept.append(store.has(space)))
+
+    def published(store: ModelStore, work: Path, manifest: Manifest, *_: object, **__: object) -> Published:
+        if another:
+            lineage = msgspec.structs.replace(manifest.lineage, train_seconds=1e6)
+            manifest = msgspec.structs.replace(manifest, lineage=lineage)
+        work.mkdir(parents=True, exist_ok=True)
+        return store.publish(work, manifest)
+
+    monkeypatch.setattr("trainer.rung.publish", published)
+    await climbs.run("c1", ["full"])
+    assert kept == ([] if another else [True])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from clickloop.model_store import base_model_folder
+from clickloop.base_model import base_model_folder
 from tests.precision import PRECISIONS, computing_in
 from trainer.methods.upper_layers import UpperLayers
 from trainer.model import autocast, encode, load_encoder

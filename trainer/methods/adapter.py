@@ -195,6 +195,8 @@ def whitened(start: Adapter, queries: Vectors, power: float) -> Adapter:
     if power == 0.0 or len(queries) < 2:
         return start
     values, directions = np.linalg.eigh(shrunk_covariance(queries))
+    if values.max() <= 0.0:
+        return start  # all have one vector: there is nothing to even out
     values = np.maximum(values, 0.0) + FLOOR * values.max()
     matrix = (directions * values**-power) @ directions.T
     matrix *= np.sqrt(len(matrix)) / np.linalg.norm(matrix)

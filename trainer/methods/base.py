@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 
 from clickloop.errors import ClickloopError, TrainingError
@@ -71,6 +73,13 @@ class Trained:
     """Whatever the method wants to find again in ``Job.earlier``."""
     notes: Notes = field(default_factory=dict)
     """What was chosen on the way, for the lineage."""
+
+    @property
+    def is_finite(self) -> bool:
+        """No weight is NaN or infinite. Such a version would answer anything, and no manifest can tell of it."""
+        if self.adapter and not (np.isfinite(self.adapter.weight).all() and np.isfinite(self.adapter.bias).all()):
+            return False
+        return self.encoder is None or all(bool(torch.isfinite(p).all()) for p in self.encoder.parameters())
 
 
 @dataclass(frozen=True)

@@ -54,24 +54,25 @@ def descend(
     """
     checkpoint = job.checkpoint.for_training(*identity) if job.checkpoint else None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    step = seen = 0
+    step = seen = cut_short = 0
     if checkpoint and (found := checkpoint.load()):
         tensors, counts = found
         restore(tensors, parameters, optimizer)
-        step, seen = counts["step"], counts["seen"]
+        step, seen, cut_short = counts["step"], counts["seen"], counts.get("cut_short", 0)
         if stopping:
             stopping.restore(tensors)
 
     def save() -> None:
         if checkpoint:
             tensors = state_of(parameters, optimizer) | (stopping.state() if stopping else {})
-            checkpoint.save(tensors, {"step": step, "seen": seen})
+            checkpoint.save(tensors, {"step": step, "seen": seen, "cut_short": int(course.cut_short)})
 
     def look() -> None:
         if stopping and stopping.step < step:
             job.report(Progress("training", step, course.steps, None, seen, stopping.look(step, parameters)))
 
     course = Course(steps, job.seconds_left, first=step)
+    course.cut_short = bool(cut_short)
     passed = epoch = 0
     while not (course.over(step) or (stopping and stopping.over)):
         for together in grouped(batches(epoch), accumulate):

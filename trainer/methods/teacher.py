@@ -17,8 +17,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder
 
+from clickloop.base_model import base_model_folder
 from clickloop.errors import ArtifactError, SettingsError
-from clickloop.model_store import base_model_folder
 from trainer.dataset import Floats, Indexes
 from trainer.methods.pairs import Pairs
 from trainer.methods.upper_layers import OnText
