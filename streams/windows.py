@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from clickloop.text import normal_text
+from streams.buffer import MAX_SKETCH
 
 T = TypeVar("T")
 
@@ -144,7 +145,8 @@ class Sample:
         self.clicks.of(version).count += 1
         if len(self.asked) < self.limit:
             self._places[query_id] = len(self.asked)
-            self.asked.append(Asked(version, sketch, terms(text)))
+            # One that is longer than any that a report could sum up is no sketch of ours.
+            self.asked.append(Asked(version, sketch if len(sketch) <= MAX_SKETCH else b"", terms(text)))
 
     def click(self, query_id: str, doc_id: str, version: str, *, best_before: int | None, best_now: int) -> None:
         """A trusted click, which moves its query's topmost click from ``best_before`` to ``best_now``."""

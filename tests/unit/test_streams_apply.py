@@ -125,6 +125,13 @@ def test_a_report_fits_into_a_message_whatever_queries_name() -> None:
     assert all(len(arm.version) < 10 for arm in told.arms)
 
 
+def test_a_sketch_of_any_length_takes_no_more_room_than_ours() -> None:
+    state = partition()
+    for number, length in enumerate((64, 700_000)):
+        state.query(query(f"q{number}", sketch=b"x" * length), offset=number, log_time=NOON, now=NOON)
+    assert [len(asked.sketch) for asked in state._sample.asked] == [64, 0]
+
+
 def test_people_who_click_what_is_popular_have_not_gone_away() -> None:
     """Beyond its share a document's clicks teach nothing more. They say nothing against the answers, either."""
     state = partition(window_seconds=60.0)
