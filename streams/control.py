@@ -56,7 +56,7 @@ class Control:
 
     def hear(self, message: Message, *, offset: int, appended: float, live: bool) -> None:
         """Tell the rules. What is not live has been acted on before, and only shapes their state."""
-        self.trigger.hear(message, offset=offset)
+        self.trigger.hear(message, offset=offset, appended=appended)
         match message:
             case DriftMeasured():
                 self.rollout.answers(message)

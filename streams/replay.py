@@ -70,7 +70,7 @@ def replay(settings: StreamsSettings, log: Iterable[Told], *, since: float, unti
                 continue
         if isinstance(told.message, Retrain):
             heard.add(told.message.command_id)
-        supposed.trigger.hear(told.message, offset=told.offset)
+        supposed.trigger.hear(told.message, offset=told.offset, appended=told.at)
     yield from supposed.decide(now, math.nextafter(until, math.inf))
 
 

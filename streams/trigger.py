@@ -116,8 +116,11 @@ class Trigger:
         self.awaited = ""
         """A version that passed and is not live yet: what is trained now would start from the one before it."""
 
-    def hear(self, message: Message, *, offset: int) -> None:
-        """Any message of the topics that the trigger follows. In whatever order the topics are read."""
+    def hear(self, message: Message, *, offset: int, appended: float = 0.0) -> None:
+        """Any message of the topics that the trigger follows. In whatever order the topics are read.
+
+        ``appended``: when the broker took it.
+        """
         match message:
             case DriftMeasured():
                 self.report(message, offset=offset)
@@ -130,7 +133,7 @@ class Trigger:
             case NodeReported(state="stopping"):
                 self._nodes.pop(message.node_id, None)
             case NodeReported():
-                self._node(message)
+                self._node(message, appended)
             case Pause():
                 self.paused = message.paused
             case SplitChanged():
@@ -138,9 +141,9 @@ class Trigger:
             case Promote():
                 self.served(message.version)
 
-    def _node(self, event: NodeReported) -> None:
-        """One that was killed said no more, and must not be counted for ever."""
-        self._nodes[event.node_id] = (event.reported_at.timestamp(), event.documents)
+    def _node(self, event: NodeReported, appended: float) -> None:
+        """One that was killed said no more, and must not be counted for ever, whatever its clock said."""
+        self._nodes[event.node_id] = (appended, event.documents)
         newest = max(at for at, _ in self._nodes.values())
         self._nodes = {name: known for name, known in self._nodes.items() if known[0] >= newest - SILENT_SECONDS}
 
