@@ -122,7 +122,7 @@ class ModelStore:
         return sorted(path.name for path in self._children("versions") if self._is_version(path.name))
 
     def has(self, version: str) -> bool:
-        with self._reached():
+        with self._reached(f"{self.url} can't be reached"):
             return bool(self._fs.exists(f"{self._folder(version)}/{MANIFEST}"))
 
     def manifest(self, version: str) -> Manifest:
@@ -153,10 +153,8 @@ class ModelStore:
             raw = msgspec.json.format(msgspec.json.encode(complete), indent=2)
             parse(raw, complete.version)  # what can't be read again must not get into the store
             signature = sign(raw, self._private_key) if self._private_key else ""
-            try:
+            with self._reached(f"{manifest.version}: can't be written to {self.url}", missing=True):
                 self._write(complete.version, raw, sources, signature)
-            except OSError as error:
-                raise ArtifactError(f"{manifest.version}: can't be written to {self.url}: {error}") from error
         self._sweep_quietly()
         return self.published(manifest.version)
 
@@ -279,7 +277,7 @@ class ModelStore:
     def read(self, name: str) -> bytes | None:
         """An object beside the versions, None where there is none. Raises ArtifactError."""
         try:
-            with self._reached():
+            with self._reached(f"{self.url}/{name} can't be read"):
                 self._fs.invalidate_cache()
                 return bytes(self._fs.cat_file(f"{self._root}/{name}"))
         except FileNotFoundError:
@@ -359,7 +357,7 @@ class ModelStore:
         left += [p for space in spaces for p in self._children(f"vectors/{space.name}") if p.name.startswith(".")]
         gone = []
         for path in left:
-            with self._reached():
+            with self._reached(f"{self.url} can't be reached"):
                 files = self._fs.find(str(path)) or [str(path)]
                 if max(self._fs.modified(file) for file in files).astimezone(UTC) < now - LEFT_BEHIND:
                     self._fs.rm(str(path), recursive=True)
@@ -378,7 +376,7 @@ class ModelStore:
 
     def _children(self, folder: str) -> list[PurePosixPath]:
         path = PurePosixPath(f"{self._root}/{folder}")
-        with self._reached():
+        with self._reached(f"{self.url} can't be reached"):
             found = self._fs.ls(str(path), detail=False) if self._fs.exists(str(path)) else []
         # An empty object that stands for the folder is listed as if it lay in it.
         return [inside for inside in map(PurePosixPath, found) if inside != path]
@@ -387,16 +385,19 @@ class ModelStore:
         return bool(VERSION_NAME.fullmatch(name)) and not self.has(name)
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """As ArtifactError what a file system raises where it can't be reached; not that a file is missing."""
+    def _reached(self, told: str, *, missing: bool = False) -> Iterator[None]:
+        """What a file system raises where it can't be reached as ArtifactError, with what is ``told`` of it.
+
+        That a file is ``missing`` is another matter, unless said otherwise.
+        """
         try:
             yield
-        except (FileNotFoundError, ArtifactError):
-            raise
         except Exception as error:
+            if isinstance(error, ArtifactError) or (isinstance(error, FileNotFoundError) and not missing):
+                raise
             # Some of what s3fs lets through is no OSError.
             if isinstance(error, OSError) or type(error).__module__.startswith("botocore."):
-                raise ArtifactError(f"{self.url} can't be reached: {error}") from error
+                raise ArtifactError(f"{told}: {error}") from error
             raise
 
     def _is_version(self, name: str) -> bool:
@@ -410,7 +411,7 @@ class ModelStore:
     def _read_manifest(self, version: str) -> bytes:
         path = f"{self._folder(version)}/{MANIFEST}"
         try:
-            with self._reached():
+            with self._reached(f"{version}: {self.uri(version)} can't be read"):
                 return bytes(self._fs.cat_file(path))
         except FileNotFoundError:
             raise ArtifactError(f"{version}: no complete artifact at {self.uri(version)}") from None

@@ -341,16 +341,14 @@ class Partition:
         position = impression.positions[impression.results.index(event.doc_id)]
         # How many clicks on what is popular are believed changes within the hour. People do not change with it.
         before = feedback.seen_position
-        best = position if before is None else min(before, position)
-        feedback.seen_position = best
+        feedback.seen_position = best = _topmost(before, position)
         self._sample.click(
             impression.query_id, event.doc_id, impression.version, best_before=before, best_now=best
         )
         if trust == 0.0:
             return
         before = feedback.best_position
-        best = position if before is None else min(before, position)
-        feedback.best_position = best
+        feedback.best_position = best = _topmost(before, position)
         if arrival.live:
             self._counts.click(impression.arm, impression.version, best_before=before, best_now=best)
 
@@ -403,6 +401,10 @@ class Partition:
             result.counted_as_new = False
             self._counts.examples -= 1
             self._slices[example.domain, example.difficulty] -= 1
+
+
+def _topmost(before: int | None, position: int) -> int:
+    return position if before is None else min(before, position)
 
 
 def _ahead(at: float, log_time: float) -> float:

@@ -22,7 +22,7 @@ ALL_BUCKETS = 10_000
 SEEN_SECONDS = 30.0
 """A node that has been silent for longer takes no part."""
 MAX_COUNTED = 10_000
-"""Reports of one step whose ids are remembered, to count each once: a day of them, while the rollout is paused."""
+"""Reports of one step whose ids are remembered, to count each once. One that is sent again is sent again soon."""
 CROSSING_SECONDS = 60.0
 """A wish and a split that cross on their way are no further apart."""
 PATIENCE_SECONDS = 86_400.0

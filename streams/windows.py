@@ -149,7 +149,7 @@ class Sample:
             self.asked.append(Asked(version, sketch if len(sketch) <= MAX_SKETCH else b"", terms(text)))
 
     def click(self, query_id: str, doc_id: str, version: str, *, best_before: int | None, best_now: int) -> None:
-        """A trusted click, which moves its query's topmost click from ``best_before`` to ``best_now``."""
+        """A person's click, which moves its query's topmost one from ``best_before`` to ``best_now``."""
         now = 1.0 / best_now
         self.clicks.of(version).change(1.0 / best_before if best_before else 0.0, now)
         place = self._places.get(query_id)
@@ -159,7 +159,7 @@ class Sample:
             self.clicked.append(Clicked(version, number(doc_id)))
 
     def close(self, version: str, best: int | None) -> None:
-        """An impression's window has passed; ``best`` is the position of its topmost trusted click."""
+        """An impression's window has passed; ``best`` is the position of its topmost click."""
         self.abandoned.of(version).add(float(best is None))
         if len(self.outcomes) < self.limit:
             self.outcomes.append((version, 1.0 / best if best else 0.0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -129,6 +130,12 @@ def test_a_store_that_does_not_answer_is_an_artifact_error(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
     away = ModelStore("s3://models/away", cache=tmp_path)
-    for call in (away.versions, lambda: away.has("base-1"), lambda: away.read("golden/default.jsonl")):
-        with pytest.raises(ArtifactError, match="can't be reached"):
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("s3://models/away can't be reached: ", away.versions),
+        ("s3://models/away can't be reached: ", lambda: away.has("base-1")),
+        ("s3://models/away/golden/default.jsonl can't be read: ", lambda: away.read("golden/default.jsonl")),
+        ("base-1: s3://models/away/versions/base-1 can't be read: ", lambda: away.manifest("base-1")),
+    ]
+    for told, call in calls:
+        with pytest.raises(ArtifactError, match=f"^{re.escape(told)}"):
             call()

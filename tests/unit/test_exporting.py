@@ -22,6 +22,7 @@ from clickloop.files import Format, writer
 from clickloop.files import rows as file_rows
 from clickloop.kafka import Record
 from clickloop.sources import Sources
+from tests.unit.busy_topic import busy
 
 AT = datetime(2026, 3, 2, tzinfo=UTC)
 SHAPES: list[Shape] = ["pairs", "triplets", "preferences"]
@@ -47,27 +48,6 @@ def example(query_id: str, doc_id: str, **more: Any) -> ExampleFormed:
 def document(doc_id: str, **more: Any) -> DocumentChanged:
     values = {"event_id": doc_id, "index": "default", "doc_id": doc_id, "changed_at": AT, "text": f"text {doc_id}"}
     return DocumentChanged(**{**values, **more})
-
-
-class Busy:
-    """A follower of topics that held three records at its start, and to which more come without a pause."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.given = 0
-
-    async def __aenter__(self) -> Busy:
-        return self
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    async def batch(self, **_: object) -> list[tuple[topics.Topic, Record]]:
-        await asyncio.sleep(0)
-        self.given += 1
-        new = example(f"q{self.given}", "d1")
-        return [(topics.TRAINING_EXAMPLES, Record("t", 0, self.given, b"", codec.encode(new)))]
-
-    async def caught_up(self) -> bool:
-        return self.given >= 3
 
 
 @pytest.fixture
@@ -229,7 +209,8 @@ def test_a_number_that_no_table_holds_is_unreadable(found: Collected) -> None:
 async def test_a_topic_that_is_written_to_all_the_time_is_read_to_where_it_ended(
     found: Collected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clickloop.exporting.Follower", Busy)
+    follower = busy(topics.TRAINING_EXAMPLES, lambda number: example(f"q{number}", "d1"), held=3)
+    monkeypatch.setattr("clickloop.exporting.Follower", follower)
     async with asyncio.timeout(10):
         await read_topics("nowhere:1", prefix="clickloop", into=found)
     assert found.counts(Filter())[0] == 3

@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clickloop.base_model import base_model_folder
 from clickloop.errors import ArtifactError, SettingsError
 from clickloop.events import Estimate, GateResult, Lineage
 from clickloop.model_store import (
@@ -28,6 +27,7 @@ from clickloop.model_store import (
     check_files,
     iter_lineage,
 )
+from tests.unit.version_facts import make_base_model
 
 VERSION = "adapter-3f9d2c1b7a60"
 BASE = "base-8c1e55d0f3a2"
@@ -422,49 +422,6 @@ def test_late_publisher_with_other_weights_does_not_touch_the_complete_version(
 
 
 # Base model and lineage
-
-
-def make_base_model(root: Path, name: str) -> Path:
-    folder = root / name
-    (folder / "1_Pooling").mkdir(parents=True)
-    (folder / "modules.json").write_text("[]")
-    (folder / "1_Pooling" / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
-
-
-def test_base_model_is_published_once_under_a_name_made_from_its_content(
-    store: ModelStore, tmp_path: Path
-) -> None:
-    lean, full = make_base_model(tmp_path, "lean"), make_base_model(tmp_path, "full")
-    for stray in ("pytorch_model.bin", "onnx/model.onnx", ".gitattributes", ".cache/huggingface/x.lock"):
-        (full / stray).parent.mkdir(parents=True, exist_ok=True)
-        (full / stray).write_text("x")
-    first = store.ensure_base(lean, name="tiny")
-    assert store.ensure_base(full, name="tiny") == first
-    assert first.manifest.version.startswith("base-")
-    assert first.manifest.space == first.manifest.encoder == first.manifest.version
-    local, manifest = store.fetch(first.manifest.version)
-    assert sorted(manifest.files) == [
-        "encoder/1_Pooling/config.json",
-        "encoder/model.safetensors",
-        "encoder/modules.json",
-    ]
-    assert base_model_folder(str(local / "encoder")) == local / "encoder"
-    (lean / "model.safetensors").write_bytes(b"other weights")
-    assert store.ensure_base(lean, name="tiny").manifest.version != first.manifest.version
-
-
-def test_base_model_without_safetensors_is_refused(store: ModelStore, tmp_path: Path) -> None:
-    folder = make_base_model(tmp_path, "old")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ArtifactError, match="safetensors"):
-        store.ensure_base(folder, name="old")
-    assert store.versions() == []
-
-
-def test_packaged_base_model_is_found() -> None:
-    assert (base_model_folder("sentence-transformers/all-MiniLM-L6-v2") / "modules.json").is_file()
 
 
 def test_lineage_leads_from_a_version_to_the_base(store: ModelStore, folder: Path, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from clickloop.commands import Retrain
 from streams.control import Control
 from streams.settings import StreamsSettings
 from streams.trigger import NotNow
-from tests.unit.streams_facts import NOON, node, progress, range_, report, version
+from tests.unit.streams_facts import NOON, at, node, progress, range_, report, version
 
 
 def decided(control: Control, now: float) -> Retrain | NotNow:
@@ -56,3 +58,17 @@ def test_a_version_that_no_node_takes_keeps_no_one_from_training() -> None:
     told = report(0, examples=100, ranges=[range_(0, 0, 100)])
     control.hear(told, offset=0, appended=NOON, live=True)
     assert isinstance(control.decide(NOON + 3), Retrain)
+
+
+def test_a_node_that_was_killed_is_not_counted_for_ever_whatever_its_clock_said() -> None:
+    control = Control(StreamsSettings(), handled={})
+
+    def hear(name: str, documents: int, *, when: float, clock: float = 0.0) -> None:
+        told = replace(node(name, documents=documents), reported_at=at(when + clock))
+        control.hear(told, offset=0, appended=NOON + when, live=True)
+
+    hear("killed", 5000, when=0, clock=86_400)
+    hear("n1", 3000, when=100)
+    assert control.trigger.documents == 5000
+    hear("n1", 3000, when=301)
+    assert control.trigger.documents == 3000

@@ -493,13 +493,3 @@ def test_ranges_merge_to_one_for_each_partition() -> None:
     assert not covers(merged, [range_(1, 2, 10)])
     assert not covers(merged, [range_(2, 0, 1)])
     assert not covers(merged, [OffsetRange(topic="another", partition=0, start=3, end=4)])
-
-
-def test_a_node_that_was_killed_is_not_counted_for_ever() -> None:
-    rule = trigger(policies=["new_documents"], document_threshold=500)
-    tomorrow = replace(node("dead", documents=5000), reported_at=at(86_400))
-    rule.hear(tomorrow, offset=0, appended=NOON)
-    rule.hear(node("n1", documents=3000), offset=1, appended=NOON + 100)
-    assert rule.documents == 5000
-    rule.hear(node("n1", documents=3000), offset=2, appended=NOON + 301)
-    assert rule.documents == 3000

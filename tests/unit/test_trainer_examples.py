@@ -7,9 +7,10 @@ import pytest
 
 from clickloop import codec, topics
 from clickloop.errors import TrainingError
-from clickloop.events import Arm, DocumentChanged, ExampleFormed, Message, OffsetRange, SplitChanged
+from clickloop.events import Arm, DocumentChanged, ExampleFormed, OffsetRange, SplitChanged
 from clickloop.kafka import Record
 from clickloop.sources import Sources
+from tests.unit.busy_topic import busy
 from tests.unit.trainer_facts import example
 from trainer.examples import MOST_UNREADABLE, ExampleCollector, merged, read_documents, read_live_version
 
@@ -68,48 +69,27 @@ def test_overlapping_ranges_name_each_offset_once():
     ]
 
 
-class Busy:
-    """A follower of a topic that held one record at its start, and to which more come without a pause."""
-
-    message: Message
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.given = 0
-
-    async def __aenter__(self) -> Busy:
-        return self
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    async def batch(self, **_: object) -> list[tuple[topics.Topic, Record]]:
-        await asyncio.sleep(0)
-        self.given += 1
-        return [(topics.DOCUMENTS, record(codec.encode(self.message), self.given))]
-
-    async def caught_up(self) -> bool:
-        return self.given >= 1
-
-
 async def test_topics_that_are_written_to_all_the_time_are_read_to_where_they_ended(
     monkeypatch: pytest.MonkeyPatch,
 ):
     now = datetime(2026, 3, 2, tzinfo=UTC)
-    monkeypatch.setattr("trainer.examples.Follower", Busy)
+    document = DocumentChanged(
+        event_id="d1", index="default", doc_id="d1", changed_at=now, title="shoe", text="red"
+    )
+    split = SplitChanged(
+        event_id="s1",
+        index="default",
+        split_id="s1",
+        sequence=1,
+        changed_at=now,
+        arms=[Arm(name="live", version="base-1", buckets=10_000)],
+        reason="test",
+        salt="s",
+    )
     async with asyncio.timeout(10):
-        Busy.message = DocumentChanged(
-            event_id="d1", index="default", doc_id="d1", changed_at=now, title="shoe", text="red"
-        )
+        monkeypatch.setattr("trainer.examples.Follower", busy(topics.DOCUMENTS, lambda _: document, held=1))
         documents, _ = await read_documents("nowhere:1", prefix="p", index="default", sources=Sources("default"))
-        Busy.message = SplitChanged(
-            event_id="s1",
-            index="default",
-            split_id="s1",
-            sequence=1,
-            changed_at=now,
-            arms=[Arm(name="live", version="base-1", buckets=10_000)],
-            reason="test",
-            salt="s",
-        )
+        monkeypatch.setattr("trainer.examples.Follower", busy(topics.TRAFFIC_SPLITS, lambda _: split, held=1))
         live = await read_live_version("nowhere:1", prefix="p", index="default")
     assert [one.doc_id for one in documents] == ["d1"]
     assert live == "base-1"

@@ -119,3 +119,13 @@ def split(sequence: int, live: str, candidate: str = "", *, index: str = "defaul
         sequence=sequence,
         reason="first share",
     )
+
+
+def make_base_model(root: Path, name: str) -> Path:
+    """A folder that looks like a sentence-transformers model."""
+    folder = root / name
+    (folder / "1_Pooling").mkdir(parents=True)
+    (folder / "modules.json").write_text("[]")
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
