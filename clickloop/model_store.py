@@ -23,7 +23,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -286,7 +286,7 @@ class ModelStore:
     def write(self, name: str, raw: bytes) -> None:
         """Put such an object in the place of what was there, whole. Raises ArtifactError."""
         path = f"{self._root}/{name}"
-        try:
+        with self._reached(f"{self.url}/{name} can't be written", missing=True):
             self._fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
             if self._is_local:
                 temporary = Path(f"{path}.{uuid4().hex}")
@@ -297,23 +297,22 @@ class ModelStore:
                     temporary.unlink(missing_ok=True)
             else:
                 self._fs.pipe_file(path, raw)
-        except OSError as error:
-            raise ArtifactError(f"{self.url}/{name} can't be written: {error}") from error
 
     def created(self, version: str) -> datetime:
         """When the version was complete, by the store's clock. Raises ArtifactError."""
-        try:
+        with self._reached(f"{version}: {self.uri(version)} can't be read", missing=True):
             at: datetime = self._fs.modified(f"{self._folder(version)}/{MANIFEST}")
-        except OSError as error:
-            raise ArtifactError(f"{version}: {self.uri(version)} can't be read: {error}") from None
         return at.astimezone(UTC)
 
     def remembered(self, version: str) -> Manifest | None:
         """The manifest of a version that was removed, None where none was. Raises ArtifactError."""
         if not VERSION_NAME.fullmatch(version):
             raise ArtifactError(f"{version!r} is no version's name")
-        record = f"{self._root}/removed/{version}.json"
-        return parse(bytes(self._fs.cat_file(record)), version) if self._fs.exists(record) else None
+        try:
+            with self._reached(f"{version}: what is left of it in {self.url} can't be read"):
+                return parse(bytes(self._fs.cat_file(f"{self._root}/removed/{version}.json")), version)
+        except FileNotFoundError:
+            return None
 
     def remove(self, version: str) -> None:
         """Take a version's files and its vectors away; its manifest stays, as a record. Raises ArtifactError.
@@ -322,7 +321,9 @@ class ModelStore:
         """
         raw = self._read_manifest(version)
         folder = self._folder(version)
-        try:
+        told = f"{version}: can't be removed from {self.url}"
+        # An object store's folder goes with its last file, and another process may be at it, too.
+        with suppress(FileNotFoundError), self._reached(told):
             for vectors in (version, f"{version}-pieces"):
                 if self._fs.exists(f"{self._root}/vectors/{vectors}"):
                     self._fs.rm(f"{self._root}/vectors/{vectors}", recursive=True)
@@ -336,10 +337,6 @@ class ModelStore:
             else:
                 self._fs.rm_file(f"{folder}/{MANIFEST}")
                 self._fs.rm(folder, recursive=True)
-        except FileNotFoundError:
-            pass  # an object store's folder goes with its last file, and another process may be at it, too
-        except OSError as error:
-            raise ArtifactError(f"{version}: can't be removed from {self.url}: {error}") from error
 
     def sweep(self, *, now: datetime) -> list[str]:
         """Remove what killed publishers have left, LEFT_BEHIND after their last write; returns the names.
@@ -421,12 +418,11 @@ class ModelStore:
         for name in manifest.files:
             local = inside(folder, name)
             try:
-                local.parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(f"{self._folder(version)}/{name}", str(local))
+                with self._reached(f"{version}: {name} can't be copied"):
+                    local.parent.mkdir(parents=True, exist_ok=True)
+                    self._fs.get_file(f"{self._folder(version)}/{name}", str(local))
             except FileNotFoundError:
                 raise ArtifactError(f"{version}: {name} is in the manifest but not in the store") from None
-            except OSError as error:
-                raise ArtifactError(f"{version}: {name} can't be copied: {error}") from error
         for name, file in manifest.shared.items():
             self._take(version, name, file, manifest, folder)
         for delta in {file.delta for file in manifest.shared.values()} - {""}:

@@ -49,29 +49,30 @@ def known(store: ModelStore, version: str) -> Manifest:
     return store.manifest(version)
 
 
-def _manifests(store: ModelStore) -> dict[str, Manifest]:
-    """Every version's, oldest first. What can't be read is named on standard error."""
-    found: dict[str, Manifest] = {}
-    times: dict[str, datetime] = {}
+def _held(store: ModelStore) -> dict[str, tuple[Manifest, datetime]]:
+    """Every version, and when it was complete, oldest first. What can't be read is named on standard error."""
+    found: dict[str, tuple[Manifest, datetime]] = {}
     for name in store.versions():
         try:
-            found[name], times[name] = store.manifest(name), store.created(name)
+            found[name] = (store.manifest(name), store.created(name))
         except ArtifactError as error:
             typer.echo(str(error), err=True)
-    return {name: found[name] for name in sorted(found, key=lambda n: (times[n], n))}
+    return {name: found[name] for name in sorted(found, key=lambda n: (found[n][1], n))}
 
 
 @versions_app.command("list")
 def versions_list(store_url: cli.StoreUrl = None, as_json: Json = False) -> None:
     """Show the versions that the store holds, oldest first."""
     store, _ = _open(store_url)
-    found = cli.checked(lambda: _manifests(store))
+    found = cli.checked(lambda: _held(store))
+    if not found:
+        typer.echo(f"{store.url} holds no version", err=True)
     if as_json:
-        for name, manifest in found.items():
-            typer.echo(_json(manifest, created=store.created(name), stored_bytes=manifest.stored_bytes))
+        for manifest, created in found.values():
+            typer.echo(_json(manifest, created=created, stored_bytes=manifest.stored_bytes))
         return
     columns = ["version", "kind", "parent", "space", "verdict", "MRR@10", "size", "created"]
-    show_table("Versions", columns, (_row(m, store.created(name)) for name, m in found.items()))
+    show_table("Versions", columns, (_row(manifest, created) for manifest, created in found.values()))
 
 
 def _row(manifest: Manifest, created: datetime) -> list[str]:
@@ -100,11 +101,12 @@ def versions_show(version: Version, store_url: cli.StoreUrl = None, as_json: Jso
     if as_json:
         typer.echo(codec.pretty(manifest))
         return
+    created = cli.checked(lambda: store.created(version))
     typer.echo(f"{version} ({manifest.kind})")
     _say([("space", manifest.space), ("encoder", manifest.encoder), *accounts.origin_lines(manifest)])
     files = ", ".join(f"{name} {accounts.size(entry.bytes)}" for name, entry in manifest.files.items())
     _say([("stored", f"{accounts.size(manifest.stored_bytes)}: {files}")])
-    _say([("created", accounts.when(store.created(version)))])
+    _say([("created", accounts.when(created))])
     if manifest.gate is not None and manifest.gate.metrics:
         show_table("Gate", accounts.GATE_COLUMNS, accounts.gate_rows(manifest.gate))
 
@@ -233,9 +235,10 @@ def versions_prune(
 ) -> None:
     """Remove old versions; never one that gets traffic, can be rolled back to, or is part of one that stays."""
     store, settings = _open(store_url, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
-    manifests = cli.checked(lambda: _manifests(store))
+    held = cli.checked(lambda: _held(store))
+    manifests = {name: manifest for name, (manifest, _) in held.items()}
     traffic = cli.checked(lambda: _named(live, manifests) if live else _traffic(settings, store, manifests))
-    found = plan(manifests, {name: store.created(name) for name in manifests}, keep=keep, traffic=traffic)
+    found = plan(manifests, {name: created for name, (_, created) in held.items()}, keep=keep, traffic=traffic)
     rows = [[name, "stays", accounts.size(manifests[name].stored_bytes), why] for name, why in found.keep.items()]
     fate = "would go" if dry_run else "removed"
     for name in found.remove:

@@ -135,6 +135,12 @@ def test_a_store_that_does_not_answer_is_an_artifact_error(
         ("s3://models/away can't be reached: ", lambda: away.has("base-1")),
         ("s3://models/away/golden/default.jsonl can't be read: ", lambda: away.read("golden/default.jsonl")),
         ("base-1: s3://models/away/versions/base-1 can't be read: ", lambda: away.manifest("base-1")),
+        ("base-1: s3://models/away/versions/base-1 can't be read: ", lambda: away.created("base-1")),
+        ("base-1: what is left of it in s3://models/away can't be read: ", lambda: away.remembered("base-1")),
+        (
+            "s3://models/away/golden/default.jsonl can't be written: ",
+            lambda: away.write("golden/default.jsonl", b""),
+        ),
     ]
     for told, call in calls:
         with pytest.raises(ArtifactError, match=f"^{re.escape(told)}"):

@@ -80,6 +80,13 @@ def test_list_names_a_manifest_that_it_cannot_read_and_goes_on(
     assert len(done.stdout.splitlines()) == len(family) - 1
 
 
+def test_list_says_that_a_store_holds_nothing(tmp_path: Path) -> None:
+    """A URL that is wrong by a letter looks like an empty store."""
+    done = versions(ModelStore(f"file://{tmp_path}/stoer"), "list")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr == f"file://{tmp_path}/stoer holds no version\n"
+
+
 def test_show_tells_origin_files_and_the_gates_table(store: ModelStore, family: dict[str, Manifest]) -> None:
     out = versions(store, "show", "query-encoder-2").stdout
     assert "command-of-query-encoder-2" in out
