@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clickloop.base_model import base_model_folder
 from search.sketch import sketch
-from streams.windows import Sample
+from streams.windows import Sample, Settled
 
 Floats = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Floats]
@@ -62,8 +62,13 @@ class World:
         return chosen
 
 
-Outcome = tuple[str, int | None]
-"""The version that answered a query, and the rank of the click on it, if any."""
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a query: the version that answered it, and the rank of the click on it, if any."""
+
+    version: str
+    sketch: bytes
+    best: int | None
 
 
 def fill(
@@ -73,22 +78,24 @@ def fill(
     rng: np.random.Generator,
     versions: Sequence[str] = ("v1",),
 ) -> list[Outcome]:
-    """Let people ask, click and rate; what was asked in the window ``before`` closes. Returns what came of it.
+    """Let people ask, click and rate; what was asked in the window ``before`` settles and closes.
 
-    Each query is answered by one of ``versions``, by chance.
+    Each query is answered by one of ``versions``, by chance. Returns what came of them.
     """
-    for version, best in before:
-        window.close(version, best)
+    for outcome in before:
+        rank = 1.0 / outcome.best if outcome.best else 0.0
+        window.settle(Settled(outcome.version, outcome.sketch, rank))
+        window.close(outcome.version, outcome.best)
     outcomes: list[Outcome] = []
     examined, liked, rates = rng.random(len(queries)), rng.random(len(queries)), rng.random(len(queries))
     for number, query in enumerate(queries):
         version = versions[int(rng.integers(len(versions)))] if len(versions) > 1 else versions[0]
-        window.query(str(number), query.text, query.sketch, version)
+        window.query(query.text, query.sketch, version)
         seen = query.rank > 0 and examined[number] < 1.0 / query.rank
         clicked = seen and liked[number] < 0.8
-        outcomes.append((version, query.rank if clicked else None))
+        outcomes.append(Outcome(version, query.sketch, query.rank if clicked else None))
         if clicked:
-            window.click(str(number), query.document, version, best_before=None, best_now=query.rank)
+            window.click(query.document, version)
         if rates[number] < 0.1:
             mood = 4.2 if query.rank in (1, 2, 3) else 2.8
             window.ratings.of(version).add(float(np.clip(np.rint(rng.normal(mood, 0.9)), 1, 5)))

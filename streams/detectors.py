@@ -15,13 +15,15 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clickloop.events import Measurement
-from streams.windows import MAX_VERSIONS, MIN_QUERIES, Asked, Sample, Strata, Sums
+from streams.windows import MAX_VERSIONS, MIN_QUERIES, Asked, Sample, Settled, Strata, Sums
+
+Q = TypeVar("Q", bound=Asked | Settled)
 
 Floats = NDArray[np.float32]
 Statistic = Callable[[Floats], NDArray[np.floating]]
@@ -215,8 +217,8 @@ class TopicShares:
 class TopicClicks:
     """Whether clicks got worse in one topic, whatever they are over all of them.
 
-    The figure is the largest fall of a topic's mean reciprocal click rank, in standard errors. Topics are those of
-    ``TopicShares``; ones with fewer than 10 queries on either side are passed over.
+    The figure is the largest fall of a topic's mean reciprocal click rank, in standard errors. Topics are clusters
+    of the settled queries' sketches; ones with fewer than 10 queries on either side are passed over.
     """
 
     name = "topic_clicks"
@@ -226,8 +228,8 @@ class TopicClicks:
         self._topics = topics
 
     def measure(self, window: Sample, reference: Sample, rng: np.random.Generator) -> Measurement | None:
-        kept = _known([query.version for query in reference.asked])
-        new, old = ([q for q in sample.asked if q.version in kept] for sample in (window, reference))
+        kept = _known([query.version for query in reference.settled])
+        new, old = ([q for q in sample.settled if q.version in kept] for sample in (window, reference))
         found = _sketches(new, old)
         if found is None:
             return None
@@ -336,7 +338,7 @@ class ClickTrend:
             trend = self._trend(version)
             if trend.fell(outcome):
                 trend.left = self._windows
-        answering = sorted(window.clicks, key=lambda version: window.clicks[version].count, reverse=True)
+        answering = sorted(window.answered, key=lambda version: window.answered[version].count, reverse=True)
         known = [self._trends[version] for version in answering if version in self._trends]
         known = [trend for trend in known if trend.adwin.width >= MIN_QUERIES]
         if not known:
@@ -402,15 +404,15 @@ def _known(strata: Sequence[str]) -> set[str]:
 
 
 @dataclass(frozen=True)
-class _Sketched:
+class _Sketched(Generic[Q]):
     """The queries of both samples, the window's first, with their sketches as unit vectors (n + m, length)."""
 
-    queries: Sequence[Asked]
+    queries: Sequence[Q]
     vectors: Floats
     sizes: tuple[int, int]
 
 
-def _sketches(window: Sequence[Asked], reference: Sequence[Asked]) -> _Sketched | None:
+def _sketches(window: Sequence[Q], reference: Sequence[Q]) -> _Sketched[Q] | None:
     """Sketches of another length than most of the window's, and zeros, are left out. None where too few remain."""
     lengths = Counter(len(query.sketch) for query in window if query.sketch).most_common(1)
     if not lengths:

@@ -61,7 +61,7 @@ class DriftWatch:
         return measurements
 
     def _remember(self, window: Sample) -> None:
-        for version in window.clicks:
+        for version in window.answered:
             self._seen[version] = None
             self._seen.move_to_end(version)
         while len(self._seen) > SEEN:

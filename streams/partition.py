@@ -34,7 +34,7 @@ from streams.join import Arrival, Impression, Join, Joined
 from streams.quality import Quality
 from streams.settings import StreamsSettings
 from streams.trust import CLOCK_SKEW, OF_POPULARITY, Judgement, Limits, Trust
-from streams.windows import MIN_QUERIES, Sample
+from streams.windows import MIN_QUERIES, Sample, Settling
 
 QUERIES = topics.QUERIES.suffix
 INPUTS = (QUERIES, topics.CLICKS.suffix, topics.RATINGS.suffix)
@@ -145,6 +145,7 @@ class Partition:
         self._ranges: list[OffsetRange] = []
         self._sample = Sample()
         self._sample_since = now
+        self._settling = Settling()
         self._window_start = now
         self._rebuilding = any(self._handled.values())
         self._now = (now, datetime.fromtimestamp(now, UTC))
@@ -190,7 +191,9 @@ class Partition:
         early = self.join.query(impression)
         if early is None:
             return NOTHING
-        self._sample.query(event.query_id, event.query, event.sketch, event.version)
+        asked = self._sample.query(event.query, event.sketch, event.version)
+        if asked is not None:
+            self._settling.query(event.query_id, asked, log_time=log_time)
         if live:
             self._counts.query(event.arm, event.version, event.sketch)
         if not early:
@@ -237,6 +240,8 @@ class Partition:
                 (source.next_offset or 0) < self._handled[suffix] and suffix not in caught_up
                 for suffix, source in self._inputs.items()
             )
+        for query in self._settling.over(self._watermark):
+            self._sample.settle(query)
         for impression in self.join.close(self._watermark):
             feedback = impression.feedback
             self._counts.abandoned += feedback is None or feedback.best_position is None
@@ -326,13 +331,14 @@ class Partition:
             effects.examples.extend(examples)
 
     def _click(self, impression: Impression, feedback: Feedback, event: ResultClicked, arrival: Arrival) -> None:
-        ahead = _ahead(arrival.at, arrival.log_time)
+        at = arrival.at - _ahead(arrival.at, arrival.log_time)
+        served_at = impression.served_at - _ahead(impression.served_at, impression.log_time)
         trust, reason = self.trust.click(
             impression.split_key or event.split_key,
             event.doc_id,
             impression.query,
-            at=arrival.at - ahead,
-            served_at=impression.served_at - _ahead(impression.served_at, impression.log_time),
+            at=at,
+            served_at=served_at,
             again=_is_believed(feedback, event.doc_id),
         )
         feedback.click(event.doc_id, at=arrival.at, dwell=event.dwell_seconds, trust=trust, reason=reason)
@@ -340,11 +346,9 @@ class Partition:
             return
         position = impression.positions[impression.results.index(event.doc_id)]
         # How many clicks on what is popular are believed changes within the hour. People do not change with it.
-        before = feedback.seen_position
-        feedback.seen_position = best = _topmost(before, position)
-        self._sample.click(
-            impression.query_id, event.doc_id, impression.version, best_before=before, best_now=best
-        )
+        feedback.seen_position = _topmost(feedback.seen_position, position)
+        self._sample.click(event.doc_id, impression.version)
+        self._settling.click(impression.query_id, position, seconds=at - served_at)
         if trust == 0.0:
             return
         before = feedback.best_position

@@ -23,6 +23,12 @@ MAX_VERSIONS = 16
 MAX_WINDOW = 500
 MAX_REFERENCE = 1000
 """Queries of a window and of the reference that are compared: enough to see, few enough to be cheap."""
+CLICK_SECONDS = 60.0
+"""A click counts for its query's rank if it was made so soon."""
+DELIVERY_SECONDS = 15.0
+"""So long it may be on its way: then its query is settled."""
+MAX_SETTLING = 20 * MAX_WINDOW
+"""Queries that wait to be settled, where an input is behind; beyond it, no more are taken."""
 
 _WORDS = re.compile(r"\w{2,}")
 
@@ -52,12 +58,8 @@ class Sums:
 
     def add(self, value: float) -> None:
         self.count += 1
-        self.change(0.0, value)
-
-    def change(self, old: float, new: float) -> None:
-        """One of the values that were counted is another one now."""
-        self.total += new - old
-        self.squares += new * new - old * old
+        self.total += value
+        self.squares += value * value
 
     def merge(self, other: Sums) -> None:
         self.count += other.count
@@ -109,8 +111,17 @@ class Asked:
     """That answered it."""
     sketch: bytes
     terms: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Settled:
+    """One query of a sample some time after it was asked, as ``Settling`` has it."""
+
+    version: str
+    """That answered it."""
+    sketch: bytes
     reciprocal_rank: float = 0.0
-    """Of its topmost click so far."""
+    """Of the topmost result that was clicked soon; 0 where none was."""
 
 
 @dataclass(slots=True)
@@ -130,31 +141,38 @@ class Sample:
     queries: int = 0
     asked: list[Asked] = field(default_factory=list)
     """The first queries of a window; a uniform sample of the reference's."""
-    clicked: list[Clicked] = field(default_factory=list)
+    answered: Strata = field(default_factory=Strata)
+    """Nothing but how many queries were asked."""
+    settled: list[Settled] = field(default_factory=list)
+    """Those of the sampled queries, of this window and of earlier ones, that were settled in this one."""
     clicks: Strata = field(default_factory=Strata)
-    """Reciprocal rank of the topmost click of each query, 0 where there was none."""
+    """Reciprocal rank of each settled query."""
+    clicked: list[Clicked] = field(default_factory=list)
     ratings: Strata = field(default_factory=Strata)
     abandoned: Strata = field(default_factory=Strata)
     """1 for each impression whose window passed without a click, 0 for the others."""
     outcomes: list[tuple[str, float]] = field(default_factory=list)
     """Versions and reciprocal ranks with which impressions closed, in that order."""
-    _places: dict[str, int] = field(default_factory=dict)
 
-    def query(self, query_id: str, text: str, sketch: bytes, version: str) -> None:
+    def query(self, text: str, sketch: bytes, version: str) -> Asked | None:
+        """A query was asked. None where the sample has enough without it."""
         self.queries += 1
-        self.clicks.of(version).count += 1
-        if len(self.asked) < self.limit:
-            self._places[query_id] = len(self.asked)
-            # One that is longer than any that a report could sum up is no sketch of ours.
-            self.asked.append(Asked(version, sketch if len(sketch) <= MAX_SKETCH else b"", terms(text)))
+        self.answered.of(version).count += 1
+        if len(self.asked) >= self.limit:
+            return None
+        # One that is longer than any that a report could sum up is no sketch of ours.
+        asked = Asked(version, sketch if len(sketch) <= MAX_SKETCH else b"", terms(text))
+        self.asked.append(asked)
+        return asked
 
-    def click(self, query_id: str, doc_id: str, version: str, *, best_before: int | None, best_now: int) -> None:
-        """A person's click, which moves its query's topmost one from ``best_before`` to ``best_now``."""
-        now = 1.0 / best_now
-        self.clicks.of(version).change(1.0 / best_before if best_before else 0.0, now)
-        place = self._places.get(query_id)
-        if place is not None:
-            self.asked[place].reciprocal_rank = now
+    def settle(self, query: Settled) -> None:
+        """A query's clicks are in."""
+        self.clicks.of(query.version).add(query.reciprocal_rank)
+        if len(self.settled) < self.limit:
+            self.settled.append(query)
+
+    def click(self, doc_id: str, version: str) -> None:
+        """A person clicked what ``version`` had answered."""
         if len(self.clicked) < self.limit:
             self.clicked.append(Clicked(version, number(doc_id)))
 
@@ -167,7 +185,37 @@ class Sample:
     @property
     def version(self) -> str:
         """The version that served most of it."""
-        return max(self.clicks, key=lambda version: self.clicks[version].count, default="")
+        return max(self.answered, key=lambda version: self.answered[version].count, default="")
+
+
+class Settling:
+    """Sampled queries until their clicks are in. Each has the same time for it, however busy the hour is.
+
+    Were clicks counted in the window that they come in, then growing traffic would look like fewer clicks: the
+    clicks of fewer queries beside more of them.
+    """
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, tuple[float, Settled]] = OrderedDict()
+
+    def query(self, query_id: str, asked: Asked, *, log_time: float) -> None:
+        """``log_time`` is when the broker appended it, seconds since the epoch."""
+        if len(self._open) < MAX_SETTLING:
+            self._open[query_id] = (log_time, Settled(asked.version, asked.sketch))
+
+    def click(self, query_id: str, position: int, *, seconds: float) -> None:
+        """A click on what lay at ``position``, made ``seconds`` after the answer was served."""
+        found = self._open.get(query_id)
+        if found is not None and seconds <= CLICK_SECONDS:
+            _, query = found
+            query.reciprocal_rank = max(query.reciprocal_rank, 1.0 / position)
+
+    def over(self, watermark: float) -> Iterator[Settled]:
+        """What is settled now that all was read up to the append time ``watermark``, in the order of the log."""
+        until = watermark - CLICK_SECONDS - DELIVERY_SECONDS
+        while self._open and next(iter(self._open.values()))[0] <= until:
+            _, (_, query) = self._open.popitem(last=False)
+            yield query
 
 
 class Reference:
@@ -184,25 +232,35 @@ class Reference:
     def restart(self) -> None:
         self.sample = Sample(self._limit)
         self._asked = 0
+        self._settled = 0
         self._clicked = 0
 
     def add(self, window: Sample, rng: np.random.Generator) -> None:
         kept = self.sample
         if self._meets_a_version(window):
-            self._asked, self._clicked = len(kept.asked), len(kept.clicked)
+            self._asked, self._settled, self._clicked = len(kept.asked), len(kept.settled), len(kept.clicked)
         self._sample(kept.asked, window.asked, self._asked, rng)
+        self._sample(kept.settled, window.settled, self._settled, rng)
         self._sample(kept.clicked, window.clicked, self._clicked, rng)
         self._asked += len(window.asked)
+        self._settled += len(window.settled)
         self._clicked += len(window.clicked)
         kept.queries += window.queries
+        kept.answered.merge(window.answered)
         kept.clicks.merge(window.clicks)
         kept.ratings.merge(window.ratings)
         kept.abandoned.merge(window.abandoned)
 
     def _meets_a_version(self, window: Sample) -> bool:
         """One that answered hardly any query before this window has now answered enough to be compared."""
-        known = {version: self.sample.clicks[version].count for version in window.clicks}
-        return any(n < MIN_QUERIES <= n + window.clicks[version].count for version, n in known.items())
+        return any(
+            old[version].count < MIN_QUERIES <= old[version].count + new[version].count
+            for old, new in (
+                (self.sample.answered, window.answered),
+                (self.sample.clicks, window.clicks),
+            )
+            for version in new
+        )
 
     def _sample(self, kept: list[T], new: Sequence[T], seen: int, rng: np.random.Generator) -> None:
         for count, one in enumerate(new, start=seen + 1):

@@ -8,7 +8,7 @@ import numpy as np
 
 from streams.detectors import Detector, default_detectors
 from streams.drift import DriftWatch
-from streams.windows import Sample
+from streams.windows import Sample, Settled
 
 DIMENSIONS = 32
 
@@ -30,14 +30,15 @@ def window(
     vectors = rng.normal(size=(n, DIMENSIONS))
     vectors[:, topic] += 3.0
     vectors *= 127 / np.abs(vectors).max(axis=1, keepdims=True)
-    for number, vector in enumerate(vectors.astype(np.int8)):
+    for vector in vectors.astype(np.int8):
         words = " ".join(f"w{w}" for w in rng.zipf(1.4, size=6) % 800 + 800 * topic)
         by = versions[int(rng.integers(len(versions)))]
-        sample.query(str(number), words, vector.tobytes(), by)
+        sample.query(words, vector.tobytes(), by)
         chance = clicked if isinstance(clicked, float) else clicked[by]
         best = int(rng.integers(1, 6)) if rng.random() < chance else None
         if best is not None:
-            sample.click(str(number), f"d{topic}-{rng.zipf(1.4) % 100}", by, best_before=None, best_now=best)
+            sample.click(f"d{topic}-{rng.zipf(1.4) % 100}", by)
+        sample.settle(Settled(by, vector.tobytes(), 1.0 / best if best else 0.0))
         sample.close(by, best)
     return sample
 

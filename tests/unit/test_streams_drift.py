@@ -48,6 +48,7 @@ def test_a_change_of_half_the_queries_is_seen_too() -> None:
     mixed = window(rng, 100)
     other = window(rng, 100, topic=1)
     mixed.asked += other.asked
+    mixed.answered.merge(other.answered)
     mixed.clicks.merge(other.clicks)
     assert any(m.exceeded for m in watch.measure(mixed))
 
@@ -118,8 +119,8 @@ def test_the_share_of_traffic_that_moved_between_topics_is_told() -> None:
 def test_one_topics_falling_clicks_are_seen_though_the_mean_stays() -> None:
     rng = np.random.default_rng(23)
     reference, moved = window(rng, 400, clicked=0.5), window(rng, 200, clicked=0.9)
-    reference.asked += window(rng, 400, topic=1, clicked=0.5).asked
-    moved.asked += window(rng, 200, topic=1, clicked=0.1).asked
+    reference.settled += window(rng, 400, topic=1, clicked=0.5).settled
+    moved.settled += window(rng, 200, topic=1, clicked=0.1).settled
     found = TopicClicks(topics=2).measure(moved, reference, rng)
     assert found is not None
     assert found.exceeded
@@ -230,8 +231,8 @@ def test_queries_without_sketches_are_measured_by_their_words() -> None:
     watch = DriftWatch()
     bare = [window(rng, 100), window(rng, 100), window(rng, 100, topic=1)]
     for sample in bare:
-        for asked in sample.asked:
-            asked.sketch = b""
+        for one in [*sample.asked, *sample.settled]:
+            one.sketch = b""
     *_, last = [watch.measure(sample) for sample in bare]
     assert {m.detector for m in last} == {"new_terms", "click_mrr", "abandonment", "click_trend"}
     assert next(m for m in last if m.detector == "new_terms").exceeded
@@ -252,7 +253,7 @@ def test_the_reference_is_bounded_and_samples_all_windows_alike() -> None:
     for number in range(20):
         sample = Sample()
         for _ in range(50):
-            sample.query("q", "word", bytes([number + 1]), "v1")
+            sample.query("word", bytes([number + 1]), "v1")
         reference.add(sample, rng)
     kept = Counter(query.sketch[0] for query in reference.sample.asked)
     assert sum(kept.values()) == 100

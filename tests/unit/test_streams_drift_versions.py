@@ -46,8 +46,8 @@ def test_a_fall_of_clicks_is_seen_at_an_even_split() -> None:
 def test_topics_and_documents_are_compared_at_an_even_split() -> None:
     rng = np.random.default_rng(32)
     reference, moved = window(rng, 600, version=EVEN), window(rng, 300, version=EVEN)
-    moved.asked += window(rng, 200, topic=1, version=EVEN, clicked=0.1).asked
-    reference.asked += window(rng, 400, topic=1, version=EVEN, clicked=0.5).asked
+    moved.settled += window(rng, 200, topic=1, version=EVEN, clicked=0.1).settled
+    reference.settled += window(rng, 400, topic=1, version=EVEN, clicked=0.5).settled
     topics = TopicClicks(topics=2).measure(moved, reference, rng)
     assert topics is not None
     assert topics.exceeded
@@ -154,7 +154,7 @@ def test_of_very_many_versions_those_that_answered_last_are_remembered(monkeypat
 def test_a_version_that_gave_too_few_answers_before_is_compared_with_none() -> None:
     rng = np.random.default_rng(41)
     reference, few = window(rng, 600), window(rng, 40, version="v2", clicked=1.0)
-    reference.asked += few.asked
+    reference.settled += few.settled
     reference.clicked += few.clicked
     reference.clicks.merge(few.clicks)
     reference.abandoned.merge(few.abandoned)
@@ -206,6 +206,7 @@ def test_a_new_versions_answers_are_soon_in_a_reference_of_many_windows(hardly_a
         for version in share:
             reference.add(window(rng, 100, version=version), rng)
     assert sum(query.version == "v2" for query in reference.sample.asked) >= 50
+    assert sum(query.version == "v2" for query in reference.sample.settled) >= 50
     assert sum(click.version == "v2" for click in reference.sample.clicked) >= 25
 
 
