@@ -50,7 +50,12 @@ class SearchSettings(ArtifactSettings):
     max_batch: int = Field(32, ge=1, le=1024, description="queries that are encoded together at most")
     max_versions: int = Field(8, ge=2, le=100, description="model versions kept loaded at most")
     cache_seconds: float = Field(600.0, ge=0.0, description="life of a cached query embedding; 0 caches nothing")
-    heartbeat_seconds: float = Field(5.0, gt=0.0, le=60.0, description="time between reports on node-status")
+    heartbeat_seconds: float = Field(
+        5.0,
+        gt=0.0,
+        le=15.0,
+        description="time between reports on node-status; who is silent for 30 s takes no part",
+    )
 
     @property
     def name(self) -> str:

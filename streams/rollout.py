@@ -106,10 +106,13 @@ class Rollout:
 
     def split(self, event: SplitChanged, *, appended: float = 0.0) -> None:
         """A split is in the log: ours, an earlier worker's, or an operator's. ``appended``: since when."""
-        if self._split is not None and event.sequence <= self._split.sequence:
-            if event.sequence == self._split.sequence:
+        if self._split is not None:
+            if event.event_id == self._split.event_id:
                 self._appended = appended
-            return
+                return
+            # Of two with one sequence, by a worker that no longer owns the index, the later holds for nodes, too.
+            if event.sequence < self._split.sequence:
+                return
         self._appended = appended
         self._split = event
         self._answered = 0
@@ -242,8 +245,11 @@ class Rollout:
         return self._to(version, share, salt=salt, now=now, reason=reason)
 
     def _next_step(self, split: SplitChanged, now: float) -> SplitChanged | None:
+        """A larger share, while every node that is there has the candidate: one that it killed says nothing."""
         waited = now - split.changed_at.timestamp()
-        if self._answered < self._min_queries and waited < self._max_wait:
+        if (self._answered < self._min_queries and waited < self._max_wait) or not self._ready(
+            self.candidate, now
+        ):
             return None
         share = next((s for s in self._steps if s > self._share()), ALL_BUCKETS)
         reason = f"{self.candidate} answered {self._answered} queries in {waited:.0f} s: {_percent(share)}"

@@ -15,8 +15,15 @@ def rollout(**changes: Any) -> Rollout:
     return Rollout("default", **(options | changes))
 
 
+def alive(rule: Rollout, now: float) -> None:
+    """The nodes report what they have reported before."""
+    for known in rule._nodes.values():
+        known.seen = NOON + now
+
+
 def step(rule: Rollout, now: float) -> SplitChanged:
-    """Decide, and let the split come back from the log."""
+    """Decide while the nodes are alive, and let the split come back from the log."""
+    alive(rule, now)
     split = rule.decide(NOON + now)
     assert split is not None
     rule.split(split)

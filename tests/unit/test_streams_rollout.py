@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from clickloop.events import SplitChanged
 from streams.rollout import MAX_COUNTED, Refused
 from tests.unit.rollout_facts import (
+    alive,
     followed,
     loaded,
     promote,
@@ -94,6 +96,29 @@ def test_a_step_ends_after_the_longest_wait_even_without_queries() -> None:
     assert arms(step(rule, 35))[1][2] == 5_000
 
 
+@pytest.mark.parametrize("state", ["none is there", "one is starting"])
+def test_a_candidate_that_kills_its_nodes_is_not_walked_on_by_the_clock(state: str) -> None:
+    rule = rolling()
+    if state == "one is starting":
+        alive(rule, 60)
+        rule.node(node("n2", state="starting"), at=NOON + 60)
+    assert rule.decide(NOON + 61) is None
+    loaded(rule, "adapter-2", when=90)
+    assert arms(step(rule, 91))[1][2] == 5_000
+
+
+def test_of_two_splits_with_one_sequence_the_later_holds_as_it_does_for_nodes() -> None:
+    """A worker that has lost the index may still send what it had decided."""
+    rule = rolling()
+    ours = followed(rule, rule.rollback(rollback(), now=NOON + 40, heard=NOON + 40))
+    theirs = replace(
+        ours, event_id="theirs", arms=[arm("live", "base-1", 5_000), arm("candidate", "adapter-2", 5_000)]
+    )
+    rule.split(theirs, appended=NOON + 41)
+    assert rule.candidate == "adapter-2"
+    assert isinstance(rule.rollback(rollback(), now=NOON + 50, heard=NOON + 50), SplitChanged)
+
+
 def test_the_salt_stays_within_a_rollout_and_is_new_for_the_next() -> None:
     rule = rolling()
     first = rule._salt()
@@ -168,6 +193,7 @@ def test_commands_that_make_no_sense_are_refused_with_a_reason() -> None:
 def test_a_paused_rollout_stays_where_it_is() -> None:
     rule = rolling()
     rule.paused = True
+    alive(rule, 500)
     assert rule.decide(NOON + 500) is None
     rule.paused = False
     assert rule.decide(NOON + 500) is not None
@@ -188,6 +214,7 @@ def test_a_restart_goes_on_from_the_last_split_and_the_sequence_never_falls() ->
         arms=[arm("live", "base-1", 10_000)],
     ))  # fmt: skip
     assert (again.live, again.candidate, again.sequence) == ("base-1", "adapter-2", 7)
+    loaded(again, "adapter-2", when=50)
     split = step(again, 50)
     assert (split.sequence, split.salt, arms(split)) == (8, "salt", [("live", "adapter-2", 10_000)])
 
