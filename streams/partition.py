@@ -379,6 +379,7 @@ class Partition:
             impression.query,
             at=arrival.at - _ahead(arrival.at, arrival.log_time),
             served_at=impression.served_at - _ahead(impression.served_at, impression.log_time),
+            against=event.alternative if isinstance(event, ResultPreferred) else "",
             again=_is_believed(feedback, event.doc_id),
         )
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 MAX_NAMES = 100_000
 """Names of one window in a worker; beyond it the smaller half goes, of which hardly any is near a limit."""
 TOLD_FROM = 3.0
 """Smaller sums are kept to oneself: they are nearly all of the names, and far from any limit."""
+
+
+_REFUSED = "!"
+"""Before the names of what was claimed in vain: it is told as the other sums are."""
+Claim = tuple[str, str, float, float]
+"""A rule, a name, its limit over all partitions, and the share of all that this is; 0 where it is none."""
 
 
 class Tally:
@@ -55,22 +61,26 @@ class Tally:
             self._shrink()
         return total + self._others.get(name, 0.0) if self._others else total
 
-    def claim(self, claims: Iterable[tuple[str, str, float]], amount: float) -> str:
+    def claim(self, claims: Sequence[Claim], amount: float, *, free: float = 0.0) -> str:
         """Add ``amount`` to every claim's name, or to none if one would get beyond its limit.
 
-        A claim is a rule, a name and its limit over all partitions. Returns the first rule in the way, else "".
+        Returns the first rule in the way, else "". What was refused to a name makes its share no larger. So much as
+        is ``free`` is never taken.
 
         >>> tally = Tally("clicks", seconds=60)
-        >>> [tally.claim([("key_share", "ann", 5.0), ("repeat", "ann shoe", 2.0)], 1.0) for _ in range(3)]
+        >>> claims = [("key_share", "ann", 5.0, 0.5), ("repeat", "ann shoe", 2.0, 0.0)]
+        >>> [tally.claim(claims, 1.0) for _ in range(3)]
         ['', '', 'repeat']
-        >>> tally.sum("ann")
-        2.0
+        >>> tally.sum("ann"), tally.refused("ann")
+        (2.0, 1.0)
         """
         own, others = self._own, self._others
         sums = []
-        for rule, name, limit in claims:
+        for rule, name, limit, share in claims:
             total = own.get(name, 0.0) + amount
-            if (total + others.get(name, 0.0) if others else total) > limit:
+            known = total + others.get(name, 0.0) if others else total
+            if known > limit or (known > free and share and known > max(free, limit - share * self.refused(name))):
+                self._refuse(claims, amount)
                 return rule
             sums.append((name, total))
         for name, total in sums:
@@ -80,6 +90,15 @@ class Tally:
         if len(own) > self._most:
             self._shrink()
         return ""
+
+    def refused(self, name: str) -> float:
+        """How much was claimed for it in vain, where a claim was a share of all."""
+        return self.sum(_REFUSED + name)
+
+    def _refuse(self, claims: Sequence[Claim], amount: float) -> None:
+        for _, name, _, share in claims:
+            if share:
+                self.add(_REFUSED + name, amount)
 
     def sum(self, name: str) -> float:
         """Over all partitions, as far as they have told."""

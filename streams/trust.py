@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from clickloop.text import normal_text
 from streams.examples import Feedback
-from streams.tally import MAX_NAMES, Tally
+from streams.tally import MAX_NAMES, Claim, Tally
 
 MINUTE = 60.0
 HOUR = 3600.0
@@ -122,13 +122,27 @@ class Trust:
         return judged if again else self._within_shares(split_key, doc_id, query, judged, at, served_at)
 
     def opinion(
-        self, split_key: str, doc_id: str, query: str, *, at: float, served_at: float, again: bool = False
+        self,
+        split_key: str,
+        doc_id: str,
+        query: str,
+        *,
+        at: float,
+        served_at: float,
+        against: str = "",
+        again: bool = False,
     ) -> Judgement:
-        """Weigh a rating or a preference, which counts against the rate and the shares as a click does."""
+        """Weigh a rating or a preference, which counts against the rate and the shares as a click does.
+
+        ``against`` is the document that another one is preferred to: as much can be said against a document as for
+        one.
+        """
         if split_key and self._is_over_rate(split_key, self._habits_of(split_key), at, served_at):
             return self._lowered("rate", 0.0)
         judged = Judgement(1.0)
-        return judged if again else self._within_shares(split_key, doc_id, query, judged, at, served_at)
+        if again:
+            return judged
+        return self._within_shares(split_key, doc_id, query, judged, at, served_at, against=against)
 
     def believed(self, feedback: Feedback, shown: int) -> bool:
         """False for an impression nearly all of whose results were clicked within two seconds.
@@ -175,21 +189,37 @@ class Trust:
         return of_hour
 
     def _within_shares(
-        self, split_key: str, doc_id: str, query: str, judged: Judgement, at: float, served_at: float
+        self,
+        split_key: str,
+        doc_id: str,
+        query: str,
+        judged: Judgement,
+        at: float,
+        served_at: float,
+        *,
+        against: str = "",
     ) -> Judgement:
-        """``judged`` where there is room for it, else 0. What is given is counted, what is not is not."""
+        """``judged`` where there is room for it, else 0. What is given is counted for those who claim it.
+
+        A share is one of all that was tried, less what was refused to the same name: so no one makes his own share
+        larger by trying more, and a small index, of which many documents are popular, still learns.
+        """
         limits, weight = self._limits, judged.weight
         _, tally = self._tallies_at(at, served_at)
         total = tally.add(ALL, weight)
-        claims: list[tuple[str, str, float]] = []
-        if limits.max_document_share:
-            most = max(FREE, limits.max_document_share * total)
-            claims += [("document_share", f"d:{doc_id}", most), ("query_share", _named(query), most)]
+        claims: list[Claim] = []
+        if share := limits.max_document_share:
+            most = max(FREE, share * total)
+            claims += [("document_share", f"d:{doc_id}", most, share), ("query_share", _named(query), most, share)]
+            if against:
+                claims.append(("document_share", f"d:{against}", most, share))
         if split_key and limits.clicks_per_document:
-            claims.append(("repeat", f"p:{split_key} {doc_id}", limits.clicks_per_document))
-        if split_key and limits.max_key_share:
-            claims.append(("key_share", f"k:{split_key}", max(FREE, limits.max_key_share * total)))
-        refused = tally.claim(claims, weight)
+            claims.append(("repeat", f"p:{split_key} {doc_id}", limits.clicks_per_document, 0.0))
+            if against:
+                claims.append(("repeat", f"p:{split_key} {against}", limits.clicks_per_document, 0.0))
+        if split_key and (share := limits.max_key_share):
+            claims.append(("key_share", f"k:{split_key}", max(FREE, share * total), share))
+        refused = tally.claim(claims, weight, free=FREE)
         return self._lowered(refused, 0.0) if refused else judged
 
     def _habits_of(self, split_key: str) -> _Habits:

@@ -8,7 +8,7 @@ from clickloop.events import ExampleFormed
 from streams.dead_letters import DeadLetterLimit
 from streams.examples import Feedback, NoPositionBias, PositionBias
 from streams.trust import MAX_KEYS, PAST_HOURS, Limits, Trust
-from tests.unit.streams_facts import NOON, click, partition, query, rating
+from tests.unit.streams_facts import NOON, click, partition, preference, query, rating
 
 
 def trust() -> Trust:
@@ -178,6 +178,42 @@ def test_one_document_has_a_share_of_all_however_many_keys_push_it() -> None:
     pushed = farm(rules, "pushed", clicks=1000, keys=1000)
     assert 40 <= pushed <= 0.02 * 3000
     assert rules.counts["document_share"] == 1000 - pushed
+
+
+@pytest.mark.parametrize("keys", [1, 3000])
+def test_no_one_makes_his_share_larger_by_trying_more(keys: int) -> None:
+    rules = Trust(Limits(clicks_per_minute=0, clicks_per_document=0, max_key_share=0.0))
+    crowd(rules, clicks=1000)
+    step = 2000.0 / 20_000
+    pushed = sum(
+        weigh(
+            rules, f"farm-{n % keys}", at=500 + n * step, served_at=497 + n * step, doc="pushed", text=f"{n % 997}"
+        )
+        for n in range(20_000)
+    )
+    assert pushed == 20, "2 % of what others clicked"
+
+
+def test_an_index_of_few_documents_all_of_which_are_popular_still_learns() -> None:
+    rules = Trust(Limits())
+    believed = sum(
+        weigh(rules, f"u{n % 900}", at=n * 0.5, served_at=n * 0.5 - 3.0, doc=f"d{n % 10}", text=f"text {n}")
+        for n in range(5000)
+    )
+    assert 0.15 * 5000 < believed < 0.2 * 5000, "2 % each of what the others get and the own believed ones"
+
+
+def test_one_key_says_as_little_against_a_document_as_for_it() -> None:
+    state, believed = partition(), {}
+    for number in range(30):
+        name, when = f"q{number}", number * 30.0
+        served = query(name, ("victim", f"o{number}"), served=when, key="mallory", text=f"t{number}")
+        state.query(served, offset=number, log_time=NOON + when, now=NOON + when)
+        said = preference(f"o{number}", "victim", name, when=when + 3)
+        effects = state.feedback(said, offset=number, log_time=NOON + when + 3, now=NOON + when + 3)
+        believed |= {one.example_id: one for one in effects.examples if one.weight > 0.0}
+    assert len(believed) == 3
+    assert state.trust.counts["repeat"] == 27
 
 
 def test_one_query_text_has_a_share_of_all_in_whatever_spelling() -> None:
