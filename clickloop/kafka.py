@@ -49,6 +49,14 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]] = ()
+    appended: float = 0.0
+    """When the broker took it, seconds since the epoch; 0 where that was not asked."""
+
+
+def _record(found: Any) -> Record:
+    """As aiokafka has read it."""
+    at = found.timestamp / 1000.0
+    return Record(found.topic, found.partition, found.offset, found.key, found.value, found.headers, at)
 
 
 def _unreachable(bootstrap_servers: str, error: BaseException) -> BrokerError:
@@ -352,11 +360,7 @@ class Follower:
         if self._consumer is None:
             raise BrokerError("this follower is not started: use 'async with' or await start()")
         got = await self._consumer.getmany(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
-        return [
-            (self._names[r.topic], Record(r.topic, r.partition, r.offset, r.key, r.value, r.headers))
-            for records in got.values()
-            for r in records
-        ]
+        return [(self._names[r.topic], _record(r)) for records in got.values() for r in records]
 
     async def caught_up(self) -> bool:
         """Everything that lay in the log at the start has been handed out."""
@@ -479,7 +483,7 @@ async def read_range(bootstrap_servers: str, wanted: OffsetRange, *, on_record: 
             position = max([position, await consumer.position(partition)])
             for r in records:
                 if r.offset < wanted.end:
-                    on_record(Record(r.topic, r.partition, r.offset, r.key, r.value, r.headers))
+                    on_record(_record(r))
             if not records and position < wanted.end:
                 raise BrokerError(f"{wanted.topic}/{wanted.partition}: no record at {position} within 10 s")
     except KafkaConnectionError as error:

@@ -248,9 +248,9 @@ def _buffer_facts(settings: StreamsSettings, rule: Trigger, found: Buffer) -> di
 
 
 def _heard(settings: StreamsSettings, log: Sequence[Told]) -> Control:
-    """Trigger and rollout as the worker has them that has read this log."""
+    """Trigger and rollout as the worker has them that has lived through this log."""
     control = Control(settings, handled={})
-    for told in log:
+    for told in sorted(log, key=lambda told: told.at):
         control.hear(told.message, offset=told.offset, appended=told.at, live=False)
     return control
 
@@ -262,9 +262,9 @@ async def _read_log(settings: StreamsSettings, *, since: float | None) -> list[T
 
     def keep(record: Record, topic: topics.Topic) -> None:
         message = _decoded(record, topic)
-        at = time_of(message) if message is not None else None
-        if at is not None and message.index == settings.index:
-            log.append(Told(at, record.offset, message))
+        told_at = time_of(message) if message is not None else None
+        if told_at is not None and message.index == settings.index:
+            log.append(Told(record.appended or told_at, record.offset, message))
 
     async with Follower(where, FOLLOWED, prefix=prefix) as follower:
         while not await follower.caught_up():

@@ -35,8 +35,12 @@ class Commanded:
     """Of the ranges, those that no command before it covered; None where it does not say."""
     issued: float | None = None
     ended: set[VersionKind] = field(default_factory=set)
+    told: float = 0.0
+    """When anything was told of it last."""
     heard: float = 0.0
-    """The last end of a rung."""
+    """When its run was heard of last."""
+    began: float | None = None
+    """When its run was first heard to do more than wait."""
     passed: bool = False
     failed: bool = False
     versions: set[str] = field(default_factory=set)

@@ -24,7 +24,7 @@ from streams.trigger import Trigger
 
 @dataclass(frozen=True)
 class Told:
-    """A message of the log, and where it lies. ``at`` is its own time, seconds since the epoch."""
+    """A message of the log, and where it lies. ``at`` is when the broker took it, seconds since the epoch."""
 
     at: float
     offset: int

@@ -64,8 +64,8 @@ class Tally:
     def claim(self, claims: Sequence[Claim], amount: float, *, free: float = 0.0) -> str:
         """Add ``amount`` to every claim's name, or to none if one would get beyond its limit.
 
-        Returns the first rule in the way, else "". What was refused to a name makes its share no larger. So much as
-        is ``free`` is never taken.
+        Returns the first rule in the way, else "". What was refused to a name makes its share no larger; what
+        is ``free`` is never refused.
 
         >>> tally = Tally("clicks", seconds=60)
         >>> claims = [("key_share", "ann", 5.0, 0.5), ("repeat", "ann shoe", 2.0, 0.0)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,18 +35,17 @@ from streams.payoff import LADDER, Expectation, History
 from streams.pending import Pending, is_covered
 from streams.policies import DAY_SECONDS, Case, Facts, Manual, Moved, NewDocuments, Rule, Schedule, Threshold
 from streams.settings import StreamsSettings
+from streams.watched import Watched
 
-LATEST = 3
-"""Windows of each partition that count for drift."""
-ENTER, LEAVE = 2 / 3, 1 / 3
-"""A detector must find so many of them different before it is drift, and fewer than so many before it is over."""
 MAX_COMMANDS = 1000
 QUIET_SECONDS = 120.0
 """A command one of whose rungs has ended, and that is silent for so long, is over."""
 SILENT_SECONDS = 300.0
 """A node that reported so long before the newest report is gone, whatever it had indexed."""
 GRACE_SECONDS = 600.0
-"""A command that is silent for longer than its budget and this is lost."""
+"""A command whose run is silent for longer than its budget and this is lost."""
+UNHEARD_SECONDS = DAY_SECONDS
+"""So long a command waits for a trainer to begin with it: given up sooner, more would pile up before one comes."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,7 @@ class Trigger:
         self._rules = _rules(settings)
         self._balance = Balance(parsed(settings.domain_minimums), parsed(settings.difficulty_minimums))
         self._pending = Pending()
-        self._latest: dict[int, deque[tuple[str, ...]]] = defaultdict(lambda: deque(maxlen=LATEST))
-        self._drifting: set[str] = set()
-        self._moved: deque[float] = deque(maxlen=LATEST)
+        self._watched = Watched()
         self._commands: OrderedDict[str, Commanded] = OrderedDict()
         self._again: dict[bool, Undecided] = {}
         """What is covered again, without the command that is under way or with it; empty where it must be made."""
@@ -119,17 +116,17 @@ class Trigger:
     def hear(self, message: Message, *, offset: int, appended: float = 0.0) -> None:
         """Any message of the topics that the trigger follows. In whatever order the topics are read.
 
-        ``appended``: when the broker took it.
+        ``appended``: when the broker took it, which goes before the sender's clock.
         """
         match message:
             case DriftMeasured():
                 self.report(message, offset=offset)
             case Retrain():
-                self.retrain(message)
+                self.retrain(message, heard=appended)
             case TrainingProgressed():
-                self.training(message)
+                self.training(message, heard=appended)
             case ModelVersionPublished():
-                self.version(message)
+                self.version(message, heard=appended)
             case NodeReported(state="stopping"):
                 self._nodes.pop(message.node_id, None)
             case NodeReported():
@@ -157,59 +154,62 @@ class Trigger:
             return
         known = event.event_id in self._pending
         self._pending.add(event, offset=offset)
-        if event.measurements and not known:
-            self._latest[event.partition].append(tuple(m.detector for m in event.measurements if m.exceeded))
-            self._moved += [m.value for m in event.measurements if m.detector == "topic_shares" and m.exceeded]
-            self._watch()
+        if not known:
+            self._watched.report(event)
 
-    def retrain(self, command: Retrain) -> None:
+    def retrain(self, command: Retrain, *, heard: float = 0.0) -> None:
         """A command is in the log, whoever sent it: the reports that it covers are done with."""
-        known = self._command(command.command_id)
+        issued = heard or command.issued_at.timestamp()
+        known = self._command(command.command_id, issued)
         if known.issued is not None:
             return
-        known.issued = issued = command.issued_at.timestamp()
+        self._again.clear()
+        known.issued = issued
         known.ranges = merge_ranges(command.ranges)
         known.strategy = command.strategy
         known.new_examples = command.reason.figures.get("examples")
         self._pending.drop_covered(known.ranges, issued)
-        self._latest.clear()
-        self._drifting.clear()
-        self._moved.clear()
+        self._watched.command(issued)
         self._in_flight = _InFlight(command, known, max(issued, known.heard))
         self._maybe_end()
 
-    def training(self, event: TrainingProgressed) -> None:
+    def training(self, event: TrainingProgressed, *, heard: float = 0.0) -> None:
         """A run moved on. Its command ends with its last rung done, or with the run failed."""
-        at = event.at.timestamp()
+        at = heard or event.at.timestamp()
+        command = self._command(event.command_id, at)
+        command.heard = max(command.heard, at)
+        if event.stage != "waiting":
+            command.began = min(at, command.began or at)
         over = set(LADDER) if event.stage == "failed" else {event.kind} if event.stage == "done" else set()
         if over:
-            command = self._command(event.command_id)
+            self._again.clear()
             command.ended |= over
-            command.heard = max(command.heard, at)
             if event.stage == "failed" and event.verdict is None:
                 command.broken_at = at
             command.judged(event.verdict)
-        flight = self._in_flight
-        if flight is not None and flight.wish.command_id == event.command_id:
-            flight.last_heard = max(flight.last_heard, at)
-            self._maybe_end()
+        self._heard_of_a_run(at)
 
-    def version(self, event: ModelVersionPublished) -> None:
+    def version(self, event: ModelVersionPublished, *, heard: float = 0.0) -> None:
         """A version was published: what it brought and cost, and how it did at its gate."""
         lineage = event.lineage
         if not lineage.command_id:
             return
+        at = heard or event.published_at.timestamp()
         self._history.version(event)
-        self._spent[event.version] = (event.published_at.timestamp(), lineage.train_seconds)
+        self._spent[event.version] = (at, lineage.train_seconds)
         while len(self._spent) > MAX_COMMANDS:
             self._spent.popitem(last=False)
         self._trained_documents = lineage.documents or self._trained_documents
-        command = self._command(lineage.command_id)
+        self._again.clear()
+        command = self._command(lineage.command_id, at)
         command.versions.add(event.version)
+        # Of a run's messages the log may keep the last alone.
+        command.ended.add(event.kind)
         if event.gate is not None:
             command.judged(event.gate.verdict)
             command.learnt = max(float(lineage.examples), command.learnt or 0.0)
             command.held_out = max(event.gate.queries, command.held_out or 0)
+        self._heard_of_a_run(at)
 
     def served(self, version: str) -> None:
         """It is live, or is to be by an operator's wish."""
@@ -246,7 +246,7 @@ class Trigger:
     def outlook(self, now: float) -> Outlook:
         """What the policies say, what stands in the way, what a retrain would bring and cost. Changes nothing."""
         facts = self._facts(now)
-        moved = max(self._moved, default=0.0)
+        moved = self._watched.most_moved
         chosen = self._settings.kinds
         new, again = self.ranges, self.undecided(now).ranges
         examples = facts.examples + facts.undecided
@@ -280,7 +280,7 @@ class Trigger:
     def expect(self, kinds: Sequence[VersionKind], *, undecided: int = 0) -> Expectation:
         """What other rungs than the chosen ones would bring now, with so many older examples again, and cost."""
         examples = self.new_examples + undecided
-        return self._history.expect(kinds, examples=examples, moved=max(self._moved, default=0.0))
+        return self._history.expect(kinds, examples=examples, moved=self._watched.most_moved)
 
     def undecided(self, now: float) -> Undecided:
         """The examples that the next command covers again."""
@@ -321,17 +321,15 @@ class Trigger:
         return self._pending.totals.examples
 
     def _facts(self, now: float) -> Facts:
-        counts = self._drift_counts()
-        measured = sum(len(latest) for latest in self._latest.values())
         latest = in_order(self._commands.values())[-1:]
         oldest = self._pending.totals.oldest
         return Facts(
             now=now,
             examples=self.new_examples,
             undecided=self.undecided(now).examples,
-            drifting=sorted(self._drifting),
-            drifted_windows=max(counts.values(), default=0),
-            measured_windows=measured,
+            drifting=sorted(self._watched.drifting),
+            drifted_windows=max(self._watched.counts.values(), default=0),
+            measured_windows=self._watched.windows,
             documents=self.documents,
             trained_documents=self._trained_documents,
             since=latest[0].issued if latest else oldest if oldest < math.inf else None,
@@ -347,10 +345,13 @@ class Trigger:
             return f"command {flight.wish.command_id} is in flight"
         if self.awaited:
             return f"{self.awaited} passed its gate and is on its way to all traffic"
-        if self._ended_at is None:
+        ended_at = self._ended_at
+        if flight is not None and flight.command.ended:
+            ended_at = max(flight.last_heard, ended_at or 0.0)
+        if ended_at is None:
             return ""
         failures = self._failures()
-        left = self._ended_at + self._cool_down(failures) - now
+        left = ended_at + self._cool_down(failures) - now
         if left <= 0.0:
             return ""
         after = f" after {failures} failed command{'s' * (failures > 1)}" if failures else ""
@@ -382,12 +383,15 @@ class Trigger:
         return max(0.0, self._settings.daily_budget_seconds - spent)
 
     def _runs(self) -> list[tuple[float, float]]:
-        """When each run ended, and how many seconds of training it took."""
-        broken = [
-            (c.broken_at, c.broken_at - c.issued)
-            for c in self._commands.values()
-            if c.broken_at is not None and c.issued is not None
-        ]
+        """When each run ended, and how many seconds of training it took.
+
+        One that broke took what passed since it began; its versions have been counted.
+        """
+        broken = []
+        for command in self._commands.values():
+            if command.broken_at is not None and command.began is not None:
+                counted = sum(self._spent[name][1] for name in command.versions if name in self._spent)
+                broken.append((command.broken_at, max(0.0, command.broken_at - command.began - counted)))
         return [*self._spent.values(), *broken]
 
     def _next_moment(self, now: float, cases: Sequence[Case]) -> float | None:
@@ -395,6 +399,7 @@ class Trigger:
         moments = [case.due for case in cases if case.due is not None]
         if self._in_flight is not None:
             moments.append(_given_up_at(self._in_flight))
+            moments.append(self._in_flight.last_heard + self._cool_down(self._failures()))
         if self._ended_at is not None:
             moments.append(self._ended_at + self._cool_down(self._failures()))
         moments += [at + DAY_SECONDS for at, _ in self._runs()]
@@ -414,31 +419,21 @@ class Trigger:
             count += command.failed or command.broken_at is not None
         return count
 
-    # What is known of drift
-
-    def _drift_counts(self) -> dict[str, int]:
-        """How many of the latest windows each detector found different."""
-        windows = [window for latest in self._latest.values() for window in latest]
-        return {name: sum(name in window for window in windows) for window in windows for name in window}
-
-    def _watch(self) -> None:
-        """Drift begins with two of three windows, and is over with fewer than one of three: no flicker between."""
-        counts = self._drift_counts()
-        windows = sum(len(latest) for latest in self._latest.values())
-        self._drifting = {name for name in self._drifting if counts.get(name, 0) >= windows * LEAVE}
-        self._drifting |= {name for name, count in counts.items() if count >= max(2.0, windows * ENTER)}
-
     # The log, told in any order
 
-    def _command(self, command_id: str) -> Commanded:
-        """For it to be changed."""
-        self._again.clear()
-        while len(self._commands) > MAX_COMMANDS:
-            # What is only known from old versions goes first.
-            oldest = next(iter(self._commands))
-            unheard = (name for name, command in self._commands.items() if command.issued is None)
-            del self._commands[next(unheard, oldest)]
-        return self._commands.setdefault(command_id, Commanded())
+    def _command(self, command_id: str, at: float) -> Commanded:
+        """For it to be changed, told of at this time. Of too many, what was told of longest ago is forgotten."""
+        command = self._commands.setdefault(command_id, Commanded())
+        command.told = max(command.told, at)
+        if len(self._commands) > MAX_COMMANDS:
+            del self._commands[min(self._commands, key=lambda name: self._commands[name].told)]
+        return command
+
+    def _heard_of_a_run(self, at: float) -> None:
+        """The trainer is there, though it may be another command's that the one in flight waits for."""
+        if self._in_flight is not None:
+            self._in_flight.last_heard = max(self._in_flight.last_heard, at)
+            self._maybe_end()
 
     def _maybe_end(self) -> None:
         flight = self._in_flight
@@ -452,7 +447,8 @@ class Trigger:
 
 def _given_up_at(flight: _InFlight) -> float:
     """When a command is over though its end has not been heard."""
-    lost = flight.last_heard + flight.wish.budget_seconds + GRACE_SECONDS
+    heard = flight.command.heard or flight.command.ended
+    lost = flight.last_heard + (flight.wish.budget_seconds + GRACE_SECONDS if heard else UNHEARD_SECONDS)
     return min(lost, flight.last_heard + QUIET_SECONDS) if flight.command.ended else lost
 
 

@@ -96,7 +96,7 @@ LOST = command(
         (reports(6), NIGHT, THREE),
         ([*reports(6), report(9, examples=5, ranges=[range_(0, 900, 905)], when=37_000.0)], NIGHT, THREE),
         (reports(6), {"policies": ["schedule"], "schedule": "90m"}, 5400.0),
-        ([LOST, *reports(10)], {}, 4150.0),
+        ([LOST, progress("lost", "adapter", "training", when=-50.0), *reports(10)], {}, 4150.0),
         ([LOST, progress("lost", "adapter", "done", when=-20.0), *reports(10)], {}, 100.0),
         ([LOST, progress("lost", "adapter", "failed", when=0.0), *reports(10)], {}, 900.0),
         (

@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from msgspec.structs import replace
 
-from clickloop.commands import Pause, Retrain
+from clickloop.commands import Pause
 from clickloop.events import OffsetRange, SliceCounts
 from streams.buffer import covers, merge_ranges
 from streams.pending import Pending
-from streams.settings import StreamsSettings
 from streams.trigger import NotNow, Trigger
 from tests.unit.streams_facts import NOON, at, node, progress, range_, report, trained
-
-
-def trigger(**changes: Any) -> Trigger:
-    options: dict[str, Any] = {
-        "threshold": 100,
-        "drift_min_examples": 40,
-        "cool_down_seconds": 30.0,
-        "failed_cool_down_seconds": 30.0,
-        "budget_seconds": 60.0,
-    }
-    return Trigger(StreamsSettings(**(options | changes)))
-
-
-def tell(rule: Trigger, number: int, examples: int, **more: Any) -> None:
-    start = more.pop("start", number * 100)
-    partition = more.get("partition", 0)
-    rule.report(
-        report(
-            number,
-            examples=examples,
-            ranges=[range_(partition, start, start + examples)] if examples else [],
-            **more,
-        ),
-        offset=number,
-    )
-
-
-def commanded(rule: Trigger, now: float) -> Retrain:
-    wish = rule.decide(NOON + now)
-    assert isinstance(wish, Retrain), wish
-    return wish
-
-
-def refused(rule: Trigger, now: float) -> str:
-    wish = rule.decide(NOON + now)
-    assert isinstance(wish, NotNow), wish
-    return wish.reason
+from tests.unit.trigger_facts import commanded, refused, tell, trigger
 
 
 def test_enough_new_examples_trigger_with_their_exact_ranges_and_a_reason() -> None:
@@ -100,15 +61,6 @@ def test_a_failed_run_ends_its_command_and_the_cool_down_starts() -> None:
     rule.training(progress(wish.command_id, "adapter", "failed", when=10))
     assert "cooling down" in refused(rule, 20)
     assert commanded(rule, 41)
-
-
-def test_a_command_that_nobody_follows_is_given_up() -> None:
-    rule = trigger(cool_down_seconds=0.0)
-    tell(rule, 0, 100)
-    rule.retrain(commanded(rule, 1))
-    tell(rule, 1, 100)
-    assert "in flight" in refused(rule, 600)
-    assert commanded(rule, 700)
 
 
 def test_an_operators_command_counts_as_in_flight_and_covers_its_reports() -> None:
@@ -352,9 +304,14 @@ def test_a_failed_run_costs_the_day_its_time_too() -> None:
     tell(rule, 0, 100)
     wish = commanded(rule, 0)
     rule.retrain(wish)
-    rule.training(progress(wish.command_id, "adapter", "failed", when=350))
+    rule.training(progress(wish.command_id, "adapter", "waiting", when=10))
+    rule.training(progress(wish.command_id, "adapter", "reading", when=100))
+    rule.version(trained("adapter-1", wish.command_id, seconds=200.0, when=350))
+    rule.training(progress(wish.command_id, "query_encoder", "failed", when=450))
     tell(rule, 1, 100)
-    assert "50 of 400 s are left" in refused(rule, 360)
+    assert "50 of 400 s are left" in refused(rule, 460), (
+        "what it waited costs nothing, and what made a version once"
+    )
 
 
 def test_the_reason_carries_what_the_retrain_should_bring_and_cost() -> None:

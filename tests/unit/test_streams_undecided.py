@@ -115,7 +115,8 @@ def test_breaking_now_and_then_leaves_nothing_alone() -> None:
 def test_a_command_that_nobody_ends_is_covered_again_once_it_is_given_up() -> None:
     index = Index()
     index.clicks()
-    index.command()
+    wish = index.command()
+    index.hear(progress(wish.command_id, "adapter", "training", when=index.now))
     index.clicks()
     assert index.trigger.outlook(NOON + index.now).undecided == 0
     index.now += 700.0
