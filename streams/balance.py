@@ -31,20 +31,6 @@ def parsed(minimums: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def summed(slices: Iterable[SliceCounts]) -> list[SliceCounts]:
-    """One count for each domain and difficulty."""
-    sums: Counter[tuple[str, str | None]] = Counter()
-    kept: dict[tuple[str, str | None], SliceCounts] = {}
-    for part in slices:
-        key = (part.domain, part.difficulty)
-        kept[key] = part
-        sums[key] += part.examples
-    return [
-        SliceCounts(examples=sums[key], domain=part.domain, difficulty=part.difficulty)
-        for key, part in kept.items()
-    ]
-
-
 def bounded(
     counts: Mapping[tuple[str, Difficulty | None], int], wanted: Collection[str] = ()
 ) -> list[SliceCounts]:
@@ -75,19 +61,21 @@ class Balance:
     domains: Mapping[str, int]
     difficulties: Mapping[str, int]
 
-    def lacking(self, slices: Iterable[SliceCounts]) -> str:
-        """What there is too little of, in words; "" where there is enough of everything."""
-        if not self.domains and not self.difficulties:
-            return ""
-        domains: Counter[str] = Counter()
-        difficulties: Counter[str] = Counter()
+    def counts(self, slices: Iterable[SliceCounts]) -> Counter[tuple[str, str]]:
+        """The examples of what there is a minimum for, by kind and name; of other names, however many, nothing."""
+        found: Counter[tuple[str, str]] = Counter()
         for part in slices:
-            domains[part.domain] += part.examples
-            difficulties[part.difficulty or ""] += part.examples
-        sides = (("domain", self.domains, domains), ("difficulty", self.difficulties, difficulties))
+            if part.domain in self.domains:
+                found["domain", part.domain] += part.examples
+            if part.difficulty is not None and part.difficulty in self.difficulties:
+                found["difficulty", part.difficulty] += part.examples
+        return found
+
+    def lacking(self, counts: Mapping[tuple[str, str], int]) -> str:
+        """What there is too little of, in words; "" where there is enough of everything."""
         return ", ".join(
-            f"{have[name]} of {least} new examples of {kind} {name!r}"
-            for kind, minimums, have in sides
+            f"{have} of {least} new examples of {kind} {name!r}"
+            for kind, minimums in (("domain", self.domains), ("difficulty", self.difficulties))
             for name, least in minimums.items()
-            if have[name] < least
+            if (have := counts.get((kind, name), 0)) < least
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from clickloop.events import DriftMeasured, OffsetRange, SliceCounts
-from streams.balance import summed
+from clickloop.events import DriftMeasured, OffsetRange
+from streams.balance import Balance
 from streams.buffer import covers, merge_ranges
 
 MAX_PENDING = 20_000
@@ -22,7 +22,7 @@ class _Report:
     queries: int
     examples: int
     ranges: list[OffsetRange]
-    slices: list[SliceCounts]
+    counts: Counter[tuple[str, str]]
 
 
 @dataclass(slots=True)
@@ -33,18 +33,23 @@ class Totals:
     examples: int = 0
     ranges: list[OffsetRange] = field(default_factory=list)
     oldest: float = math.inf
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Of what there is a minimum for."""
 
     def add(self, reports: Collection[_Report]) -> None:
         self.queries += sum(p.queries for p in reports)
         self.examples += sum(p.examples for p in reports)
         self.ranges = merge_ranges([*self.ranges, *(r for p in reports for r in p.ranges)])
         self.oldest = min([self.oldest, *(p.window_end for p in reports)])
+        for report in reports:
+            self.counts.update(report.counts)
 
 
 class Pending:
     """Reports by their ids, the oldest first. Times are seconds since the epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, balance: Balance) -> None:
+        self._balance = balance
         self._reports: OrderedDict[str, _Report] = OrderedDict()
         self._totals: Totals | None = None
 
@@ -60,7 +65,12 @@ class Pending:
         ranges = merge_ranges([*event.ranges, *(known.ranges if known else [])])
         end = event.window_end.timestamp()
         report = self._reports[event.event_id] = _Report(
-            known.offset if known else offset, end, event.queries, event.examples, ranges, event.slices
+            known.offset if known else offset,
+            end,
+            event.queries,
+            event.examples,
+            ranges,
+            self._balance.counts(event.slices),
         )
         if known is not None:
             self._totals = None
@@ -91,9 +101,6 @@ class Pending:
         """Offset of the oldest report."""
         return min((p.offset for p in self._reports.values()), default=None)
 
-    def slices(self) -> Iterator[SliceCounts]:
-        return (part for p in self._reports.values() for part in p.slices)
-
     def _fold(self) -> None:
         _, first = self._reports.popitem(last=False)
         _, second = self._reports.popitem(last=False)
@@ -103,7 +110,7 @@ class Pending:
             first.queries + second.queries,
             first.examples + second.examples,
             merge_ranges([*first.ranges, *second.ranges]),
-            summed([*first.slices, *second.slices]),
+            first.counts + second.counts,
         )
         self._reports.move_to_end("folded", last=False)
         self._totals = None

@@ -96,7 +96,7 @@ class Trigger:
         self._settings = settings
         self._rules = _rules(settings)
         self._balance = Balance(parsed(settings.domain_minimums), parsed(settings.difficulty_minimums))
-        self._pending = Pending()
+        self._pending = Pending(self._balance)
         self._watched = Watched()
         self._commands: OrderedDict[str, Commanded] = OrderedDict()
         self._again: dict[bool, Undecided] = {}
@@ -375,7 +375,7 @@ class Trigger:
         )
 
     def _lacking(self) -> str:
-        return self._balance.lacking(self._pending.slices())
+        return self._balance.lacking(self._pending.totals.counts)
 
     def _left_today(self, now: float) -> float:
         """Seconds of training that may still be spent in the 24 hours up to now."""

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from clickloop.commands import Reason, Retrain
 from clickloop.errors import SettingsError
 from clickloop.events import DriftMeasured, SliceCounts
-from streams.balance import Balance, summed
+from streams.balance import Balance
 from streams.settings import StreamsSettings
 from streams.trigger import NotNow, Trigger
 from tests.unit.streams_facts import NOON, at, click, partition, progress, query, range_, report
@@ -35,15 +35,24 @@ def command(start: int, end: int) -> Retrain:
 def test_what_is_lacking_is_named_with_its_figures_until_there_is_enough() -> None:
     rule = Balance(domains={"shoes": 5, "hats": 2}, difficulties={"hard": 3})
     slices = [SliceCounts(examples=4, domain="shoes", difficulty="hard")]
-    assert rule.lacking(slices) == "4 of 5 new examples of domain 'shoes', 0 of 2 new examples of domain 'hats'"
+    assert (
+        rule.lacking(rule.counts(slices))
+        == "4 of 5 new examples of domain 'shoes', 0 of 2 new examples of domain 'hats'"
+    )
     slices += [SliceCounts(examples=1, domain="shoes"), SliceCounts(examples=2, domain="hats")]
-    assert rule.lacking(slices) == ""
-    assert rule.lacking(summed(slices)) == ""
-    assert len(summed([*slices, *slices])) == 3
+    assert rule.lacking(rule.counts(slices)) == ""
+
+
+def test_what_no_minimum_names_takes_no_room() -> None:
+    """Who asks may name the domain."""
+    rule = Balance(domains={"shoes": 5}, difficulties={})
+    slices = [SliceCounts(examples=1, domain=f"shop-{number}", difficulty="hard") for number in range(400)]
+    assert rule.counts(slices) == {}
+    assert rule.counts([*slices, SliceCounts(examples=3, domain="shoes")]) == {("domain", "shoes"): 3}
 
 
 def test_without_minimums_nothing_is_held_back() -> None:
-    assert Balance(domains={}, difficulties={}).lacking([]) == ""
+    assert Balance(domains={}, difficulties={}).lacking({}) == ""
 
 
 def trigger() -> Trigger:

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from clickloop.commands import Pause
 from clickloop.events import OffsetRange, SliceCounts
+from streams.balance import Balance
 from streams.buffer import covers, merge_ranges
 from streams.pending import Pending
 from streams.trigger import NotNow, Trigger
@@ -385,7 +386,7 @@ def test_reports_that_became_one_add_up_and_wait_for_a_command_over_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("streams.pending.MAX_PENDING", 2)
-    pending = Pending()
+    pending = Pending(Balance(dict.fromkeys(("d0", "d1", "d2", "d3"), 1), {}))
     for number in range(4):
         one = report(number, examples=10, ranges=[range_(number, 0, 10)], when=number)
         pending.add(replace(one, slices=[SliceCounts(examples=10, domain=f"d{number}")]), offset=number)
@@ -393,7 +394,7 @@ def test_reports_that_became_one_add_up_and_wait_for_a_command_over_all_of_them(
     totals = pending.totals
     assert (totals.queries, totals.examples, pending.low_water) == (40, 40, 0)
     assert totals.ranges == [range_(number, 0, 10) for number in range(4)]
-    assert {part.domain for part in pending.slices()} == {"d0", "d1", "d2", "d3"}
+    assert totals.counts == {("domain", f"d{number}"): 10 for number in range(4)}
     pending.drop_covered([range_(0, 0, 10), range_(3, 0, 10)], NOON + 9)
     assert (len(pending), pending.totals.examples) == (1, 30)
 
@@ -402,7 +403,7 @@ def test_windows_without_examples_that_became_one_wait_for_a_command_after_the_l
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("streams.pending.MAX_PENDING", 1)
-    pending = Pending()
+    pending = Pending(Balance({}, {}))
     for number in range(2):
         pending.add(report(number, when=number), offset=number)
     pending.drop_covered([], NOON + 0.5)
