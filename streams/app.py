@@ -487,4 +487,4 @@ class StreamsApp:
 
     def _forget(self, split_key: str) -> None:
         for partition in self._partitions.values():
-            partition.join.forget(split_key)
+            partition.forget(split_key)

@@ -247,6 +247,11 @@ class Partition:
             self._counts.abandoned += feedback is None or feedback.best_position is None
             self._sample.close(impression.version, feedback.seen_position if feedback is not None else None)
 
+    def forget(self, split_key: str) -> None:
+        """Form nothing more of this key's impressions, and know nothing of its habits."""
+        self.join.forget(split_key)
+        self.trust.forget(split_key)
+
     def sent(self, example: OffsetRange) -> None:
         """An example lies in the log there."""
         self._ranges = merge_ranges([*self._ranges, example])

@@ -144,6 +144,10 @@ class Trust:
             return judged
         return self._within_shares(split_key, doc_id, query, judged, at, served_at, against=against)
 
+    def forget(self, split_key: str) -> None:
+        """What is known of this key's habits. Its part of the shares goes with the hour."""
+        self._habits.pop(split_key, None)
+
     def believed(self, feedback: Feedback, shown: int) -> bool:
         """False for an impression nearly all of whose results were clicked within two seconds.
 

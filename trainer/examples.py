@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -50,11 +50,15 @@ def document_of(change: DocumentChanged) -> Document:
 
 
 class ExampleCollector:
-    """Takes records in the order of the log and keeps each example's highest revision, within a bound."""
+    """Takes records in the order of the log and keeps each example's highest revision, within a bound.
 
-    def __init__(self, *, index: str, most: int) -> None:
+    ``forgotten`` holds the split keys of users who asked for that: their examples are left out.
+    """
+
+    def __init__(self, *, index: str, most: int, forgotten: Set[str] = frozenset()) -> None:
         self._index = index
         self._most = most
+        self._forgotten = forgotten
         self._examples: dict[str, ExampleFormed] = {}
         self._others = 0
         self._dropped = 0
@@ -76,6 +80,8 @@ class ExampleCollector:
     def keep(self, example: ExampleFormed) -> None:
         if example.index != self._index:
             self._others += 1
+            return
+        if example.split_key and example.split_key in self._forgotten:
             return
         known = self._examples.get(example.example_id)
         if known is None or example.revision > known.revision:
@@ -105,9 +111,10 @@ class Reservoir:
     doesn't shrink.
     """
 
-    def __init__(self, *, index: str, most: int) -> None:
+    def __init__(self, *, index: str, most: int, forgotten: Set[str] = frozenset()) -> None:
         self._index = index
         self._most = most
+        self._forgotten = forgotten
         self._examples: dict[str, tuple[bytes, ExampleFormed]] = {}
         self._limit = b"\xff" * 9
 
@@ -119,6 +126,8 @@ class Reservoir:
     def keep(self, example: ExampleFormed) -> None:
         chance = hashlib.blake2b(example.example_id.encode(), digest_size=8).digest()
         if example.index != self._index or chance > self._limit:
+            return
+        if example.split_key and example.split_key in self._forgotten:
             return
         known = self._examples.get(example.example_id)
         if known is None or example.revision > known[1].revision:
@@ -175,14 +184,20 @@ def merged(ranges: Iterable[OffsetRange]) -> list[OffsetRange]:
 
 
 async def read_examples(
-    bootstrap_servers: str, ranges: Iterable[OffsetRange], *, prefix: str, index: str, most: int
+    bootstrap_servers: str,
+    ranges: Iterable[OffsetRange],
+    *,
+    prefix: str,
+    index: str,
+    most: int,
+    forgotten: Set[str] = frozenset(),
 ) -> ReadExamples:
-    """Every example of the ranges, in its last revision.
+    """Every example of the ranges, in its last revision, but those of split keys that are to be forgotten.
 
     Raises TrainingError for ranges of another topic, BrokerError where the log no longer holds them.
     """
     expected = topics.TRAINING_EXAMPLES.name(prefix)
-    collector = ExampleCollector(index=index, most=most)
+    collector = ExampleCollector(index=index, most=most, forgotten=forgotten)
     for wanted in merged(ranges):
         if wanted.topic != expected:
             raise TrainingError(f"the command's range is of topic {wanted.topic}, examples lie in {expected}")
@@ -191,13 +206,19 @@ async def read_examples(
 
 
 async def read_before(
-    bootstrap_servers: str, ranges: Sequence[OffsetRange], *, prefix: str, index: str, most: int
+    bootstrap_servers: str,
+    ranges: Sequence[OffsetRange],
+    *,
+    prefix: str,
+    index: str,
+    most: int,
+    forgotten: Set[str] = frozenset(),
 ) -> list[ExampleFormed]:
-    """A sample of what the log still holds before the ranges."""
+    """A sample of what the log still holds before the ranges, of none that is to be forgotten."""
     if not most or not ranges:
         return []
     name = topics.TRAINING_EXAMPLES.name(prefix)
-    reservoir = Reservoir(index=index, most=most)
+    reservoir = Reservoir(index=index, most=most, forgotten=forgotten)
     for earlier in before(ranges, await end_offsets(bootstrap_servers, name)):
         await read_range(bootstrap_servers, earlier, on_record=reservoir.add)
     return reservoir.result()

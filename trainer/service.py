@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Set
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -20,7 +20,7 @@ import stamina
 import torch
 
 from clickloop import codec, topics
-from clickloop.commands import Cancel, Retrain
+from clickloop.commands import Cancel, ForgetUser, Retrain
 from clickloop.errors import BrokerError, ClickloopError, MessageError, TooFewError
 from clickloop.events import Verdict
 from clickloop.kafka import Follower, Producer, Record, group_consumer
@@ -198,8 +198,8 @@ class Trainer:
         report = RunReport(self.producer, command, self._stopping, self.tracking)
         log = logger().bind(command=command.command_id, run=report.run_id)
         try:
-            async with report.ticking(), self._cancellable(command, report):
-                await self.run(command, report)
+            async with report.ticking(), self._following_wishes(command, report) as forgotten:
+                await self.run(command, report, forgotten)
         except StoppedError:
             log.info("run interrupted; it is done again at the next start")
             return False
@@ -220,28 +220,33 @@ class Trainer:
         return True
 
     @asynccontextmanager
-    async def _cancellable(self, command: Retrain, report: RunReport) -> AsyncIterator[None]:
-        """While inside, the run ends when an operator wishes so. Wishes from before it began count."""
+    async def _following_wishes(self, command: Retrain, report: RunReport) -> AsyncIterator[set[str]]:
+        """While inside, the run ends when an operator wishes so. Wishes from before it began count.
+
+        Yields the live set of the split keys that are to be forgotten.
+        """
         where, prefix = self._settings.bootstrap_servers, self._settings.topic_prefix
+        forgotten: set[str] = set()
+        hear = partial(_hear, command=command, report=report, forgotten=forgotten)
         async with Follower(where, [topics.COMMANDS], prefix=prefix) as follower:
             while not await follower.caught_up():
-                _hear(await follower.batch(timeout_seconds=0.2), command, report)
-            listening = asyncio.create_task(_listen(follower, command, report))
+                hear(await follower.batch(timeout_seconds=0.2))
+            listening = asyncio.create_task(_listen(follower, hear))
             try:
-                yield
+                yield forgotten
             finally:
                 listening.cancel()
                 await asyncio.gather(listening, return_exceptions=True)
 
-    async def run(self, command: Retrain, report: RunReport) -> None:
-        """One command from top to bottom."""
+    async def run(self, command: Retrain, report: RunReport, forgotten: Set[str] = frozenset()) -> None:
+        """One command from top to bottom. Nothing of ``forgotten`` split keys is trained on."""
         await report.stage(command.kinds[0], "reading")
         # Who names a parent says what to compare with: without splits, it may be what an app went back to.
         before = "" if command.parent else await self._live_version(command.index)
         live = None if command.parent else partial(self._live_by_now, command.index, before)
         parent = await self._parent_of(command, before)
         async for published in self._ladder.climb(
-            command, parent, partial(self._read, command), report, live=live
+            command, parent, partial(self._read, command, forgotten), report, live=live
         ):
             await self._announce(published)
             self.tracking.published(published)
@@ -279,16 +284,17 @@ class Trainer:
             return self._store.manifest(named)
         return await asyncio.to_thread(self._ladder.base)
 
-    async def _read(self, command: Retrain) -> Data:
+    async def _read(self, command: Retrain, forgotten: Set[str]) -> Data:
         """The examples of the command's ranges, and the documents as they are now."""
         where = self._settings.bootstrap_servers
         prefix = self._settings.topic_prefix
         preset, index, ranges = PRESETS[command.strategy], command.index, command.ranges
         if preset.whole_history:
             ranges = await whole_history(where, ranges, prefix=prefix)
-        read = await read_examples(where, ranges, prefix=prefix, index=index, most=self._settings.max_examples)
+        of_index: Any = {"prefix": prefix, "index": index, "forgotten": forgotten}
+        read = await read_examples(where, ranges, most=self._settings.max_examples, **of_index)
         most = self._settings.replay_examples if preset.replay else 0
-        replayed = await read_before(where, ranges, prefix=prefix, index=index, most=most)
+        replayed = await read_before(where, ranges, most=most, **of_index)
         documents, unreadable = await read_documents(
             where, prefix=prefix, index=command.index, sources=self._sources
         )
@@ -342,18 +348,21 @@ class Trainer:
         await report.failed(message, verdict=verdict)
 
 
-def _hear(batch: list[tuple[Any, Record]], command: Retrain, report: RunReport) -> None:
+def _hear(batch: list[tuple[Any, Record]], *, command: Retrain, report: RunReport, forgotten: set[str]) -> None:
     for _, record in batch:
         with suppress(MessageError):  # the streams that act on the other commands quarantine it
             wish = codec.decode(record.value, *topics.COMMANDS.types)
-            if isinstance(wish, Cancel) and (wish.index, wish.retrain) == (command.index, command.command_id):
-                report.cancel()
+            match wish:
+                case ForgetUser(index=command.index):
+                    forgotten.add(wish.split_key)
+                case Cancel(index=command.index, retrain=command.command_id):
+                    report.cancel()
 
 
-async def _listen(follower: Follower, command: Retrain, report: RunReport) -> None:
+async def _listen(follower: Follower, hear: Callable[[list[tuple[Any, Record]]], None]) -> None:
     while True:
         try:
-            _hear(await follower.batch(timeout_seconds=0.5), command, report)
+            hear(await follower.batch(timeout_seconds=0.5))
         except BrokerError as error:
             # As with progress: a broker that is away for a while must not cost the training.
             logger().warning("commands not read", reason=str(error))

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from clickloop import codec, topics
-from clickloop.commands import Cancel, Reason, Retrain, Strategy
+from clickloop.commands import Cancel, ForgetUser, Reason, Retrain, Strategy
 from clickloop.events import (
     Arm,
     DocumentChanged,
@@ -55,7 +55,7 @@ async def filled(
             )
         for number in range(examples):
             query = f"{NAMES[number % 6]} please {number}"
-            one = example(query, f"d{number % 12}", number=number, weight=0.1, origin=origin)
+            one = example(query, f"d{number % 12}", number=number, weight=0.1, origin=origin, key=f"u{number % 6}")
             await producer.send_and_wait(topics.TRAINING_EXAMPLES, one)
     name = topics.TRAINING_EXAMPLES.name(broker.prefix)
     ends = await end_offsets(broker.bootstrap_servers, name)
@@ -104,6 +104,27 @@ async def sent(broker: Broker, topic: topics.Topic) -> list[object]:
         while not await follower.caught_up():
             found += [codec.decode(r.value, *topic.types) for _, r in await follower.batch()]
     return found
+
+
+@pytest.mark.timeout(120)
+async def test_nothing_is_trained_on_of_who_asked_to_be_forgotten(broker: Broker, tmp_path: Path):
+    ranges = await filled(broker)
+    trainer, producer = trainer_for(broker, tmp_path)
+    async with producer:
+        for number in range(6):
+            wish = ForgetUser(
+                command_id=f"forget-{number}",
+                index="default" if number else "shoes",
+                issued_at=START,
+                split_key=f"u{number}",
+            )
+            await producer.send_and_wait(topics.COMMANDS, wish)
+        assert await trainer.handle(command(ranges))
+    assert await sent(broker, topics.MODEL_VERSIONS) == []
+    *_, last = await sent(broker, topics.TRAINING_RUNS)
+    assert isinstance(last, TrainingProgressed)
+    assert (last.stage, last.verdict) == ("failed", "inconclusive")
+    assert last.message.startswith("4 examples"), "of 24 those of one key in six"
 
 
 @pytest.mark.timeout(120)

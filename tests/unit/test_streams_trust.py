@@ -143,6 +143,16 @@ def test_the_memory_of_keys_is_bounded() -> None:
     assert len(rules._habits) == MAX_KEYS
 
 
+def test_who_is_forgotten_has_no_habits_any_more() -> None:
+    state = partition()
+    state.query(query("q1", key="ann"), offset=0, log_time=NOON, now=NOON)
+    state.feedback(click("a"), offset=0, log_time=NOON + 2, now=NOON + 2)
+    assert list(state.trust._habits) == ["ann"]
+    state.forget("ann")
+    assert not state.trust._habits
+    assert not state.join.open_impressions
+
+
 def farm(rules: Trust, doc: str, *, clicks: int, keys: int, texts: int = 1000) -> float:
     """What a farm's clicks on one document weigh together, a second apart."""
     return sum(

@@ -12,7 +12,14 @@ from clickloop.kafka import Record
 from clickloop.sources import Sources
 from tests.unit.busy_topic import busy
 from tests.unit.trainer_facts import example
-from trainer.examples import MOST_UNREADABLE, ExampleCollector, merged, read_documents, read_live_version
+from trainer.examples import (
+    MOST_UNREADABLE,
+    ExampleCollector,
+    Reservoir,
+    merged,
+    read_documents,
+    read_live_version,
+)
 
 
 def record(value: bytes, offset: int = 0) -> Record:
@@ -51,6 +58,15 @@ def test_a_log_of_garbage_ends_the_run_instead_of_filling_the_memory():
 def test_examples_of_other_indexes_are_counted_and_not_used():
     read = collect(example("how", "d1", index="other")).result()
     assert (read.examples, read.of_other_indexes) == ([], 1)
+
+
+@pytest.mark.parametrize("kept_by", [ExampleCollector, Reservoir])
+def test_nothing_is_kept_of_who_asked_to_be_forgotten(kept_by: type[ExampleCollector | Reservoir]):
+    collector = kept_by(index="default", most=10, forgotten={"ann", ""})
+    for number, key in enumerate(("ann", "bob", "", "ann")):
+        collector.add(record(codec.encode(example(f"query {number}", "d1", number=number, key=key))))
+    found = collector.result()
+    assert [e.split_key for e in (found if isinstance(found, list) else found.examples)] == ["bob", ""]
 
 
 def test_beyond_the_bound_the_oldest_examples_go_and_are_counted():
