@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 
 MAX_NAMES = 100_000
@@ -109,10 +110,13 @@ class Tally:
         """What the other partitions have told."""
         return self._others.get(name, 0.0)
 
-    def untold(self) -> dict[str, float]:
-        """Own sums that changed since the last time this was asked."""
-        changed, self._changed = self._changed, set()
-        return {name: self._own[name] for name in changed if name in self._own}
+    def untold(self, most: int = MAX_NAMES) -> dict[str, float]:
+        """Own sums that changed since they were asked for: the largest ones, if there are more than ``most``."""
+        own, changed = self._own, self._changed
+        known = [name for name in changed if name in own]
+        told = known if len(known) <= most else heapq.nlargest(most, known, key=own.__getitem__)
+        self._changed = set(known).difference(told)
+        return {name: own[name] for name in told}
 
     def tell_again(self, window: int, names: Iterable[str]) -> None:
         """These could not be told."""

@@ -33,6 +33,31 @@ def test_of_too_many_names_those_near_a_limit_stay() -> None:
     assert sum(made.sum(f"seen once {number}") > 0.0 for number in range(1000)) <= 10 - len(near)
 
 
+def test_of_many_names_the_largest_are_told_first_and_the_others_later() -> None:
+    made = tally(ann=5.0, bob=9.0, eve=3.0, few=1.0)
+    assert made.untold(2) == {"bob": 9.0, "ann": 5.0}
+    made.add("bob", 1.0)
+    assert made.untold(1) == {"bob": 10.0}
+    assert made.untold() == {"eve": 3.0}
+    assert made.untold() == {}
+
+
+async def test_what_an_absence_has_left_over_is_told_in_parts(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once it would take Redis longer than a batch may wait, again and again."""
+    monkeypatch.setattr("streams.caps.MOST_TOLD", 3)
+    shared, mine, other = caps(redis_url), tally(**{f"u{n}": 3.0 + n for n in range(5)}), tally(u0=4.0, u4=4.0)
+    await shared.exchange(0, [mine])
+    await shared.exchange(1, [other])
+    assert (other.sum("u4"), other.sum("u0")) == (11.0, 4.0)
+    await shared.exchange(0, [mine])
+    other.add("u0", 1.0)
+    await shared.exchange(1, [other])
+    assert other.sum("u0") == 8.0
+    await shared.close()
+
+
 def caps(url: str) -> Caps:
     return Caps(url, prefix="test", index="default")
 
