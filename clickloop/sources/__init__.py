@@ -170,7 +170,7 @@ class Sources:
             if context.time:
                 fields[time_field] = moment(context.time, "time", "rfc3339")
             elif logged is not None:
-                fields[time_field], stamped = datetime.fromtimestamp(logged, UTC), True
+                fields[time_field], stamped = _stamp(logged), True
         given = fields.get("event_id") or context.identity
         fields["event_id"] = given or _UNNAMED
         message = codec.build(fields, kind)
@@ -179,6 +179,14 @@ class Sources:
         same = msgspec.structs.replace(message, **{time_field: EPOCH}) if stamped else message
         digest = hashlib.blake2b(codec.encode(same), digest_size=16).hexdigest()
         return msgspec.structs.replace(message, event_id=digest)
+
+
+def _stamp(logged: float) -> datetime:
+    """When the broker took a record. A producer may say anything. Raises InvalidMessageError."""
+    try:
+        return datetime.fromtimestamp(logged, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise InvalidMessageError(f"no time of its own, and its record's is no date: {logged:g} s") from None
 
 
 def _check_shared(topic: topics.Topic | None) -> None:

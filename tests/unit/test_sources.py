@@ -64,6 +64,16 @@ def test_a_topics_reader_reads_everything_else_as_ever() -> None:
         read_click(Record("clicks", 0, 10, None, b"{", ()), LOGGED)
 
 
+@pytest.mark.parametrize("logged", [-1e13, 1e15, 1e30, float("inf"), float("nan")])
+def test_a_record_without_a_time_whose_stamp_is_none_either_is_unusable(logged: float) -> None:
+    timeless = json.dumps(without(UBI_EVENT, "timestamp")).encode()
+    with pytest.raises(InvalidMessageError, match="no time of its own, and its record's is no date"):
+        Sources("products").read(timeless, (), topics.CLICKS, logged=logged)
+    assert (
+        Sources("products").read(json.dumps(UBI_EVENT).encode(), (), topics.CLICKS, logged=logged).clicked_at == AT
+    )
+
+
 def test_foreign_records_leave_no_error_in_a_cycle() -> None:
     """A worker collects seldom: ten thousand such records a second would pile up between."""
 
