@@ -7,7 +7,7 @@ no broker answers, that is said instead.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -49,14 +49,14 @@ def known(store: ModelStore, version: str) -> Manifest:
     return store.manifest(version)
 
 
-def _held(store: ModelStore) -> dict[str, tuple[Manifest, datetime]]:
-    """Every version, and when it was complete, oldest first. What can't be read is named on standard error."""
+def _held(store: ModelStore, unreadable: Callable[[ArtifactError], None]) -> dict[str, tuple[Manifest, datetime]]:
+    """Every version, and when it was complete, oldest first. ``unreadable`` is told of what can't be read."""
     found: dict[str, tuple[Manifest, datetime]] = {}
     for name in store.versions():
         try:
             found[name] = (store.manifest(name), store.created(name))
         except ArtifactError as error:
-            typer.echo(str(error), err=True)
+            unreadable(error)
     return {name: found[name] for name in sorted(found, key=lambda n: (found[n][1], n))}
 
 
@@ -64,7 +64,7 @@ def _held(store: ModelStore) -> dict[str, tuple[Manifest, datetime]]:
 def versions_list(store_url: cli.StoreUrl = None, as_json: Json = False) -> None:
     """Show the versions that the store holds, oldest first."""
     store, _ = _open(store_url)
-    found = cli.checked(lambda: _held(store))
+    found = cli.checked(lambda: _held(store, lambda error: typer.echo(str(error), err=True)))
     if not found:
         typer.echo(f"{store.url} holds no version", err=True)
     if as_json:
@@ -235,7 +235,7 @@ def versions_prune(
 ) -> None:
     """Remove old versions; never one that gets traffic, can be rolled back to, or is part of one that stays."""
     store, settings = _open(store_url, bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
-    held = cli.checked(lambda: _held(store))
+    held = cli.checked(lambda: _held(store, _not_pruned))
     manifests = {name: manifest for name, (manifest, _) in held.items()}
     traffic = cli.checked(lambda: _named(live, manifests) if live else _traffic(settings, store, manifests))
     found = plan(manifests, {name: created for name, (_, created) in held.items()}, keep=keep, traffic=traffic)
@@ -253,6 +253,10 @@ def versions_prune(
     typer.echo(f"{len(found.remove)} {fate}, {freed}; {len(found.keep)} stay", err=True)
 
 
+def _not_pruned(error: ArtifactError) -> None:
+    raise ArtifactError(f"{error}; what it is made of can't be told, so nothing is removed")
+
+
 def _named(live: list[str], manifests: dict[str, Manifest]) -> Traffic:
     """Raises SettingsError for a version that the store doesn't have."""
     for name in live:
@@ -268,10 +272,16 @@ def _traffic(settings: ArtifactSettings, store: ModelStore, manifests: dict[str,
         splits = asyncio.run(_splits(settings))
     except BrokerError as error:
         raise SettingsError(f"what is live can't be told: {error}; {advice}") from None
-    newest = newest_splits(splits).get(settings.index)
-    if newest is None:
+    newest = newest_splits(splits)
+    if settings.index not in newest:
         raise SettingsError(f"what is live can't be told: index {settings.index!r} has no split; {advice}")
-    for arm in newest.arms:
-        if arm.version not in manifests:
-            raise SettingsError(f"{store.url} has no readable {arm.version}, which gets traffic: another store?")
+    for index, split in newest.items():
+        serving = {arm.version for arm in split.arms}
+        gone = serving - manifests.keys()
+        if gone and (index == settings.index or gone != serving):
+            raise SettingsError(
+                f"{store.url} has no {min(gone)}, which gets traffic of index {index!r}: another store? {advice}"
+            )
+        if gone:
+            typer.echo(f"nothing that index {index!r} serves is in {store.url}: another store?", err=True)
     return traffic_of(splits)

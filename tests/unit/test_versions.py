@@ -11,9 +11,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from clickloop.errors import ArtifactError
+from clickloop.events import SplitChanged
 from clickloop.model_store import Manifest, ModelStore
 from clickloop.versions import versions_app
-from tests.unit.version_facts import put
+from tests.unit.version_facts import put, split
 
 NO_BROKER = "127.0.0.1:9"
 
@@ -153,6 +154,43 @@ def test_prune_without_a_broker_wants_to_be_told_what_is_live(
     assert "--live" in done.stderr
     assert versions(store, "prune", "--keep", "1", "--live", "adapter-9").exit_code == 2
     assert versions(store, "prune", "--keep", "0", "--live", "base-1").exit_code == 2
+    assert sorted(store.versions()) == sorted(family)
+
+
+@pytest.mark.parametrize("harmed", ['{"schema_version": 9}', "{"], ids=["of a newer release", "torn"])
+@pytest.mark.parametrize("how", [(), ("--dry-run",)], ids=["prune", "dry run"])
+def test_prune_removes_nothing_while_a_version_cannot_be_read(
+    store: ModelStore, family: dict[str, Manifest], tmp_path: Path, harmed: str, how: tuple[str, ...]
+) -> None:
+    """What it is made of might be what goes."""
+    put(store, tmp_path, "adapter-4", "adapter", family["base-1"], hours=4, verdict="fail")
+    (tmp_path / "store" / "versions" / "query-encoder-2" / "manifest.json").write_text(harmed)
+    done = versions(store, "prune", "--keep", "1", "--live", "adapter-4", *how)
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith("clickloop: query-encoder-2: ")
+    assert "nothing is removed" in done.stderr
+    assert sorted(store.versions()) == sorted([*family, "adapter-4"])
+
+
+def test_prune_wants_all_that_an_index_of_this_store_serves(
+    store: ModelStore, family: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prune(*splits: SplitChanged) -> Result:
+        async def told(_: object) -> list[SplitChanged]:
+            return list(splits)
+
+        monkeypatch.setattr("clickloop.versions._splits", told)
+        return versions(store, "prune", "--keep", "1")
+
+    live = split(1, "adapter-1")
+    half = prune(live, split(1, "base-1", "adapter-9", index="shoes"))
+    assert half.exit_code == 2
+    assert "no adapter-9, which gets traffic of index 'shoes'" in half.stderr
+    assert "no adapter-9, which gets traffic of index 'default'" in prune(split(1, "adapter-9")).stderr
+    assert sorted(store.versions()) == sorted(family)
+    other = prune(live, split(1, "adapter-9", index="shoes"), split(1, "query-encoder-2", index="books"))
+    assert other.exit_code == 0, other.stderr
+    assert f"nothing that index 'shoes' serves is in {store.url}" in other.stderr
     assert sorted(store.versions()) == sorted(family)
 
 
