@@ -20,7 +20,7 @@ from clickloop.events import DocumentChanged
 from clickloop.exporting import COLUMNS, Filter, Shape, collected, read_topics
 from clickloop.files import FORMATS, writer
 from clickloop.generating import example, generate
-from clickloop.importing import AT_ONCE, Rejects, Report, read_files, send
+from clickloop.importing import AT_ONCE, Rejects, Report, check_apart, read_files, send
 from clickloop.kafka import Producer
 from clickloop.model_export import MODEL_FORMS, write_model
 from clickloop.model_store import ModelStore
@@ -82,6 +82,8 @@ def import_files(
         settings = Settings.load(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
         sources = Sources(settings.index, _chosen(mapping or []))
         found = read_files(files, sources, _topic(topic), now=codec.now())
+        if rejected:
+            check_apart(rejected, files)
         with Rejects(rejected, _say) as reject:
             if dry_run:
                 return await send(found, None, reject=reject, progress=_Progress())

@@ -126,10 +126,25 @@ async def _flush(producer: Producer | None, waiting: list[tuple[topics.Topic, Me
     waiting.clear()
 
 
+def check_apart(rejected: Path, files: Iterable[Path]) -> None:
+    """Raises SettingsError where the rejected rows would be written into a file that is to be read."""
+    for path in files:
+        if _is_same(rejected, path):
+            raise SettingsError(f"--rejected {rejected} is a file to import, too: name another one")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there yet
+        return one.absolute() == other.absolute()
+
+
 class Rejects:
     """Tells the first rejected rows, and keeps all of them in a file where one is given.
 
     A line of it holds ``at`` (file and line), ``reason``, and ``row``, or ``row_base64`` where the row is no text.
+    What an earlier run left in the file goes with the first rejected row.
     """
 
     SHOWN = 20
@@ -142,10 +157,8 @@ class Rejects:
 
     def __enter__(self) -> Rejects:
         if self._path is not None:
-            try:
-                self._stream = self._path.open("wb")
-            except OSError as error:
-                raise SettingsError(f"{self._path} can't be written: {error.strerror}") from None
+            with self._written():
+                self._stream = self._path.open("ab")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -167,6 +180,8 @@ class Rejects:
             except UnicodeDecodeError:
                 content["row_base64"] = base64.b64encode(read.row.original).decode()
             with self._written():
+                if self._count == 1 and self._path is not None and self._path.is_file():
+                    self._stream.truncate(0)
                 self._stream.write(msgspec.json.encode(content) + b"\n")
 
     @contextmanager

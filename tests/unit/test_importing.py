@@ -13,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from clickloop import codec, topics
+from clickloop import codec, data, topics
 from clickloop.errors import SettingsError
 from clickloop.events import DocumentChanged, Message, QueryServed, ResultClicked
 from clickloop.files import rows
@@ -277,6 +279,33 @@ async def test_rejected_rows_are_kept_as_they_were(tmp_path: Path) -> None:
     assert kept[30]["row_base64"] == "/w=="
     assert len(said) == Rejects.SHOWN + 1
     assert "11 more rejected rows" in said[-1]
+
+
+async def test_an_earlier_runs_rejected_rows_stay_until_there_are_new_ones(tmp_path: Path) -> None:
+    kept = tmp_path / "rejected.jsonl"
+    kept.write_text("earlier\n" * 100)
+    with Rejects(kept, lambda _: None) as reject:
+        await send(read(jsonl(tmp_path / "x.jsonl", CLICK)), None, reject=reject, progress=lambda _: None)
+    assert kept.read_text() == "earlier\n" * 100
+    with Rejects(kept, lambda _: None) as reject:
+        await send(read(jsonl(tmp_path / "x.jsonl", b"{", b"[")), None, reject=reject, progress=lambda _: None)
+    assert [json.loads(line)["row"] for line in kept.read_text().splitlines()] == ["{", "["]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "sub/../x.jsonl", "symbolic.jsonl", "hard.jsonl", "gone.jsonl"])
+def test_a_file_to_import_is_no_file_for_rejected_rows(tmp_path: Path, name: str) -> None:
+    path = jsonl(tmp_path / "x.jsonl", CLICK)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "symbolic.jsonl").symlink_to(path)
+    (tmp_path / "hard.jsonl").hardlink_to(path)
+    app = typer.Typer()
+    data.add_to(app)
+    files = [str(path), str(tmp_path / "gone.jsonl")]
+    done = CliRunner().invoke(app, ["import", *files, "--dry-run", "--rejected", str(tmp_path / name)])
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert "is a file to import, too" in done.stderr
+    assert json.loads(path.read_bytes()) == CLICK
+    assert not (tmp_path / "gone.jsonl").exists()
 
 
 async def test_actions_without_feedback_are_ignored_and_not_rejected(tmp_path: Path) -> None:
