@@ -21,7 +21,7 @@ from clickloop.admin import Json, show_table
 from clickloop.errors import ArtifactError, SettingsError
 from clickloop.files import rows
 from clickloop.model_store import ModelStore
-from clickloop.recorded import Judged
+from clickloop.recorded import Judged, judged_of
 from clickloop.settings import ArtifactSettings
 from clickloop.text import normal_text
 
@@ -155,8 +155,8 @@ def _judged(path: Path) -> list[Judged]:
         if row.value is None:
             raise SettingsError(f"{row.place}: {row.reason}")
         try:
-            found.append(_checked(msgspec.json.decode(row.value, type=Judged)))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SettingsError) as error:
+            found.append(_checked(judged_of(row.value)))
+        except SettingsError as error:
             raise SettingsError(f"{row.place}: {error}") from None
     if not found:
         raise SettingsError(f"{path} holds no query")

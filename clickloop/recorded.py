@@ -7,6 +7,7 @@ which wait in unnamed files and are merged.
 from __future__ import annotations
 
 import heapq
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from typing import IO, Any
 import msgspec
 
 from clickloop import codec, topics
-from clickloop.errors import SettingsError
+from clickloop.errors import MessageError, SettingsError
 from clickloop.events import (
     DocumentChanged,
     Estimate,
@@ -35,6 +36,7 @@ from clickloop.files import rows
 from clickloop.importing import Read, read_files
 from clickloop.settings import Settings, load_mappings
 from clickloop.sources import Sources, time_of, topic_of
+from clickloop.sources.values import identity
 
 AT_ONCE = 100_000
 """Events that are sorted in memory, some 100 MB."""
@@ -183,22 +185,51 @@ def read_documents(
 
 def read_judged(path: Path, known: Iterable[str], *, unusable: Unusable) -> list[Judged]:
     """The file's queries, with those of their relevant documents that are ``known``. Raises SettingsError."""
-    decoder, found, there = msgspec.json.Decoder(Judged), list[Judged](), set(known)
+    found, there = list[Judged](), set(known)
     for row in rows(path):
         if row.value is None:
             unusable(row.place, row.reason)
             continue
         try:
-            judged = decoder.decode(row.value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            unusable(row.place, f"not a judged query: {error}")
+            judged = judged_of(row.value)
+        except SettingsError as error:
+            unusable(row.place, str(error))
             continue
-        relevant = {doc_id: grade for doc_id, grade in judged.relevant.items() if grade > 0.0 and doc_id in there}
+        relevant = {
+            doc_id: grade
+            for doc_id, grade in judged.relevant.items()
+            if 0.0 < grade < math.inf and doc_id in there
+        }
         if judged.query.strip() and relevant:
             found.append(msgspec.structs.replace(judged, relevant=relevant))
         else:
             unusable(row.place, "a query without text, or with no relevant document among the documents")
     return found
+
+
+def judged_of(value: bytes) -> Judged:
+    """The judged query in a row of a file, whatever kind of file that is. Raises SettingsError."""
+    try:
+        row = msgspec.json.decode(value)
+        if isinstance(row, dict) and "relevant" in row:
+            row["relevant"] = _grades(row["relevant"])
+        return msgspec.convert(row, Judged, strict=False)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, MessageError) as error:
+        raise SettingsError(f"not a judged query: {error}") from None
+
+
+def _grades(relevant: Any) -> Any:
+    """An object of grades as it is, as pairs (a map in Parquet), or as JSON text, without what has no grade.
+
+    A structure in Parquet has the ids of all rows in each of them. Raises DecodeError and InvalidMessageError.
+    """
+    if isinstance(relevant, str):
+        relevant = msgspec.json.decode(relevant)
+    if isinstance(relevant, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in relevant):
+        relevant = {identity(doc_id, "a relevant document"): grade for doc_id, grade in relevant}
+    if isinstance(relevant, dict):
+        return {doc_id: grade for doc_id, grade in relevant.items() if grade is not None}
+    return relevant
 
 
 def counts(events: Iterable[Event], into: Counter[str]) -> Iterator[Event]:

@@ -58,6 +58,13 @@ def test_a_file_is_added_whole_or_not_at_all(store: ModelStore, tmp_path: Path) 
     assert len(read_golden(store, "default").judged) == 2
 
 
+def test_a_golden_set_may_be_a_table(store: ModelStore, tmp_path: Path) -> None:
+    (tmp_path / "judged.csv").write_text("query,relevant.d1,relevant.d2\nred shoes,2,\nblue shoes,,1\n")
+    assert golden(store, "add", "--file", "judged.csv").exit_code == 0
+    grades = {one.query: one.relevant for one in read_golden(store, "default").judged}
+    assert grades == {"red shoes": {"d1": 2.0}, "blue shoes": {"d2": 1.0}}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

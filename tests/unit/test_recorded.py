@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clickloop.errors import SettingsError
@@ -182,3 +185,71 @@ def test_judged_queries_keep_the_relevant_documents_that_are_there(tmp_path: Pat
     found = read_judged(path, ["a", "b"], unusable=lambda place, _: told.append(place))
     assert [(j.query, j.relevant, j.slice) for j in found] == [("one", {"a": 2.0}, "hard")]
     assert told == [f"{path}:{line}" for line in (2, 3, 4)]
+
+
+WANTED = [("trail shoes", {"sku-1": 2.0}, None), ("rain jacket", {"sku-2": 1.0, "7": 3.0}, "wet")]
+
+
+def structures(path: Path) -> None:
+    rows = [{"query": query, "relevant": relevant, "slice": slice_} for query, relevant, slice_ in WANTED]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def maps(path: Path) -> None:
+    queries, relevant, slices = zip(*WANTED, strict=True)
+    grades = pa.array([list(one.items()) for one in relevant], pa.map_(pa.string(), pa.float64()))
+    pq.write_table(pa.table({"query": queries, "relevant": grades, "slice": slices}), path)
+
+
+def texts(path: Path) -> None:
+    queries, relevant, slices = zip(*WANTED, strict=True)
+    pq.write_table(pa.table({"query": queries, "relevant": [*map(json.dumps, relevant)], "slice": slices}), path)
+
+
+def columns(path: Path) -> None:
+    path.write_text(
+        "query,relevant.sku-1,relevant.sku-2,relevant.7,slice\ntrail shoes,2,,,\nrain jacket,,1,3.0,wet\n"
+    )
+
+
+def cells(path: Path) -> None:
+    path.write_text(
+        'query,relevant,slice\ntrail shoes,"{""sku-1"": 2}",\nrain jacket,"[[""sku-2"", ""1""], [7, 3]]",wet\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("q.parquet", structures), ("q.parquet", maps), ("q.parquet", texts), ("q.csv", columns), ("q.csv", cells)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_judged_queries_are_the_same_from_every_kind_of_file(
+    tmp_path: Path, name: str, write: Callable[[Path], None]
+) -> None:
+    write(tmp_path / name)
+    told: list[str] = []
+    ids = ["sku-1", "sku-2", "7"]
+    found = read_judged(tmp_path / name, ids, unusable=lambda place, reason: told.append(f"{place}: {reason}"))
+    assert told == []
+    assert [(one.query, one.relevant, one.slice) for one in found] == WANTED
+
+
+@pytest.mark.parametrize(
+    ("relevant", "reason"),
+    [
+        (["ab", "c1"], "Expected `object`, got `array`"),
+        ([["a", 1, 2]], "Expected `object`, got `array`"),
+        ([[1.5, 1]], "a relevant document is 1.5"),
+        ([["a", "x"]], "Expected `float`"),
+        ("a", "not a judged query: JSON is malformed"),
+        ('"{}"', "got `str`"),
+        (None, "got `null`"),
+        ({"a": "inf"}, "no relevant document"),
+    ],
+)
+def test_what_names_no_grades_is_no_judged_query(tmp_path: Path, relevant: Any, reason: str) -> None:
+    told: list[str] = []
+    path = written(tmp_path / "q.jsonl", [{"query": "one", "relevant": relevant}])
+    assert read_judged(path, ["a", "b", "c"], unusable=lambda _, why: told.append(why)) == []
+    assert len(told) == 1
+    assert reason in told[0]
