@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
@@ -136,6 +136,8 @@ def _parquet(path: Path) -> Iterator[Row]:
                     yield _encoded(f"{path}:{number}", record, original, reason)
     except pa.ArrowException as error:
         raise SettingsError(f"{path} is no readable Parquet file: {error!s:.200}") from None
+    except LookupError as error:
+        raise SettingsError(f"{path}: a column's time zone is not known: {error!s:.200}") from None
 
 
 def _records(table: Any) -> Iterator[tuple[dict[str, Any], str]]:
@@ -220,7 +222,7 @@ def writer(path: Path | None, form: Format, columns: Sequence[tuple[str, type]])
         with _text(sys.stdout, form, columns) as write:
             yield write
         return
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
     try:
         if form == "parquet":
             with _parquet_writer(part, columns) as write:
@@ -232,7 +234,19 @@ def writer(path: Path | None, form: Format, columns: Sequence[tuple[str, type]])
     except OSError as error:
         raise SettingsError(f"{path} can't be written: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be written
+            part.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    """Where the rows of a file are until all are there. Raises SettingsError where ``path`` can be no file."""
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise SettingsError(f"{path} can't be written: {error.strerror}") from None
+    if is_folder:
+        raise SettingsError(f"{path} can't be written: it is a folder")
+    return path.with_name(f".{path.name}.part")
 
 
 @contextmanager

@@ -190,13 +190,24 @@ def test_a_file_that_is_not_complete_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="--output"), writer(None, "parquet", COLUMNS["pairs"]):
-        pass
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("name", ["no/x", "file/x", ".", "..", "/", "folder", "x" * 256])
+def test_what_cannot_be_written_is_a_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: Format
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
     with (
-        pytest.raises(SettingsError, match="can't be written"),
-        writer(tmp_path / "no" / "x.csv", "csv", COLUMNS["pairs"]),
+        pytest.raises(SettingsError, match="can't be written: "),
+        writer(Path(name), form, COLUMNS["pairs"]),
     ):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_parquet_is_not_written_to_standard_output() -> None:
+    with pytest.raises(SettingsError, match="--output"), writer(None, "parquet", COLUMNS["pairs"]):
         pass
 
 

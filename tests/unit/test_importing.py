@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -136,6 +137,19 @@ def test_a_value_that_python_cannot_hold_costs_its_row_alone(tmp_path: Path) -> 
     assert [r.message is None for r in found] == [False, True, False]
     assert "clicked_at can't be read, [ 10000-01-01 00:00:00" in found[1].reason
     assert b"10000-01-01" in found[1].row.original
+
+
+@pytest.mark.parametrize("zone", ["Foo/Bar", "+25:99"])
+@pytest.mark.parametrize("nested", [False, True], ids=["column", "within a structure"])
+def test_a_time_zone_that_is_not_known_is_a_users_mistake(tmp_path: Path, zone: str, nested: bool) -> None:
+    path = tmp_path / "clicks.parquet"
+    times = pa.array([1772442909000], pa.timestamp("ms", tz=zone))
+    column = pa.StructArray.from_arrays([times], ["at"]) if nested else times
+    pq.write_table(pa.table({"query_id": ["q"], "doc_id": ["d"], "clicked_at": column}), path)
+    with pytest.raises(
+        SettingsError, match=rf"clicks\.parquet: a column's time zone is not known: .*{re.escape(zone)}"
+    ):
+        list(rows(path))
 
 
 def test_empty_lines_before_the_header_of_a_csv_are_none(tmp_path: Path) -> None:
