@@ -2,9 +2,9 @@
 
 Standard: UBI 1.3.0 (https://o19s.github.io/ubi/). Clickloop asks for more where a record could not be used
 otherwise: a ``query_id``, the hits of a query, the object of a click or rating, and a zone in their times. Times
-may be milliseconds since the epoch, too: OpenSearch's sample client writes ``Date.now()``. Events of all other
-actions (``impression``, ``view``, ``page_exit``, an app's own) are taken whatever else is in them, and teach
-nothing.
+may be milliseconds since the epoch, too, as a number or as text: OpenSearch's sample client writes ``Date.now()``.
+Events of all other actions (``impression``, ``view``, ``page_exit``, an app's own) are taken whatever else is in
+them, and teach nothing.
 """
 
 from __future__ import annotations
@@ -96,11 +96,20 @@ def _common(record: dict[str, Any], time_field: str) -> dict[str, Any]:
 
 
 def _time(timestamp: Any) -> datetime | str:
-    if isinstance(timestamp, str):
+    if isinstance(timestamp, str) and not _is_number(timestamp):
         return timestamp
     if number(timestamp, "timestamp") < LEAST_MILLISECONDS:
         raise InvalidMessageError(f"timestamp is {shown(timestamp)}, neither RFC 3339 nor milliseconds: seconds?")
     return moment(timestamp, "timestamp", "epoch_ms")
+
+
+def _is_number(text: str) -> bool:
+    """All that a CSV has is text, and the codec takes a number in text for seconds."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _part(record: dict[str, Any], name: str) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def test_a_ubi_time_may_be_the_milliseconds_of_a_browsers_clock() -> None:
     at = AT.timestamp() * 1000.0 + 123
     assert read({**UBI_EVENT, "timestamp": at}, topics.CLICKS).clicked_at == AT + timedelta(milliseconds=123)
     assert read({**UBI_QUERY, "timestamp": int(at)}, topics.QUERIES).served_at == AT + timedelta(milliseconds=123)
+    for text in (f"{at:.0f}", f" {at} "):
+        assert read({**UBI_EVENT, "timestamp": text}, topics.CLICKS).clicked_at == AT + timedelta(milliseconds=123)
 
 
 def test_a_ubi_query_without_a_time_was_asked_when_the_broker_got_it() -> None:
@@ -79,6 +81,10 @@ def test_numbered_documents_and_positions_from_zero_are_no_mistakes() -> None:
         ({"event_attributes": {"object": {"object_id": 1.5}}}, topics.CLICKS, "object_id is 1.5"),
         ({"timestamp": "2026-03-02T09:15:04"}, topics.CLICKS, "clicked_at"),
         ({"timestamp": 1772442904}, topics.CLICKS, "1772442904, neither RFC 3339 nor milliseconds"),
+        ({"timestamp": "1772442904"}, topics.CLICKS, "'1772442904', neither RFC 3339 nor milliseconds"),
+        ({"timestamp": "5"}, topics.CLICKS, "'5', neither RFC 3339 nor milliseconds"),
+        ({"timestamp": "nan"}, topics.CLICKS, "no number"),
+        ({"timestamp": ""}, topics.CLICKS, "clicked_at"),
         ({"timestamp": 1e18}, topics.CLICKS, "not in the years"),
         ({"timestamp": [2026]}, topics.CLICKS, "timestamp is a list, no number"),
         ({"action_name": "rating"}, topics.RATINGS, r"without event_attributes\.rating"),
