@@ -6,6 +6,7 @@ within ``search``, an empty cell is left out, and a cell that begins like a JSON
 
 from __future__ import annotations
 
+import codecs
 import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,10 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 while (rest := stream.readline(MAX_MESSAGE_BYTES)) and not rest.endswith(b"\n"):
                     pass
                 yield Row(place, text[:1000], None, f"a line of more than {MAX_MESSAGE_BYTES} bytes (cut here)")
-            elif text.strip():
+                continue
+            if number == 1:
+                text = text.removeprefix(codecs.BOM_UTF8)
+            if text.strip():
                 yield Row(place, text, text)
 
 

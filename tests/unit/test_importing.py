@@ -281,6 +281,18 @@ def test_a_file_that_cannot_be_read_is_a_users_mistake(
         list(rows(path))
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["unix", "windows"])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, end: bytes) -> None:
+    path, line = tmp_path / "x.jsonl", json.dumps(CLICK).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + line + end + line + end)
+    assert [r.reason for r in read(path)] == ["", ""]
+    path.write_bytes(b"\xef\xbb\xbf" + end + b"\xef\xbb\xbf" + line + end)
+    assert [r.row.place for r in read(path)] == [f"{path}:2"]
+    assert "no readable JSON" in read(path)[0].reason
+    path.write_bytes(b"\xef\xbb\xbf" + b" " * codec.MAX_MESSAGE_BYTES + line + end + line)
+    assert ["more than" in r.reason for r in read(path)] == [True, False]
+
+
 async def test_rejected_rows_are_kept_as_they_were(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", *[b'{"doc_id": "d"}'] * 30, b"\xff", CLICK)
     said: list[str] = []
