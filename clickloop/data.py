@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,6 +23,7 @@ from clickloop.importing import AT_ONCE, Rejects, Report, check_apart, read_file
 from clickloop.kafka import Producer
 from clickloop.model_export import MODEL_FORMS, write_model
 from clickloop.model_store import ModelStore
+from clickloop.recorded import read_documents
 from clickloop.service import missing
 from clickloop.settings import ArtifactSettings, GenerateSettings, Settings, load_mappings
 from clickloop.sources import Mapping, Sources
@@ -211,7 +211,7 @@ def generate_pairs(
             bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index
         )
         sources = Sources(settings.index, _chosen([mapping] if mapping else []))
-        found = list(_documents(documents, sources))
+        found = _documents(documents, sources)
         most, seed = settings.queries_per_document, settings.seed
         asked = _asked(model, found, most, seed) if model else None
         pairs = generate(found, per_document=most, seed=seed, asked=asked)
@@ -254,15 +254,13 @@ def _asked(model: str, documents: list[DocumentChanged], most: int, seed: int) -
     raise SettingsError(f"--model {model}: no query generator is installed; pip install 'clickloop[trainer]'")
 
 
-def _documents(path: Path, sources: Sources) -> Iterator[DocumentChanged]:
-    """The file's documents, each id once. Raises SettingsError for a row that is none."""
-    found: dict[str, DocumentChanged] = {}
-    for read in read_files([path], sources, topics.DOCUMENTS, now=codec.now()):
-        if not isinstance(read.message, DocumentChanged):
-            raise SettingsError(f"{read.row.place}: {read.reason}")
-        if not read.message.deleted:
-            found[read.message.doc_id] = read.message
-    yield from found.values()
+def _documents(path: Path, sources: Sources) -> list[DocumentChanged]:
+    """The documents that the last row of each id leaves. Raises SettingsError for a row that is none."""
+
+    def refuse(place: str, reason: str) -> None:
+        raise SettingsError(f"{place}: {reason}")
+
+    return list(read_documents(path, sources, now=codec.now(), unusable=refuse).values())
 
 
 class _Progress:

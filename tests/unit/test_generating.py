@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -172,3 +173,13 @@ def test_the_command_writes_pairs_and_refuses_too_few(tmp_path: Path) -> None:
     bad = clickloop("generate", "--documents", "bad.jsonl", cwd=tmp_path)
     assert bad.returncode == 2
     assert bad.stderr.startswith("clickloop: bad.jsonl:1: not a valid DocumentChanged")
+
+
+def test_the_command_makes_no_queries_for_what_a_later_row_deletes(tmp_path: Path) -> None:
+    rows = [{"doc_id": f"d{n}", "title": f"Trail shoe model {n}"} for n in range(102)]
+    jsonl(
+        tmp_path / "d.jsonl", *rows, {"doc_id": "d1", "deleted": True}, {"doc_id": "d2", "deleted": True}, rows[2]
+    )
+    done = clickloop("generate", "--documents", "d.jsonl", cwd=tmp_path)
+    assert done.stderr == "101 pairs made, none sent, from 101 documents: 101 from a title\n"
+    assert {"d0", "d2"} <= {json.loads(line)["doc_id"] for line in done.stdout.splitlines()}
