@@ -197,11 +197,11 @@ def _check_shared(topic: topics.Topic | None) -> None:
 
 def _named(body: dict[str, Any], topic: topics.Topic | None) -> type[Message]:
     """What a row with our messages' field names is. Raises InvalidMessageError."""
+    for kind, name in TIMES.items():
+        if name in body and (topic is None or kind in topic.types):
+            return kind
     if topic is not None:
         return topic.types[0]
-    for kind, name in TIMES.items():
-        if name in body:
-            return kind
     names = ", ".join(TIMES.values())
     raise InvalidMessageError(f"no form that is known: no type, no UBI, no mapping's, none of {names}")
 

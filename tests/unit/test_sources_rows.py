@@ -8,7 +8,7 @@ import pytest
 
 from clickloop import codec, topics
 from clickloop.errors import InvalidMessageError, UnreadableMessageError
-from clickloop.events import QueryServed, Result, ResultClicked, ResultRated
+from clickloop.events import QueryServed, Result, ResultClicked, ResultPreferred, ResultRated
 from clickloop.sources import Sources
 from tests.unit.golden_messages import GOLDEN
 from tests.unit.source_records import AT, UBI_EVENT, UBI_QUERY, envelope, read, row
@@ -42,6 +42,21 @@ def test_integers_are_ids_within_results_and_preferences_too() -> None:
     assert results == [Result(doc_id="17", position=1)]
     preference = row({"query_id": 81, "preferred": 17, "alternative": 4, "preferred_at": AT.isoformat()})
     assert (preference.preferred, preference.alternative) == ("17", "4")
+
+
+@pytest.mark.parametrize("topic", [None, topics.RATINGS], ids=["by its time", "on ratings"])
+def test_a_topic_of_two_kinds_takes_the_rows_of_both(topic: topics.Topic | None) -> None:
+    preference = {"query_id": "q", "preferred": "a", "alternative": "b", "preferred_at": AT.isoformat()}
+    assert isinstance(row(preference, topic), ResultPreferred)
+    rating = {"query_id": "q", "doc_id": "d", "rating": 5, "rated_at": AT.isoformat()}
+    assert isinstance(row(rating, topic), ResultRated)
+
+
+def test_a_row_on_a_topic_is_none_of_another_ones() -> None:
+    with pytest.raises(InvalidMessageError, match="not a valid ResultClicked"):
+        row({"query_id": "q", "doc_id": "d", "rating": 5, "rated_at": AT.isoformat()}, topics.CLICKS)
+    with pytest.raises(InvalidMessageError, match="not a valid ResultRated"):
+        row({"query_id": "q", "doc_id": "d", "rating": 5}, topics.RATINGS)
 
 
 def test_a_row_of_any_form_is_what_it_says() -> None:
