@@ -7,6 +7,7 @@ no broker answers, that is said instead.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -19,8 +20,8 @@ from clickloop.admin import Json, read_topic, show_table
 from clickloop.base_model import base_model_folder
 from clickloop.errors import ArtifactError, BrokerError, ClickloopError, SettingsError
 from clickloop.events import SplitChanged
-from clickloop.manifest import VERSION_NAME, Manifest
-from clickloop.model_store import ModelStore
+from clickloop.manifest import MANIFEST, SIGNATURE, VERSION_NAME, Manifest, sign
+from clickloop.model_store import ModelStore, Published
 from clickloop.retention import Traffic, newest_splits, plan, traffic_of
 from clickloop.settings import ArtifactSettings
 
@@ -210,14 +211,35 @@ def versions_publish_base(
         str, typer.Option(help="Ed25519 private key, base64, to sign with.", envvar="CLICKLOOP_PRIVATE_KEY")
     ] = "",
 ) -> None:
-    """Publish the base model into an empty store, before the services start. Signed, if a key is given."""
+    """Publish the base model, before the services start. If a key is given, what is there is signed, too."""
     _, settings = _open(store_url, base_model=base_model)
 
     def work() -> str:
+        folder, name = base_model_folder(settings.base_model), settings.base_model
         store = ModelStore(settings.store_url, private_key=private_key)
-        return store.ensure_base(base_model_folder(settings.base_model), name=settings.base_model).uri
+        published = store.ensure_base(folder, name=name)
+        if private_key and not _is_signed(store, published, private_key):
+            with tempfile.TemporaryDirectory(prefix="clickloop-base-") as scratch:
+                ours = ModelStore(scratch, private_key=private_key).ensure_base(folder, name=name)
+            _sign_as(ours, published, store)
+        return published.uri
 
     typer.echo(cli.checked(work))
+
+
+def _is_signed(store: ModelStore, published: Published, private_key: str) -> bool:
+    raw = store.read(f"versions/{published.manifest.version}/{MANIFEST}") or b""
+    return published.signature == sign(raw, private_key)
+
+
+def _sign_as(ours: Published, published: Published, store: ModelStore) -> None:
+    """Give what is in the store the signature of what we have made. Raises ArtifactError where they differ."""
+    if published.digest != ours.digest:
+        raise ArtifactError(
+            f"{published.uri} was there already, and is not what this base model gives here, so it is not signed: "
+            "take it away and publish again, or publish into another store"
+        )
+    store.write(f"versions/{published.manifest.version}/{SIGNATURE}", ours.signature.encode())
 
 
 @versions_app.command("prune")

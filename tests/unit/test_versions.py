@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner, Result
 
 from clickloop.errors import ArtifactError
 from clickloop.events import SplitChanged
 from clickloop.model_store import Manifest, ModelStore
 from clickloop.versions import versions_app
-from tests.unit.version_facts import put, split
+from tests.unit.version_facts import make_base_model, put, split
 
 NO_BROKER = "127.0.0.1:9"
 
@@ -140,6 +143,62 @@ def test_a_version_that_is_not_there_is_one_line_and_2(
     assert done.exit_code == 2
     assert len(done.stderr.splitlines()) == 1
     assert name in done.stderr
+
+
+# Publish the base
+
+
+@pytest.fixture
+def publish_base(store: ModelStore, tmp_path: Path) -> Callable[..., Result]:
+    make_base_model(tmp_path, "tiny")
+
+    def publish(**environment: str) -> Result:
+        arguments = ["publish-base", "--base-model", str(tmp_path / "tiny"), "--store-url", store.url]
+        return CliRunner(env=environment).invoke(versions_app, arguments)
+
+    return publish
+
+
+@pytest.fixture
+def keys() -> tuple[str, str]:
+    key = Ed25519PrivateKey.generate()
+    raw = (key.private_bytes_raw(), key.public_key().public_bytes_raw())
+    return base64.b64encode(raw[0]).decode(), base64.b64encode(raw[1]).decode()
+
+
+def verified(store: ModelStore, version: str, public_key: str) -> int:
+    arguments = ["verify", version, "--store-url", store.url]
+    return CliRunner(env={"CLICKLOOP_PUBLIC_KEY": public_key}).invoke(versions_app, arguments).exit_code
+
+
+def test_a_base_that_is_there_unsigned_or_signed_by_another_is_signed(
+    store: ModelStore, publish_base: Callable[..., Result], keys: tuple[str, str], tmp_path: Path
+) -> None:
+    assert publish_base().exit_code == 0
+    (base,) = store.versions()
+    before = store.published(base)
+    assert before.signature == ""
+    stranger = base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()).decode()
+    for private in (stranger, keys[0], keys[0]):
+        done = publish_base(CLICKLOOP_PRIVATE_KEY=private)
+        assert (done.exit_code, done.stdout) == (0, f"{before.uri}\n"), done.stderr
+    ModelStore(store.url, cache=tmp_path / "c", public_key=keys[1]).fetch(base, digest=before.digest)
+    assert publish_base().exit_code == 0
+    assert verified(store, base, keys[1]) == 0, "whoever has no key leaves the signature"
+
+
+def test_a_base_that_is_not_ours_is_never_signed(
+    store: ModelStore, publish_base: Callable[..., Result], keys: tuple[str, str], tmp_path: Path
+) -> None:
+    publish_base()
+    (base,) = store.versions()
+    path = tmp_path / "store" / "versions" / base / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"full"', b'"adapter"'))
+    done = publish_base(CLICKLOOP_PRIVATE_KEY=keys[0])
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert "take it away and publish again" in done.stderr
+    assert store.published(base).signature == ""
+    assert publish_base(CLICKLOOP_PRIVATE_KEY="no key").exit_code == 2
 
 
 # Prune
