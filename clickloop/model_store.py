@@ -122,8 +122,10 @@ class ModelStore:
         return sorted(path.name for path in self._children("versions") if self._is_version(path.name))
 
     def has(self, version: str) -> bool:
-        with self._reached(f"{self.url} can't be reached"):
-            return bool(self._fs.exists(f"{self._folder(version)}/{MANIFEST}"))
+        # Of a local folder that may not be entered, exists() says that there is none.
+        with self._reached(f"{self.url} can't be reached"), suppress(FileNotFoundError, NotADirectoryError):
+            return bool(self._fs.info(f"{self._folder(version)}/{MANIFEST}"))
+        return False
 
     def manifest(self, version: str) -> Manifest:
         """The manifest as it lies in the store, unverified. Raises ArtifactError."""
@@ -372,9 +374,9 @@ class ModelStore:
                 logger().info("leftovers swept", names=gone)
 
     def _children(self, folder: str) -> list[PurePosixPath]:
-        path = PurePosixPath(f"{self._root}/{folder}")
-        with self._reached(f"{self.url} can't be reached"):
-            found = self._fs.ls(str(path), detail=False) if self._fs.exists(str(path)) else []
+        path, found = PurePosixPath(f"{self._root}/{folder}"), list[str]()
+        with self._reached(f"{self.url} can't be reached"), suppress(FileNotFoundError):
+            found = self._fs.ls(str(path), detail=False)
         # An empty object that stands for the folder is listed as if it lay in it.
         return [inside for inside in map(PurePosixPath, found) if inside != path]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -89,6 +90,40 @@ def test_list_says_that_a_store_holds_nothing(tmp_path: Path) -> None:
     done = versions(ModelStore(f"file://{tmp_path}/stoer"), "list")
     assert (done.exit_code, done.stdout) == (0, "")
     assert done.stderr == f"file://{tmp_path}/stoer holds no version\n"
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that any user may enter; then this process is a user who may enter no one else's."""
+    monkeypatch.setenv("CLICKLOOP_CONFIG", "")
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+        os.seteuid(user)
+        for path in Path(folder).rglob("*"):
+            path.chmod(0o700)
+
+
+@pytest.mark.parametrize("closed", [".", "versions", "versions/base-1"])
+def test_a_store_that_may_not_be_entered_is_no_empty_one(shared: Path, tmp_path: Path, closed: str) -> None:
+    store = ModelStore(f"file://{shared}/store", cache=tmp_path / "cache")
+    put(store, tmp_path, "base-1")
+    (shared / "store" / closed).chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    prune = ("prune", "--keep", "1", "--live", "base-1")
+    for arguments in (("list",), ("show", "base-1"), prune):
+        done = versions(store, *arguments)
+        assert (done.exit_code, done.stdout) == (1, ""), arguments
+        assert "Permission denied" in done.stderr
+
+
+def test_a_store_that_is_a_file_is_no_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("")
+    done = versions(ModelStore(f"file://{tmp_path}/store"), "list")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "Not a directory" in done.stderr
 
 
 def test_show_tells_origin_files_and_the_gates_table(store: ModelStore, family: dict[str, Manifest]) -> None:
