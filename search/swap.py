@@ -136,7 +136,8 @@ class Swap:
                 self._wake.set()
 
     def change_split(self, event: SplitChanged) -> None:
-        """A new split. It goes live when all its versions are warm; one older than the present is ignored.
+        """A new split. It goes live when all its versions are warm, at once where they are, whatever is being
+        loaded meanwhile; one older than the present is ignored.
 
         Raises InvalidMessageError for arms that don't share out the buckets.
         """
@@ -146,6 +147,8 @@ class Swap:
         self._split = event
         for arm in event.arms:
             self._rejected.pop(arm.version, None)
+        if self._caught_up and self._is_loaded(event):
+            self._apply_split()
         self._wake.set()
 
     def caught_up(self) -> None:
@@ -304,7 +307,7 @@ class Swap:
 
     def _apply_split(self) -> None:
         split = self._split
-        if split is not None and all(arm.version in self.serving.versions for arm in split.arms):
+        if split is not None and self._is_loaded(split):
             if self.serving.split_id != split.split_id:
                 self.serving = replace(
                     self.serving, split_id=split.split_id, salt=split.salt, arms=tuple(split.arms)
@@ -314,6 +317,9 @@ class Swap:
             self.live.set()
         elif split is None or any(self._is_hopeless(arm.version) for arm in split.arms):
             self.live.set()
+
+    def _is_loaded(self, split: SplitChanged) -> bool:
+        return all(arm.version in self.serving.versions for arm in split.arms)
 
     def _is_hopeless(self, version: str) -> bool:
         return version in self._rejected or not self.knows(version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -31,6 +32,8 @@ class World:
         self.fills: list[str] = []
         self.outcomes: list[Outcome] = []
         self.broken: dict[str, Exception] = {}
+        self.hung: set[str] = set()
+        self.answers = threading.Event()
         self.encoders: dict[str, Encoder] = {}
         self.fill_gate = asyncio.Event()
         self.fill_gate.set()
@@ -38,6 +41,8 @@ class World:
 
     def load(self, event: ModelVersionPublished) -> LoadedVersion:
         self.loads.append(event.version)
+        if event.version in self.hung:
+            self.answers.wait(10)
         if event.version in self.broken:
             raise self.broken[event.version]
         encoder = self.encoders.get(event.version, BASE.encoder)
@@ -65,8 +70,11 @@ async def world(*, caught_up: bool = True, **options: Any) -> AsyncIterator[Worl
     if caught_up:
         made.swap.caught_up()
     task = asyncio.create_task(made.swap.run())
-    yield made
-    task.cancel()
+    try:
+        yield made
+    finally:
+        made.answers.set()
+        task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
@@ -152,6 +160,28 @@ async def test_a_store_that_does_not_answer_is_asked_again() -> None:
         del w.broken["adapter-1"]
         await eventually(lambda: "adapter-1" in w.versions)
         assert not w.rejected
+
+
+async def test_a_rollback_to_what_is_loaded_does_not_wait_for_what_is_being_loaded() -> None:
+    async with world() as w:
+        w.swap.announce(announcement("adapter-1"))
+        w.swap.change_split(split(1, ("live", "base-1", 5000), ("candidate", "adapter-1", 5000)))
+        await eventually(lambda: w.swap.serving.split_id == "split-1")
+        w.hung = {"adapter-2"}
+        w.swap.announce(announcement("adapter-2"))
+        await eventually(lambda: "adapter-2" in w.loads)
+        w.swap.change_split(split(2, ("live", "base-1", 10_000)))
+        assert w.swap.serving.split_id == "split-2"
+        assert {w.swap.serving.choose(str(i))[1].version for i in range(100)} == {"base-1"}
+        w.answers.set()
+        await eventually(lambda: "adapter-2" in w.versions)
+        assert w.swap.serving.split_id == "split-2"
+
+
+async def test_a_starting_node_goes_by_the_last_split_alone() -> None:
+    async with world(caught_up=False) as w:
+        w.swap.change_split(split(1, ("live", "base-1", 10_000)))
+        assert w.swap.serving.split_id == "initial"
 
 
 async def test_a_rejected_version_is_tried_again_when_it_is_announced_again() -> None:
