@@ -35,6 +35,10 @@ class ArtifactError(ClickloopError):
     """A model artifact is missing, torn, altered or signed by a stranger. It is never loaded."""
 
 
+class StoreUnavailableError(ArtifactError):
+    """The store can't be reached, read or written just now. What it holds may be good: it is worth another try."""
+
+
 class StackError(ClickloopError):
     """A process of the embedded stack did not start, or stopped."""
 

@@ -34,7 +34,7 @@ import msgspec
 from msgspec import Struct
 
 from clickloop import deltas, lora
-from clickloop.errors import ArtifactError, SettingsError
+from clickloop.errors import ArtifactError, SettingsError, StoreUnavailableError
 from clickloop.events import Lineage
 from clickloop.logs import logger
 from clickloop.manifest import FORBIDDEN_SUFFIXES as FORBIDDEN_SUFFIXES
@@ -205,10 +205,7 @@ class ModelStore:
     def published(self, version: str) -> Published:
         """What to announce about a version that the store holds. Raises ArtifactError."""
         raw = self._read_manifest(version)
-        signature_file = f"{self._folder(version)}/{SIGNATURE}"
-        signature = b""
-        if self._fs.exists(signature_file):
-            signature = bytes(self._fs.cat_file(signature_file))
+        signature = self.read(f"versions/{version}/{SIGNATURE}") or b""
         return Published(
             uri=self.uri(version),
             digest=hashlib.sha256(raw).hexdigest(),
@@ -385,18 +382,20 @@ class ModelStore:
 
     @contextmanager
     def _reached(self, told: str, *, missing: bool = False) -> Iterator[None]:
-        """What a file system raises where it can't be reached as ArtifactError, with what is ``told`` of it.
+        """What a file system that can't be reached raises, as StoreUnavailableError with what is ``told`` of it.
 
-        That a file is ``missing`` is another matter, unless said otherwise.
+        That a file is missing is another matter, and passes; if ``missing``, it is an ArtifactError, too.
         """
         try:
             yield
+        except FileNotFoundError as error:
+            if missing:
+                raise ArtifactError(f"{told}: {error}") from error
+            raise
         except Exception as error:
-            if isinstance(error, ArtifactError) or (isinstance(error, FileNotFoundError) and not missing):
-                raise
             # Some of what s3fs lets through is no OSError.
             if isinstance(error, OSError) or type(error).__module__.startswith("botocore."):
-                raise ArtifactError(f"{told}: {error}") from error
+                raise StoreUnavailableError(f"{told}: {error}") from error
             raise
 
     def _is_version(self, name: str) -> bool:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from clickloop.ancestry import Known, waiting
-from clickloop.errors import ArtifactError
+from clickloop.errors import ArtifactError, StoreUnavailableError
 from clickloop.events import Arm, ModelVersionPublished, SplitChanged
 from clickloop.logs import logger
 from clickloop.retention import live_of
@@ -242,7 +242,7 @@ class Swap:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return await loop.run_in_executor(self._thread, load_and_warm_up)
-            except OSError:
+            except (OSError, StoreUnavailableError):
                 if attempt == ATTEMPTS:
                     raise
                 await asyncio.sleep(RETRY_SECONDS * attempt)

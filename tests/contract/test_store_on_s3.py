@@ -13,7 +13,7 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from clickloop.errors import ArtifactError
+from clickloop.errors import ArtifactError, StoreUnavailableError
 from clickloop.model_store import ModelStore
 from clickloop.vector_store import VectorStore, content_digest
 from tests.unit.version_facts import put
@@ -100,8 +100,9 @@ def test_a_removed_version_is_gone_and_remembered(store: ModelStore, tmp_path: P
 def test_a_bucket_that_is_not_there_is_an_artifact_error(url: str, tmp_path: Path) -> None:
     nowhere = ModelStore("s3://no-such-bucket-here/x", cache=tmp_path / "cache")
     assert nowhere.versions() == []
-    with pytest.raises(ArtifactError, match=r"no complete artifact|can't be read"):
+    with pytest.raises(ArtifactError, match=r"no complete artifact|can't be read") as missing:
         nowhere.fetch("base-1")
+    assert not isinstance(missing.value, StoreUnavailableError)
 
 
 def test_vectors_of_documents_are_shared_through_the_bucket(url: str) -> None:
@@ -123,7 +124,7 @@ def test_an_empty_object_that_stands_for_a_folder_is_no_version_and_is_not_swept
     assert ModelStore(url).versions() == ["base-1"]
 
 
-def test_a_store_that_does_not_answer_is_an_artifact_error(
+def test_a_store_that_does_not_answer_is_an_artifact_error_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -143,5 +144,5 @@ def test_a_store_that_does_not_answer_is_an_artifact_error(
         ),
     ]
     for told, call in calls:
-        with pytest.raises(ArtifactError, match=f"^{re.escape(told)}"):
+        with pytest.raises(StoreUnavailableError, match=f"^{re.escape(told)}"):
             call()

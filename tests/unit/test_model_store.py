@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clickloop.errors import ArtifactError, SettingsError
+from clickloop.errors import ArtifactError, SettingsError, StoreUnavailableError
 from clickloop.events import Estimate, GateResult, Lineage
 from clickloop.model_store import (
     FileEntry,
@@ -379,6 +379,34 @@ def test_unfinished_folder_that_someone_copied_is_written_anew(
     store.publish(folder, MANIFEST)
     store.fetch(VERSION)
     assert not (in_store(tmp_path) / "half").exists()
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "manifest.json.sig", "adapter.safetensors"])
+def test_store_that_is_away_is_told_from_one_that_is_broken(
+    lost: str,
+    store: ModelStore,
+    folder: Path,
+    tmp_path: Path,
+    keys: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ModelStore(store.url, private_key=keys[0]).publish(folder, MANIFEST)
+    reader = ModelStore(store.url, cache=tmp_path / "cache", public_key=keys[1])
+
+    def away(path: str, *_: str) -> bytes:
+        if path.endswith(lost):
+            raise TimeoutError("no answer")
+        return Path(path).read_bytes()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reader._fs, "cat_file", away)
+        patch.setattr(reader._fs, "get_file", away)
+        with pytest.raises(StoreUnavailableError, match="no answer"):
+            reader.fetch(VERSION)
+    (in_store(tmp_path) / lost).unlink()
+    with pytest.raises(ArtifactError) as broken:
+        reader.fetch(VERSION)
+    assert not isinstance(broken.value, StoreUnavailableError)
 
 
 def test_store_that_cannot_be_written_is_an_artifact_error(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,11 +16,12 @@ import pytest
 
 from clickloop.errors import ArtifactError, InvalidMessageError
 from clickloop.events import GateResult, ModelVersionPublished
+from clickloop.model_store import ModelStore
 from search import swap as swap_module
-from search.encoder import Encoder, LoadedVersion, Vectors
+from search.encoder import Encoder, EncoderPool, LoadedVersion, Vectors
 from search.metrics import Metrics
 from search.swap import Outcome, Swap
-from tests.unit.search_fakes import DIM, CountingEncoder, announcement, eventually, loaded, split
+from tests.unit.search_fakes import DIM, CountingEncoder, announcement, eventually, loaded, publish, split
 
 BASE = loaded("base-1")
 
@@ -160,6 +162,32 @@ async def test_a_store_that_does_not_answer_is_asked_again() -> None:
         del w.broken["adapter-1"]
         await eventually(lambda: "adapter-1" in w.versions)
         assert not w.rejected
+
+
+@pytest.mark.parametrize("reads", ["cat_file", "get_file"])
+async def test_a_version_of_a_store_that_is_away_for_a_moment_is_not_rejected(
+    reads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ModelStore(str(tmp_path / "store"), cache=tmp_path / "cache")
+    publish(store, tmp_path, "base-1", kind="full", space="base-1", encoder="base-1")
+    same = np.eye(DIM, dtype=np.float32)
+    event = publish(store, tmp_path, "adapter-1", kind="adapter", space="base-1", encoder="base-1", weight=same)
+    pool = EncoderPool(store, load=lambda _, version: CountingEncoder().encoder(version))
+    read, tries = getattr(store._fs, reads), []
+
+    def away_at_first(*given: Any) -> Any:
+        tries.append(given)
+        if len(tries) == 1:
+            raise ConnectionError("the store is away")
+        return read(*given)
+
+    monkeypatch.setattr(store._fs, reads, away_at_first)
+    async with world() as w:
+        w.swap._load = pool.version
+        w.swap.announce(event)
+        await eventually(lambda: bool(w.outcomes))
+        assert not w.rejected
+        assert "adapter-1" in w.versions
 
 
 async def test_a_rollback_to_what_is_loaded_does_not_wait_for_what_is_being_loaded() -> None:
