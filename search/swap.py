@@ -203,13 +203,14 @@ class Swap:
             if version not in self._announced or self._is_done(version):
                 continue
             event, _ = self._announced[version]
-            if event.kind != "full" and event.space not in self._dims:
-                if event.space not in self._announced or event.space in self._rejected:
-                    self._reject(version, f"its space {event.space} is not to be had on this node")
-                elif event.space not in self._filling:
-                    yield self._announced[event.space][0]
-                continue
-            yield event
+            if event.kind == "full" or event.space in self._dims:
+                yield event
+            elif event.space not in self._announced or event.space in self._rejected:
+                self._reject(version, f"its space {event.space} is not to be had on this node")
+            elif not _brings_its_space(self._announced[event.space][0]):
+                self._reject(version, f"its space {event.space} is no full version")
+            elif event.space not in self._filling:
+                yield self._announced[event.space][0]
 
     def _is_done(self, version: str) -> bool:
         return version in self.serving.versions or version in self._rejected or version in self._filling
@@ -328,3 +329,7 @@ class Swap:
 def _passed(event: ModelVersionPublished) -> bool:
     """Its gate, or went through none."""
     return event.gate is None or event.gate.verdict == "pass"
+
+
+def _brings_its_space(event: ModelVersionPublished) -> bool:
+    return event.kind == "full" and event.space == event.version

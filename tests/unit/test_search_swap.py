@@ -269,6 +269,21 @@ async def test_a_version_in_a_space_that_nobody_announced_is_rejected() -> None:
         await eventually(lambda: "full-unknown" in w.rejected.get("adapter-3", ""))
 
 
+async def test_a_version_in_a_space_that_no_full_version_brings_is_rejected_and_others_go_on() -> None:
+    async with world() as w:
+        w.swap.announce(announcement("adapter-1"))
+        await eventually(lambda: "adapter-1" in w.versions)
+        w.swap.announce(announcement("adapter-2", space="adapter-1"))
+        w.swap.announce(announcement("query-encoder-3", kind="query_encoder", space="query-encoder-3"))
+        w.swap.announce(announcement("adapter-4"))
+        await eventually(lambda: "adapter-4" in w.versions)
+        assert w.rejected == {
+            "adapter-2": "its space adapter-1 is no full version",
+            "query-encoder-3": "its space query-encoder-3 is no full version",
+        }
+        assert w.loads == ["adapter-1", "adapter-4"]
+
+
 async def test_a_space_that_can_not_be_filled_rejects_its_version() -> None:
     async with world() as w:
 
