@@ -133,7 +133,8 @@ class Swap:
             self._newest = event.version
             if self._caught_up and event.version not in self.serving.versions:
                 self._wanted[event.version] = None
-                self._wake.set()
+        # The split may wait for what did not pass as well.
+        self._wake.set()
 
     def change_split(self, event: SplitChanged) -> None:
         """A new split. It goes live when all its versions are warm, at once where they are, whatever is being

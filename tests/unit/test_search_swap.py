@@ -222,6 +222,29 @@ async def test_a_rejected_version_is_tried_again_when_it_is_announced_again() ->
         await eventually(lambda: "adapter-1" in w.versions)
 
 
+def undecided(version: str) -> ModelVersionPublished:
+    return msgspec.structs.replace(announcement(version), gate=GateResult(verdict="inconclusive", queries=10))
+
+
+async def test_a_split_that_is_heard_before_its_version_goes_live_whatever_the_gate_said() -> None:
+    async with world() as w:
+        w.swap.change_split(split(1, ("live", "adapter-1", 10_000)))
+        await w.idle()
+        w.swap.announce(undecided("adapter-1"))
+        await eventually(lambda: w.swap.serving.split_id == "split-1", seconds=2)
+
+
+async def test_a_rejected_version_of_the_split_is_tried_again_when_it_is_announced_again() -> None:
+    async with world() as w:
+        w.broken["adapter-1"] = ArtifactError("not there")
+        w.swap.announce(undecided("adapter-1"))
+        w.swap.change_split(split(1, ("live", "adapter-1", 10_000)))
+        await eventually(lambda: "adapter-1" in w.rejected)
+        w.broken.clear()
+        w.swap.announce(undecided("adapter-1"))
+        await eventually(lambda: w.swap.serving.split_id == "split-1", seconds=2)
+
+
 @pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
 async def test_a_version_that_did_not_pass_its_gate_is_loaded_only_for_a_split(verdict: str) -> None:
     async with world() as w:
