@@ -14,7 +14,8 @@ from clickloop.events import Arm, SplitChanged
 
 BUCKETS = 10_000
 INITIAL = "initial"
-"""Id of the split before there was one: all traffic to the base version."""
+"""Id of the split before one is live: all traffic to the base version, or to the live one of a split whose others
+are missing."""
 LIVE = "live"
 
 

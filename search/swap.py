@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -138,7 +138,8 @@ class Swap:
 
     def change_split(self, event: SplitChanged) -> None:
         """A new split. It goes live when all its versions are warm, at once where they are, whatever is being
-        loaded meanwhile; one older than the present is ignored.
+        loaded meanwhile; one older than the present is ignored. Until the first one is live, its live version has
+        all traffic as soon as it is warm.
 
         Raises InvalidMessageError for arms that don't share out the buckets.
         """
@@ -309,19 +310,37 @@ class Swap:
 
     def _apply_split(self) -> None:
         split = self._split
-        if split is not None and self._is_loaded(split):
+        if split is None:
+            self.live.set()
+        elif self._is_loaded(split):
             if self.serving.split_id != split.split_id:
-                self.serving = replace(
-                    self.serving, split_id=split.split_id, salt=split.salt, arms=tuple(split.arms)
-                )
-                arms = {arm.name: f"{arm.version} {arm.buckets / rules.BUCKETS:.1%}" for arm in split.arms}
-                logger().info("split is live", split_id=split.split_id, **arms)
+                self._exchange(split.split_id, split.salt, split.arms)
             self.live.set()
-        elif split is None or any(self._is_hopeless(arm.version) for arm in split.arms):
-            self.live.set()
+        else:
+            if self.serving.split_id == rules.INITIAL:
+                self._let_live_stand_in(split)
+            if self._is_impossible(split):
+                self.live.set()
+
+    def _exchange(self, split_id: str, salt: str, arms: Sequence[Arm]) -> None:
+        self.serving = replace(self.serving, split_id=split_id, salt=salt, arms=tuple(arms))
+        shares = {arm.name: f"{arm.version} {arm.buckets / rules.BUCKETS:.1%}" for arm in arms}
+        logger().info("split is live", split_id=split_id, **shares)
+
+    def _let_live_stand_in(self, split: SplitChanged) -> None:
+        """Where no split was live yet, the live version is a better answer than the base."""
+        arm = Arm(name=rules.LIVE, version=live_of(split), buckets=rules.BUCKETS)
+        if arm.version in self.serving.versions and self.serving.arms != (arm,):
+            self._exchange(rules.INITIAL, "", [arm])
 
     def _is_loaded(self, split: SplitChanged) -> bool:
         return all(arm.version in self.serving.versions for arm in split.arms)
+
+    def _is_impossible(self, split: SplitChanged) -> bool:
+        """Some arm's version is not to be had, and the live one, which may stand in, is not on its way."""
+        live = live_of(split)
+        settled = live in self.serving.versions or self._is_hopeless(live)
+        return settled and any(self._is_hopeless(arm.version) for arm in split.arms)
 
     def _is_hopeless(self, version: str) -> bool:
         return version in self._rejected or not self.knows(version)

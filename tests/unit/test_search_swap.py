@@ -458,6 +458,54 @@ async def test_a_split_that_can_not_be_served_does_not_keep_a_starting_node_down
         assert w.swap.serving.split_id == "initial"
 
 
+async def test_on_a_starting_node_the_live_version_answers_for_a_candidate_that_can_not_be_loaded() -> None:
+    async with world(caught_up=False) as w:
+        w.broken["adapter-2"] = ArtifactError("the store is away")
+        w.swap.announce(announcement("adapter-1"))
+        w.swap.announce(announcement("adapter-2"))
+        w.swap.change_split(split(1, ("live", "adapter-1", 5000), ("candidate", "adapter-2", 5000)))
+        w.swap.caught_up()
+        await asyncio.wait_for(w.swap.live.wait(), 5)
+        assert w.swap.serving.split_id == "initial"
+        served = [w.swap.serving.choose(str(i)) for i in range(100)]
+        assert {(arm.name, version.version) for arm, version in served} == {("live", "adapter-1")}
+        w.broken.clear()
+        w.swap.announce(announcement("adapter-2"))
+        await eventually(lambda: w.swap.serving.split_id == "split-1")
+        assert {w.swap.serving.choose(str(i))[1].version for i in range(100)} == {"adapter-1", "adapter-2"}
+
+
+async def test_a_starting_node_waits_for_the_live_version_though_the_candidate_can_not_be_loaded() -> None:
+    async with world(caught_up=False) as w:
+        w.fill_gate.clear()
+        w.broken["adapter-2"] = ArtifactError("torn")
+        w.encoders["full-1"] = CountingEncoder().encoder("full-1")
+        w.swap.announce(announcement("full-1", kind="full", space="full-1"))
+        w.swap.announce(announcement("adapter-2"))
+        w.swap.change_split(split(1, ("live", "full-1", 9000), ("candidate", "adapter-2", 1000)))
+        w.swap.caught_up()
+        await eventually(lambda: "adapter-2" in w.rejected)
+        await w.idle()
+        assert not w.swap.live.is_set()
+        w.fill_gate.set()
+        await asyncio.wait_for(w.swap.live.wait(), 5)
+        assert w.swap.serving.choose("user")[1].version == "full-1"
+
+
+async def test_a_split_that_can_not_be_served_whole_leaves_the_one_in_force() -> None:
+    async with world() as w:
+        w.swap.announce(announcement("adapter-1"))
+        w.swap.change_split(split(1, ("live", "base-1", 5000), ("candidate", "adapter-1", 5000)))
+        await eventually(lambda: w.swap.serving.split_id == "split-1")
+        w.broken["adapter-2"] = ArtifactError("torn")
+        w.swap.announce(announcement("adapter-2"))
+        w.swap.change_split(split(2, ("live", "adapter-1", 9000), ("candidate", "adapter-2", 1000)))
+        await eventually(lambda: "adapter-2" in w.rejected)
+        await w.idle()
+        assert w.swap.serving.split_id == "split-1"
+        assert {w.swap.serving.choose(str(i))[1].version for i in range(100)} == {"base-1", "adapter-1"}
+
+
 async def test_loaded_versions_are_bounded_and_a_version_in_use_is_never_unloaded() -> None:
     async with world(max_versions=3) as w:
         w.swap.announce(announcement("adapter-0"))
