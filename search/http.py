@@ -8,6 +8,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import clickloop
 from clickloop.logs import logger
@@ -89,6 +90,11 @@ def _add_problems(app: FastAPI, searcher: Searcher, metrics: Metrics) -> None:
         if problem.status < 500:
             metrics.refused.inc()
         return problem.response()
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_disconnect(_: Request, __: ClientDisconnect) -> Response:
+        """No one is there to read the answer, and no query was there to fail."""
+        return Response(status_code=400)
 
     @app.exception_handler(OverloadedError)
     @app.exception_handler(IndexUnavailableError)

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +44,7 @@ DOCUMENTS = [
 class Served:
     """A node without Kafka: the real parts from HTTP to index."""
 
+    app: FastAPI
     client: httpx.AsyncClient
     searcher: Searcher
     swap: Swap
@@ -95,7 +97,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Served]:
     swap.caught_up()
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
-        yield Served(client, searcher, swap, base, events)
+        yield Served(app, client, searcher, swap, base, events)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -284,6 +286,25 @@ async def test_a_node_that_is_not_ready_says_so_and_a_stopping_one_still_answers
     node.searcher.ready, node.searcher.stopping = True, True
     assert (await node.client.get("/readyz")).status_code == 503
     assert (await node.ask()).status_code == 200
+
+
+async def test_a_client_that_goes_away_in_mid_body_is_no_failed_query(
+    node: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coming = iter([{"type": "http.request", "body": b'{"query"', "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(coming)
+
+    async def send(_: Any) -> None:
+        return
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/search", "query_string": b"", "headers": headers}
+    await node.app(scope, receive, send)
+    assert node.searcher.failed == 0
+    assert "clickloop_search_failed_queries_total 0.0" in (await node.client.get("/metrics")).text
+    assert "Traceback" not in capsys.readouterr().out
 
 
 async def test_an_overload_is_a_503_and_counted(node: Served, monkeypatch: pytest.MonkeyPatch) -> None:
