@@ -342,7 +342,8 @@ def build_node(settings: SearchSettings) -> Node:
         return Node(settings, EdgeIndex(folder / "index"), store)
     from search.index.server import ServerIndex
 
-    name = f"{settings.topic_prefix}-{settings.index}"
+    # No index has a dot in its name, so no two deployments have one collection.
+    name = f"{settings.topic_prefix}.{settings.index}"
     return Node(settings, ServerIndex.at(settings.qdrant_url, name), store)
 
 

@@ -16,6 +16,7 @@ from clickloop.errors import NodeError, SettingsError
 from clickloop.events import MessageQuarantined, ModelVersionPublished, NodeReported, QueryServed
 from clickloop.kafka import Follower, Producer
 from demo.processes import free_port
+from search.index.server import ServerIndex
 from search.node import _hold, _listen, build_node
 from search.settings import SearchSettings
 from tests.conftest import Broker
@@ -155,6 +156,25 @@ def test_a_port_can_be_taken_again_at_once() -> None:
     for _ in range(2):
         with _listen("127.0.0.1", port) as listening:
             assert listening.getsockname()[1] == port
+
+
+def test_deployments_with_names_of_their_own_have_collections_of_their_own() -> None:
+    def collection(prefix: str, index: str) -> str:
+        wanted = SearchSettings.load(topic_prefix=prefix, index=index, qdrant_url="http://localhost:6333")
+        built = build_node(wanted)._index
+        assert isinstance(built, ServerIndex)
+        return built._name
+
+    assert collection("clickloop", "default") == "clickloop.default"
+    deployments = [
+        ("shop", "eu-products"),
+        ("shop-eu", "products"),
+        ("shop.eu", "products"),
+        ("shop", "eu_products"),
+    ]
+    assert len({collection(*deployment) for deployment in deployments}) == len(deployments)
+    with pytest.raises(SettingsError, match="index"):
+        SearchSettings.load(index="eu.products")
 
 
 def test_settings_have_names_and_places_of_their_own_for_each_node() -> None:
