@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
@@ -55,10 +55,11 @@ from clickloop.manifest import FileEntry as FileEntry
 from clickloop.manifest import Manifest as Manifest
 from clickloop.manifest import SharedFile as SharedFile
 from clickloop.manifest import check_files as check_files
+from clickloop.model_copies import folder_name, remove_others
 
 ENCODER = "encoder/"
 LEFT_BEHIND = timedelta(hours=1)
-"""What a publisher has not touched for so long it won't finish: it was killed."""
+"""What a publisher, or a fetch, has not touched for so long it won't finish: it was killed."""
 _STAGING = re.compile(r"\..+-[0-9a-f]{32}")
 
 # Other formats of the same weights, and what version control and editors leave.
@@ -227,7 +228,7 @@ class ModelStore:
         if self._public_key:
             verify(raw, self.published(version).signature, self._public_key)
         manifest = parse(raw, version)
-        target = self._cache / f"{version}-{found[:16]}"
+        target = self._cache / folder_name(version, found)
         if target.is_dir():
             try:
                 check_files(target, manifest)
@@ -250,6 +251,13 @@ class ModelStore:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target, manifest
+
+    def keep_copies(self, versions: Collection[str]) -> None:
+        """Of the local copies, keep these versions' and those of what they are made of.
+
+        For a cache of one's own, and while nothing is fetched into it.
+        """
+        remove_others(self._cache, versions, before=datetime.now(UTC) - LEFT_BEHIND)
 
     def ensure_base(self, model_folder: Path, *, name: str) -> Published:
         """Publish the base model as the first version, once, and return what to announce.

@@ -162,6 +162,7 @@ class Node:
             self._metrics,
             base=base,
             max_versions=self._settings.max_versions,
+            keep_copies=self._store.keep_copies,
         )
         self._recorder.base = base.encoder
         self._searcher.swap = swap

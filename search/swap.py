@@ -26,6 +26,8 @@ Load = Callable[[ModelVersionPublished], LoadedVersion]
 """Fetch, verify, load. Blocking; runs on a thread."""
 Fill = Callable[[LoadedVersion], Awaitable[None]]
 """Bring the documents' vectors of a version's own space up to date."""
+KeepCopies = Callable[[set[str]], None]
+"""Of the copies on disk, keep those that these versions need. Blocking; runs on the thread that loads."""
 
 ATTEMPTS = 3
 """Tries for a version whose store doesn't answer. What is broken is tried once."""
@@ -81,6 +83,7 @@ class Swap:
         *,
         base: LoadedVersion,
         max_versions: int = 8,
+        keep_copies: KeepCopies = lambda _: None,
     ) -> None:
         self._load = load
         self._fill = fill
@@ -88,6 +91,7 @@ class Swap:
         self._metrics = metrics
         self._base = base
         self._max_versions = max_versions
+        self._keep_copies = keep_copies
         self._announced: dict[str, tuple[ModelVersionPublished, float]] = {}
         self._wanted: dict[str, None] = {}
         self._newest = ""
@@ -193,6 +197,7 @@ class Swap:
                     await self._bring(event)
                     self._apply_split()
                 self._apply_split()
+                await self._tidy()
         finally:
             for task in self._filling.values():
                 task.cancel()
@@ -279,11 +284,20 @@ class Swap:
 
     def _superfluous(self, versions: Mapping[str, LoadedVersion]) -> list[str]:
         """The longest loaded ones beyond the bound that no split, present or to come, needs."""
+        needed = self._needed()
+        spare = [version for version in versions if version not in needed]
+        return spare[: max(0, len(versions) - self._max_versions)]
+
+    def _needed(self) -> set[str]:
         needed = {self._base.version, *self._to_come(), *(arm.version for arm in self.serving.arms)}
         if self._split is not None:
             needed.update(arm.version for arm in self._split.arms)
-        spare = [version for version in versions if version not in needed]
-        return spare[: max(0, len(versions) - self._max_versions)]
+        return needed
+
+    async def _tidy(self) -> None:
+        """Let the copies go that nothing needs. What was rejected keeps its own for the next try."""
+        needed = {*self._needed(), *self.serving.versions, *self._wanted, *self._filling, *self._rejected}
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._keep_copies, needed)
 
     def _reject(self, version: str, reason: str) -> None:
         self._rejected[version] = reason

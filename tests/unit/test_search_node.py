@@ -72,6 +72,8 @@ async def test_a_node_reads_the_log_serves_records_and_leaves_in_order(broker: B
         await app.document("stranger", "def open_file(path): ...", title="open_file of another index")
 
     wanted = settings(broker, tmp_path, dense_weight=3.0)
+    superfluous = wanted.folder / "models" / "adapter-of-old-0123456789abcdef"
+    superfluous.mkdir(parents=True)
     stop = asyncio.Event()
     running = asyncio.create_task(build_node(wanted).run(stop))
     async with httpx.AsyncClient(base_url=wanted.url, timeout=10) as client:
@@ -108,6 +110,7 @@ async def test_a_node_reads_the_log_serves_records_and_leaves_in_order(broker: B
         stop.set()
         async with asyncio.timeout(10):
             await running
+    assert [path.name.rpartition("-")[0] for path in superfluous.parent.iterdir()] == [state["base"]]
 
     got = await everything(broker, topics.QUERIES, topics.NODE_STATUS, topics.MODEL_VERSIONS, topics.DEAD_LETTERS)
     (event,) = (codec.decode(value, QueryServed) for value in got["queries"])

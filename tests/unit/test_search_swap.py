@@ -520,6 +520,24 @@ async def test_loaded_versions_are_bounded_and_a_version_in_use_is_never_unloade
         await eventually(lambda: w.swap.serving.split_id == "split-2")
 
 
+async def test_copies_on_disk_are_kept_of_what_is_loaded_or_may_be_needed() -> None:
+    kept: list[set[str]] = []
+    async with world(max_versions=2, keep_copies=kept.append) as w:
+        await eventually(lambda: kept == [{"base-1"}])
+        w.swap.announce(announcement("adapter-0"))
+        w.swap.change_split(split(1, ("live", "adapter-0", 10_000)))
+        await eventually(lambda: kept[-1] == {"base-1", "adapter-0"})
+        w.broken["adapter-2"] = ArtifactError("the store is away")
+        w.encoders["full-4"] = CountingEncoder().encoder("full-4")
+        w.fill_gate.clear()
+        w.swap.announce(announcement("full-4", kind="full", space="full-4"))
+        for version in ("adapter-1", "adapter-2", "adapter-3"):
+            w.swap.announce(announcement(version))
+        await eventually(lambda: w.versions == {"base-1", "adapter-0", "adapter-3"})
+        await eventually(lambda: kept[-1] == {*w.versions, "full-4", "adapter-2"})
+        assert "adapter-1" in w.loads
+
+
 async def test_answers_never_mix_a_version_with_another_s_space_while_versions_change() -> None:
     async with world() as w:
         w.encoders["full-2"] = CountingEncoder().encoder("full-2")

@@ -1,0 +1,67 @@
+"""A folder of versions that were fetched: how the copies are called, and which of them may go.
+
+A copy lies in ``<version>-<first digits of its manifest's digest>``, and while it is being made in a folder with a
+dot before its name.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from clickloop.errors import ArtifactError
+from clickloop.logs import logger
+from clickloop.manifest import MANIFEST, parse
+
+_COPY = re.compile(r"([a-z0-9][a-z0-9_.-]*)-[0-9a-f]{16}")
+_STAGING = re.compile(r"\.[a-z0-9][a-z0-9_.-]*-[a-z0-9_]{8}")
+
+
+def folder_name(version: str, digest: str) -> str:
+    return f"{version}-{digest[:16]}"
+
+
+def remove_others(cache: Path, versions: Collection[str], *, before: datetime) -> None:
+    """Remove the copies that none of ``versions`` is, or is made of, and what was left unfinished ``before``.
+
+    What can't be removed now is removed next time.
+    """
+    try:
+        folders = [path for path in cache.iterdir() if path.is_dir()]
+        copies = {path: match[1] for path in folders if (match := _COPY.fullmatch(path.name))}
+        needed = _needed(copies, versions)
+        gone = [path for path, version in copies.items() if version not in needed]
+        gone += [path for path in folders if _STAGING.fullmatch(path.name) and _touched(path) < before]
+        for path in gone:
+            shutil.rmtree(path)
+    except OSError as error:
+        logger().warning("local copies of versions not removed", reason=str(error))
+    else:
+        if gone:
+            logger().info("local copies of versions removed", names=sorted(path.name for path in gone))
+
+
+def _needed(copies: Mapping[Path, str], versions: Collection[str]) -> set[str]:
+    """The versions, what they are made of, and what that is made of."""
+    needed: set[str] = set()
+    found = set(versions)
+    while found:
+        needed |= found
+        parts = (_made_of(path, version) for path, version in copies.items() if version in found)
+        found = set[str]().union(*parts) - needed
+    return needed
+
+
+def _made_of(copy: Path, version: str) -> set[str]:
+    try:
+        manifest = parse((copy / MANIFEST).read_bytes(), version)
+    except (OSError, ArtifactError):
+        return set()
+    return {manifest.encoder, manifest.space, *(file.of for file in manifest.shared.values())}
+
+
+def _touched(folder: Path) -> datetime:
+    return datetime.fromtimestamp(max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))), UTC)

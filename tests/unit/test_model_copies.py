@@ -1,0 +1,78 @@
+"""Local copies: what a node may need stays, with all that it is made of, and nothing else does for ever."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from clickloop.model_store import ModelStore
+from tests.unit.version_facts import put
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def store(cache: Path, tmp_path: Path) -> ModelStore:
+    """All of it fetched: a base, two query encoders that store what differs, and an adapter of the first one."""
+    publisher = ModelStore(str(tmp_path / "store"), cache=tmp_path / "publisher")
+    base = put(publisher, tmp_path, "base-1")
+    encoder = put(publisher, tmp_path, "query-encoder-2", "query_encoder", base)
+    put(publisher, tmp_path, "adapter-3", "adapter", encoder)
+    put(publisher, tmp_path, "query-encoder-4", "query_encoder", base, seed=4)
+    store = ModelStore(str(tmp_path / "store"), cache=cache)
+    for version in publisher.versions():
+        store.fetch(version)
+    return store
+
+
+def copies(cache: Path) -> set[str]:
+    return {path.name.rpartition("-")[0] for path in cache.iterdir()}
+
+
+def test_a_copy_stays_with_all_that_it_is_made_of(store: ModelStore, cache: Path) -> None:
+    assert copies(cache) == {"base-1", "query-encoder-2", "adapter-3", "query-encoder-4"}
+    store.keep_copies({"adapter-3", "never-fetched"})
+    assert copies(cache) == {"base-1", "query-encoder-2", "adapter-3"}
+    store.keep_copies({"base-1"})
+    assert copies(cache) == {"base-1"}
+
+
+def test_a_copy_that_was_removed_is_fetched_again(store: ModelStore) -> None:
+    before, _ = store.fetch("query-encoder-4")
+    store.keep_copies({"base-1"})
+    assert not before.exists()
+    after, _ = store.fetch("query-encoder-4")
+    assert after == before
+
+
+def test_what_a_killed_fetch_has_left_goes_after_an_hour_and_what_is_no_copy_stays(
+    store: ModelStore, cache: Path
+) -> None:
+    for name in (".adapter-9-a1b2c3_4", ".adapter-9-zzzzzzzz", "lost+found", ".snapshot"):
+        (cache / name / "encoder").mkdir(parents=True)
+    (cache / "notes.txt").write_text("an operator's")
+    old = time.time() - 3700
+    for path in (*(cache / ".adapter-9-a1b2c3_4").rglob("*"), cache / ".adapter-9-a1b2c3_4", cache / ".snapshot"):
+        os.utime(path, (old, old))
+    store.keep_copies({"base-1"})
+    left = {path.name for path in cache.iterdir() if not path.name.startswith("base-1-")}
+    assert left == {".adapter-9-zzzzzzzz", "lost+found", ".snapshot", "notes.txt"}
+
+
+def test_a_folder_that_is_not_there_or_not_ours_to_empty_is_no_error(
+    store: ModelStore, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ModelStore(str(tmp_path / "store"), cache=tmp_path / "nothing-yet").keep_copies(set())
+
+    def refuse(_: Path) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    store.keep_copies(set())
+    assert "base-1" in copies(cache)
