@@ -23,6 +23,10 @@ Position = Annotated[int, Meta(ge=1, le=10_000)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Weight = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=0)]
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""What 64 bits hold, and so every index."""
+# A number that is an integer must be one of those: beside it, the schema's "number" would let any pass.
+Fraction = Annotated[float, Meta(extra_json_schema={"not": {"type": "integer"}})]
 Seconds = Annotated[float, Meta(ge=0.0)]
 
 Difficulty = Literal["easy", "medium", "hard"]
@@ -123,7 +127,7 @@ class DocumentChanged(Event, frozen=True, kw_only=True, omit_defaults=True):
     changed_at: Time
     text: Annotated[str, Meta(max_length=1_000_000)] = ""
     title: Text = ""
-    attributes: dict[str, str | int | float | bool] = field(default_factory=dict)
+    attributes: dict[str, str | Integer | Fraction | bool] = field(default_factory=dict)
     deleted: bool = False
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from clickloop.logs import logger
 from search.backfill import Backfill
 from search.encoder import Encoder
-from search.index import Document, Index, Stored, Vector
+from search.index import Document, DocumentRefusedError, Index, Stored, Vector
 from search.metrics import Metrics
 
 PAGE = 2048
@@ -226,11 +226,28 @@ class Indexer:
 
     async def _upsert(self, documents: list[Document], vectors: Mapping[str, Mapping[bytes, Vector]]) -> None:
         async with self._write:
-            await self._index.upsert(documents, vectors)
+            try:
+                await self._index.upsert(documents, vectors)
+            except DocumentRefusedError:
+                documents = await self._upsert_one_by_one(documents, vectors)
             for document in documents:
                 spaces = [space for space, known in vectors.items() if document.digest in known]
                 self._catalog.put(Stored(document.doc_id, document.digest, document.fingerprint), spaces)
         self._written += len(documents)
+
+    async def _upsert_one_by_one(
+        self, documents: list[Document], vectors: Mapping[str, Mapping[bytes, Vector]]
+    ) -> list[Document]:
+        """Those that the index took. What it refuses is left as it was."""
+        taken = []
+        for document in documents:
+            try:
+                await self._index.upsert([document], vectors)
+            except DocumentRefusedError as error:
+                logger().warning("document left out", doc_id=document.doc_id, reason=str(error))
+            else:
+                taken.append(document)
+        return taken
 
     async def _set_vectors(
         self, space: str, by_digest: Mapping[bytes, list[Document]], vectors: Mapping[bytes, Vector]

@@ -11,14 +11,15 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from clickloop.errors import ClickloopError
+from clickloop.events import Integer
 from clickloop.vector_store import content_digest, document_text
 from search.settings import DENSE_WEIGHT
 
@@ -39,6 +40,10 @@ class IndexUnavailableError(ClickloopError):
     """The index can't answer now: its server is away, or refused."""
 
 
+class DocumentRefusedError(ClickloopError):
+    """The index can't hold one of these documents, however often it is asked."""
+
+
 class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Bounds of a numeric attribute."""
 
@@ -48,7 +53,6 @@ class Range(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     lt: float | None = None
 
 
-Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 FilterValue = str | Integer | float | bool | list[str | Integer] | Range
 """An attribute equals a value, is one of a list, or lies within bounds."""
 
@@ -135,7 +139,10 @@ class Index(Protocol):
         ...
 
     async def upsert(self, documents: Sequence[Document], vectors: Mapping[str, Mapping[bytes, Vector]]) -> None:
-        """Put documents in place of what has their ids. ``vectors`` are by space, then by digest."""
+        """Put documents in place of what has their ids. ``vectors`` are by space, then by digest.
+
+        Raises DocumentRefusedError; then some of them may have been put, and not the others.
+        """
         ...
 
     async def set_vectors(self, space: str, vectors: Mapping[str, Vector]) -> None:

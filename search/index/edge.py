@@ -25,6 +25,7 @@ from search.index import (
     RRF_K,
     STORED_FIELDS,
     Document,
+    DocumentRefusedError,
     FilterValue,
     Hit,
     Question,
@@ -83,13 +84,11 @@ class EdgeIndex:
 
     async def upsert(self, documents: Sequence[Document], vectors: Mapping[str, Mapping[bytes, Vector]]) -> None:
         def work() -> None:
-            points = []
-            for document in documents:
-                named: dict[str, Any] = {BM25: qdrant.SparseVector(*document_terms(document.content))}
-                for space, by_digest in vectors.items():
-                    if document.digest in by_digest:
-                        named[vector_name(space)] = by_digest[document.digest].tolist()
-                points.append(qdrant.Point(point_id(document.doc_id), named, payload(document)))
+            try:
+                points = [_point(document, vectors) for document in documents]
+            except (TypeError, ValueError, OverflowError) as error:
+                reason = str(error).partition("\n")[0]
+                raise DocumentRefusedError(f"the engine can't hold it: {reason}") from error
             self._shard.update(qdrant.UpdateOperation.upsert_points(points))
 
         if documents:
@@ -178,6 +177,14 @@ class EdgeIndex:
 
     async def _write(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+
+def _point(document: Document, vectors: Mapping[str, Mapping[bytes, Vector]]) -> Any:
+    named: dict[str, Any] = {BM25: qdrant.SparseVector(*document_terms(document.content))}
+    for space, by_digest in vectors.items():
+        if document.digest in by_digest:
+            named[vector_name(space)] = by_digest[document.digest].tolist()
+    return qdrant.Point(point_id(document.doc_id), named, payload(document))
 
 
 def _fusion(dense_weight: float) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import httpx
 from qdrant_client import AsyncQdrantClient, models
-from qdrant_client.http.exceptions import ApiException
+from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from search.index import (
     BM25,
@@ -20,6 +20,7 @@ from search.index import (
     RRF_K,
     STORED_FIELDS,
     Document,
+    DocumentRefusedError,
     FilterValue,
     Hit,
     IndexUnavailableError,
@@ -41,6 +42,9 @@ T = TypeVar("T")
 SCROLL = 1000
 BATCH = 256
 """Points in one request: about 1 MB at 384 dimensions."""
+
+REFUSALS = (400, 413, 422)
+"""HTTP statuses with which a server says that a request will never do."""
 
 
 class ServerIndex:
@@ -93,7 +97,7 @@ class ServerIndex:
     async def upsert(self, documents: Sequence[Document], vectors: Mapping[str, Mapping[bytes, Vector]]) -> None:
         for start in range(0, len(documents), BATCH):
             points = [self._point(d, vectors) for d in documents[start : start + BATCH]]
-            await self._ask(self._client.upsert(self._name, points, wait=True))
+            await self._put(self._client.upsert(self._name, points, wait=True))
 
     async def set_vectors(self, space: str, vectors: Mapping[str, Vector]) -> None:
         points = [
@@ -189,6 +193,16 @@ class ServerIndex:
                 yield record.payload or {}
             if offset is None:
                 return
+
+    async def _put(self, call: Awaitable[T]) -> T:
+        """As ``_ask``, for what documents are in. Raises DocumentRefusedError."""
+        try:
+            return await self._ask(call)
+        except IndexUnavailableError as error:
+            cause = error.__cause__
+            if isinstance(cause, UnexpectedResponse) and cause.status_code in REFUSALS:
+                raise DocumentRefusedError(str(error)) from error
+            raise
 
     async def _ask(self, call: Awaitable[T]) -> T:
         try:

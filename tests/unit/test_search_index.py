@@ -6,12 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient
 
 from clickloop.errors import NodeError
-from search.index import PREFETCH, Document, FilterValue, Index, IndexUnavailableError, Question, Range
+from search.index import (
+    PREFETCH,
+    Document,
+    DocumentRefusedError,
+    FilterValue,
+    Index,
+    IndexUnavailableError,
+    Question,
+    Range,
+)
 from search.index.edge import EdgeIndex
 from search.index.server import ServerIndex
 from tests.unit.search_fakes import DIM, words
@@ -199,6 +209,33 @@ async def test_both_implementations_rank_a_hybrid_search_alike(tmp_path: Path) -
     pairs = list(zip(*rankings, strict=True))
     assert np.mean([len(set(edge) & set(server)) / 10 for edge, server in pairs]) > 0.75
     assert np.mean([edge[0] in server[:3] and server[0] in edge[:3] for edge, server in pairs]) > 0.9
+
+
+async def test_a_document_that_the_engine_can_not_hold_is_refused_and_the_others_are_not(tmp_path: Path) -> None:
+    index = await make("edge", tmp_path)
+    await index.add_space(A, DIM)
+    huge = Document("d1", "", "text", {"ean": 10**310})
+    with pytest.raises(DocumentRefusedError, match="can't hold"):
+        await index.upsert([huge, *DOCUMENTS[1:]], {A: vectors([huge, *DOCUMENTS[1:]])})
+    await index.upsert(DOCUMENTS[1:], {A: vectors(DOCUMENTS)})
+    assert await index.count() == 2
+    await index.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "raised"), [(413, DocumentRefusedError), (422, DocumentRefusedError), (503, IndexUnavailableError)]
+)
+async def test_what_a_server_says_of_a_document_tells_whether_to_ask_again(
+    status: int, raised: type[Exception]
+) -> None:
+    answers = httpx.MockTransport(lambda _: httpx.Response(status, json={"status": {"error": "no"}}))
+    index = ServerIndex(
+        AsyncQdrantClient("http://qdrant", transport=answers, check_compatibility=False),  # type: ignore[arg-type]
+        "test",
+    )
+    with pytest.raises(raised):
+        await index.upsert(DOCUMENTS, {A: vectors(DOCUMENTS)})
+    await index.close()
 
 
 async def test_edge_index_is_as_it_was_after_a_restart(tmp_path: Path) -> None:

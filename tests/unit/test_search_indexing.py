@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+from structlog.testing import capture_logs
 
 from search.backfill import Backfill, NoLeases
 from search.encoder import Encoder, Vectors
@@ -93,6 +94,22 @@ async def test_of_two_messages_about_a_document_the_later_wins(tmp_path: Path) -
         await node.offer(Deleted("d1"))
         assert node.indexer.documents == 0
         await node.offer(Deleted("d1"), Document("d1", "", "third words"))
+        assert await node.first("third words") == "d1"
+
+
+async def test_a_document_that_the_index_refuses_is_left_out_and_named_and_its_neighbours_are_not(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as node:
+        await node.offer(Document("d1", "", "first words"))
+        refused = Document("d1", "", "second words", {"ean": 10**310})
+        with capture_logs() as logs:
+            await node.offer(refused, *documents(4)[2:])
+        assert [(log["event"], log["doc_id"]) for log in logs] == [("document left out", "d1")]
+        (held,) = await node.index.documents(["d1"])
+        assert held.text == "first words"
+        assert await node.first("title2 text2") == "d2"
+        await node.offer(Document("d1", "", "third words"))
         assert await node.first("third words") == "d1"
 
 
