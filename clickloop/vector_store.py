@@ -8,7 +8,8 @@ changes, so writers can't harm one another and a torn write is no segment. Needs
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import Any
 from uuid import uuid4
@@ -28,8 +29,22 @@ def content_digest(title: str, text: str) -> bytes:
     return hashlib.sha256(document_text(title, text).encode()).digest()
 
 
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Some of what s3fs lets through is no OSError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith("botocore."):
+            raise OSError(str(error)) from error
+        raise
+
+
 class VectorStore:
-    """The vectors of one space. ``load_new`` sees what other processes have added since."""
+    """The vectors of one space. ``load_new`` sees what other processes have added since.
+
+    Reading and writing raise OSError where the store is away or has no room.
+    """
 
     def __init__(self, store_url: str, space: str) -> None:
         self._fs, root = fsspec.core.url_to_fs(store_url.rstrip("/"))
@@ -44,6 +59,7 @@ class VectorStore:
         """(dim,) float32, or None where no one has encoded this content (as far as was loaded)."""
         return self._vectors.get(digest)
 
+    @_reached()
     def load_new(self) -> int:
         """Read segments that weren't there before; returns how many vectors came with them."""
         before = len(self._vectors)
@@ -61,20 +77,29 @@ class VectorStore:
             self._known.add(name)
         return len(self._vectors) - before
 
+    @_reached()
     def add(self, vectors: Mapping[bytes, NDArray[np.float32]]) -> None:
-        """Write one segment. Adding what is there already is harmless."""
+        """Write one segment. Adding what is there already is harmless.
+
+        Where that raises, ``get`` knows the vectors all the same, and no other process does.
+        """
         if not vectors:
             return
         digests = np.frombuffer(b"".join(vectors), dtype=np.uint8).reshape(len(vectors), 32)
         tensors = {"digests": digests.copy(), "vectors": np.stack(list(vectors.values())).astype(np.float32)}
+        self._add(tensors)
         raw = save(tensors)
         name = f"{hashlib.sha256(raw).hexdigest()[:32]}.safetensors"
         self._fs.makedirs(self._folder, exist_ok=True)
         temporary = f"{self._folder}/.{name}.{uuid4().hex}"
-        self._fs.pipe_file(temporary, raw)
-        self._fs.mv(temporary, f"{self._folder}/{name}")
+        try:
+            self._fs.pipe_file(temporary, raw)
+            self._fs.mv(temporary, f"{self._folder}/{name}")
+        except Exception:
+            with suppress(Exception):
+                self._fs.rm(temporary)
+            raise
         self._known.add(name)
-        self._add(tensors)
 
     def missing(self, digests: Iterable[bytes]) -> list[bytes]:
         return [d for d in dict.fromkeys(digests) if d not in self._vectors]

@@ -87,6 +87,7 @@ class Backfill:
         self._leases = leases
         self._metrics = metrics
         self._stores: dict[str, VectorStore] = {}
+        self._kept = True
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode-documents")
 
     def give_way(self) -> None:
@@ -108,7 +109,10 @@ class Backfill:
     async def vectors(
         self, space: str, encoder: Encoder, texts: Mapping[bytes, str]
     ) -> AsyncIterator[dict[bytes, Vector]]:
-        """Vectors of ``space`` for all ``texts`` (by digest), in parts, in the order in which they are ready."""
+        """Vectors of ``space`` for all ``texts`` (by digest), in parts, in the order in which they are ready.
+
+        Raises OSError where the store can't be read.
+        """
         store = self._store(space)
         await self._run(store.load_new)
         missing = dict.fromkeys(store.missing(texts))
@@ -159,7 +163,20 @@ class Backfill:
             part = digests[start : start + FORWARD]
             vectors = await self._run(encoder.encode_documents, [texts[digest] for digest in part])
             done.update(zip(part, vectors, strict=True))
-        await self._run(store.add, done)
+        await self._keep(store, done)
+
+    async def _keep(self, store: VectorStore, vectors: Mapping[bytes, Vector]) -> None:
+        """For other nodes and later starts. This node goes on with them in any case."""
+        try:
+            await self._run(store.add, vectors)
+        except OSError as error:
+            if self._kept:
+                logger().warning("the store takes no vectors; other nodes encode them again", reason=str(error))
+            self._kept = False
+        else:
+            if not self._kept:
+                logger().info("the store takes vectors again")
+            self._kept = True
 
     @staticmethod
     def _found(store: VectorStore, digests: Sequence[bytes]) -> dict[bytes, Vector]:

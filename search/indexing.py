@@ -6,13 +6,15 @@ The log is the state. Of two messages about one document the later one in the lo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
+from clickloop.errors import ArtifactError
 from clickloop.logs import logger
 from search.backfill import Backfill
 from search.encoder import Encoder
-from search.index import Document, DocumentRefusedError, Index, Stored, Vector
+from search.index import Document, DocumentRefusedError, Index, IndexUnavailableError, Stored, Vector
 from search.metrics import Metrics
 
 PAGE = 2048
@@ -21,6 +23,9 @@ WAITING = 20_000
 """Changes that may wait; beyond that, reading the log waits."""
 BULK = 1000
 """Writes after which the index is worth optimizing."""
+AWAY = (ArtifactError, IndexUnavailableError, OSError)
+"""What is raised while the store or the index's server is away, or has no room."""
+PAUSE_SECONDS, MOST_PAUSE_SECONDS = 1.0, 30.0
 
 Progress = Callable[[str, int], None]
 """Told the version of the space that is being filled, and how many documents it covers."""
@@ -144,7 +149,8 @@ class Indexer:
     async def fill(self, space: str, encoder: Encoder) -> None:
         """Bring every document's vector of ``space`` in, and keep them up to date from now on.
 
-        Queries and changes go on meanwhile. Returns when the space covers every document.
+        Queries and changes go on meanwhile. Returns when the space covers every document. Raises
+        IndexUnavailableError before anything is encoded; later it waits until the index is back.
         """
         if space in self._spaces:
             return
@@ -159,18 +165,21 @@ class Indexer:
     async def _complete(self, space: str, encoder: Encoder) -> None:
         """Give a vector of ``space`` to every document that has none."""
         while lacking := self._catalog.lacking(space):
-            page = await self._index.documents(sorted(lacking)[:PAGE])
-            if not page:
-                # What isn't there (any more) needs no vector.
-                self._catalog.covered(space, list(lacking))
-                continue
-            by_digest: dict[bytes, list[Document]] = {}
-            for document in page:
-                by_digest.setdefault(document.digest, []).append(document)
-            texts = {digest: same[0].content for digest, same in by_digest.items()}
-            async for vectors in self._backfill.vectors(space, encoder, texts):
-                await self._set_vectors(space, by_digest, vectors)
-                self.progress(space, self.documents - len(self._catalog.lacking(space)))
+            page = sorted(lacking)[:PAGE]
+            await persist(partial(self._complete_page, space, encoder, page))
+
+    async def _complete_page(self, space: str, encoder: Encoder, doc_ids: list[str]) -> None:
+        page = await self._index.documents(doc_ids)
+        if not page:
+            # What isn't there (any more) needs no vector.
+            self._catalog.covered(space, doc_ids)
+        by_digest: dict[bytes, list[Document]] = {}
+        for document in page:
+            by_digest.setdefault(document.digest, []).append(document)
+        texts = {digest: same[0].content for digest, same in by_digest.items()}
+        async for vectors in self._backfill.vectors(space, encoder, texts):
+            await self._set_vectors(space, by_digest, vectors)
+            self.progress(space, self.documents - len(self._catalog.lacking(space)))
 
     async def run(self) -> None:
         """Apply changes as they come, until cancelled. Begins when the first space is filled."""
@@ -181,7 +190,7 @@ class Indexer:
                 page = {doc_id: self._pending.pop(doc_id) for doc_id in list(self._pending)[:PAGE]}
                 if len(self._pending) < WAITING:
                     self._room.set()
-                await self._apply(page)
+                await persist(partial(self._apply, page))
                 # A space whose filling ended while the page was being encoded is not in the page.
                 for space, encoder in list(self._spaces.items()):
                     await self._complete(space, encoder)
@@ -269,3 +278,21 @@ class Indexer:
             self._written = 0
             async with self._write:
                 await self._index.optimize()
+
+
+async def persist(
+    work: Callable[[], Awaitable[None]], *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Do ``work``, and again after a pause while what it needs is away. What it did once, it may do again."""
+    pause = PAUSE_SECONDS
+    while True:
+        try:
+            await work()
+            break
+        except AWAY as error:
+            if pause == PAUSE_SECONDS:
+                logger().warning("indexing waits for the store or the index", reason=str(error) or repr(error))
+        await sleep(pause)
+        pause = min(2 * pause, MOST_PAUSE_SECONDS)
+    if pause > PAUSE_SECONDS:
+        logger().info("indexing goes on")

@@ -146,3 +146,21 @@ def test_a_store_that_does_not_answer_is_an_artifact_error_of_its_own(
     for told, call in calls:
         with pytest.raises(StoreUnavailableError, match=f"^{re.escape(told)}"):
             call()
+
+
+def test_vectors_in_a_store_that_does_not_answer_are_an_error_of_the_operating_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_MAX_ATTEMPTS", "1"),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+    ):
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    away = VectorStore("s3://models/away", "base-1")
+    with pytest.raises(OSError, match="Could not connect"):
+        away.load_new()
+    with pytest.raises(OSError, match="Could not connect"):
+        away.add({content_digest("", "a document"): np.ones(4, np.float32)})

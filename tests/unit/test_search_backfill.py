@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import redis.asyncio as redis
+from fsspec.implementations.local import LocalFileSystem
+from structlog.testing import capture_logs
 
 from clickloop.vector_store import VectorStore
 from search import backfill
@@ -158,6 +162,25 @@ async def test_vectors_of_another_node_are_waited_for_not_encoded(tmp_path: Path
     assert counting.documents == []
     work.close()
     other.close()
+
+
+async def test_vectors_that_the_store_has_no_room_for_are_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting, wanted = CountingEncoder(), texts(150)
+    work = Backfill(str(tmp_path), NoLeases(), Metrics())
+    filesystem = LocalFileSystem()
+    monkeypatch.setattr(work._store("s"), "_fs", filesystem)
+    with monkeypatch.context() as full, capture_logs() as logs:
+        full.setattr(filesystem, "pipe_file", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        assert set(await collect(work, counting.encoder(), wanted)) == set(wanted)
+        assert len(encoded(counting)) == 150
+        assert [log["log_level"] for log in logs] == ["warning"]
+    with capture_logs() as logs:
+        assert len(await collect(work, counting.encoder(), texts(151))) == 151
+    assert [log["log_level"] for log in logs] == ["info"]
+    assert VectorStore(str(tmp_path), "s").load_new() == 1
+    work.close()
 
 
 async def test_giving_way_to_queries_does_not_lose_work(tmp_path: Path) -> None:

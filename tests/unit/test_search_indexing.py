@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from structlog.testing import capture_logs
 
+from search import indexing
 from search.backfill import Backfill, NoLeases
 from search.encoder import Encoder, Vectors
-from search.index import Document, Question
+from search.index import Document, IndexUnavailableError, Question
 from search.index.edge import EdgeIndex
 from search.indexing import Deleted, Indexer
 from search.metrics import Metrics
@@ -111,6 +114,66 @@ async def test_a_document_that_the_index_refuses_is_left_out_and_named_and_its_n
         assert await node.first("title2 text2") == "d2"
         await node.offer(Document("d1", "", "third words"))
         assert await node.first("third words") == "d1"
+
+
+def failing(times: int, error: Exception, work: Callable[..., Any]) -> Callable[..., Any]:
+    """``work``, which first raises ``error`` so many times."""
+    left = iter(range(times))
+
+    def call(*args: Any) -> Any:
+        if next(left, None) is not None:
+            raise error
+        return work(*args)
+
+    return call
+
+
+@pytest.mark.parametrize("part", ["qdrant", "store"])
+async def test_changes_wait_while_what_they_need_is_away_and_are_made_once_it_is_back(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "PAUSE_SECONDS", 0.001)
+    async with running(tmp_path) as node:
+        await node.offer(*documents(3))
+        index: Any = node.index
+        with capture_logs() as logs:
+            if part == "qdrant":
+                index.upsert = failing(3, IndexUnavailableError("no connection"), index.upsert)
+                index.delete = failing(3, IndexUnavailableError("no connection"), index.delete)
+            else:
+                store = node.backfill._store(BASE)
+                monkeypatch.setattr(store, "load_new", failing(3, OSError("no route to host"), store.load_new))
+            await node.offer(Document("new", "", "brand new thing"), Deleted("d1"))
+        assert await node.first("brand new thing") == "new"
+        assert node.indexer.documents == 3
+        assert [log["log_level"] for log in logs] == ["warning", "info"]
+
+
+async def test_a_space_that_is_being_filled_waits_for_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "PAUSE_SECONDS", 0.001)
+    async with running(tmp_path) as node:
+        await node.offer(*documents(3))
+        store = node.backfill._store(FULL)
+        monkeypatch.setattr(store, "load_new", failing(2, OSError("stale file handle"), store.load_new))
+        await node.indexer.fill(FULL, node.counting.encoder(FULL))
+        assert len(await node.index.covered(FULL)) == 3
+
+
+async def test_pauses_grow_to_half_a_minute_and_no_further() -> None:
+    pauses = list[float]()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def nothing() -> None:
+        return
+
+    with capture_logs() as logs:
+        await indexing.persist(failing(7, OSError("away"), nothing), sleep=sleep)
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+    assert [log["log_level"] for log in logs] == ["warning", "info"]
 
 
 async def test_documents_with_the_same_text_are_encoded_once_and_both_found(tmp_path: Path) -> None:

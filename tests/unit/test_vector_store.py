@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 from uuid import uuid4
 
 import numpy as np
@@ -128,3 +129,16 @@ def test_digest_follows_what_the_encoder_reads() -> None:
     assert content_digest("Shoe", "") == content_digest("", "Shoe")
     assert content_digest("Shoe", "Light.") != content_digest("Shoe", "Heavy.")
     assert len(content_digest("", "")) == 32
+
+
+def test_what_can_not_be_written_is_known_here_alone_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, added = VectorStore(str(tmp_path), SPACE), some(2)
+    with monkeypatch.context() as full:
+        full.setattr(store._fs, "mv", Mock(side_effect=OSError("No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            store.add(added)
+    assert store.missing(added) == []
+    assert VectorStore(str(tmp_path), SPACE).load_new() == 0
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
