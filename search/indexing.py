@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from clickloop.errors import ArtifactError
 from clickloop.logs import logger
@@ -16,6 +17,8 @@ from search.backfill import Backfill
 from search.encoder import Encoder
 from search.index import Document, DocumentRefusedError, Index, IndexUnavailableError, Stored, Vector
 from search.metrics import Metrics
+
+T = TypeVar("T")
 
 PAGE = 2048
 """Documents that are taken on together; a change that comes meanwhile waits for the page's end."""
@@ -163,23 +166,31 @@ class Indexer:
         await self._optimize_after_bulk()
 
     async def _complete(self, space: str, encoder: Encoder) -> None:
-        """Give a vector of ``space`` to every document that has none."""
-        while lacking := self._catalog.lacking(space):
-            page = sorted(lacking)[:PAGE]
-            await persist(partial(self._complete_page, space, encoder, page))
+        """Give a vector of ``space`` to every document that has none, but for those that the log will tell of."""
+        left = dict[str, Stored | None]()
+        while True:
+            waiting = {doc_id for doc_id, stored in left.items() if self._catalog.get(doc_id) is stored}
+            page = sorted(self._catalog.lacking(space) - waiting)[:PAGE]
+            if not page:
+                return
+            left |= await persist(partial(self._complete_page, space, encoder, page))
 
-    async def _complete_page(self, space: str, encoder: Encoder, doc_ids: list[str]) -> None:
-        page = await self._index.documents(doc_ids)
-        if not page:
+    async def _complete_page(self, space: str, encoder: Encoder, doc_ids: list[str]) -> dict[str, Stored | None]:
+        """Returns what it left: another node has written another text, of which the log tells this one too."""
+        async with self._write:
+            page = await self._index.documents(doc_ids)
             # What isn't there (any more) needs no vector.
-            self._catalog.covered(space, doc_ids)
+            self._catalog.covered(space, set(doc_ids).difference(document.doc_id for document in page))
+            left = {d.doc_id: self._catalog.get(d.doc_id) for d in page if not self._is_current(d)}
         by_digest: dict[bytes, list[Document]] = {}
         for document in page:
-            by_digest.setdefault(document.digest, []).append(document)
+            if document.doc_id not in left:
+                by_digest.setdefault(document.digest, []).append(document)
         texts = {digest: same[0].content for digest, same in by_digest.items()}
         async for vectors in self._backfill.vectors(space, encoder, texts):
             await self._set_vectors(space, by_digest, vectors)
             self.progress(space, self.documents - len(self._catalog.lacking(space)))
+        return left
 
     async def run(self) -> None:
         """Apply changes as they come, until cancelled. Begins when the first space is filled."""
@@ -229,6 +240,10 @@ class Indexer:
             and self._catalog.complete(document.doc_id, self._spaces)
         )
 
+    def _is_current(self, document: Document) -> bool:
+        held = self._catalog.get(document.doc_id)
+        return held is not None and held.digest == document.digest
+
     def _known(self, space: str, digests: Iterable[bytes]) -> dict[bytes, Vector]:
         found = {digest: self._backfill.known(space, digest) for digest in digests}
         return {digest: vector for digest, vector in found.items() if vector is not None}
@@ -267,7 +282,7 @@ class Indexer:
                 document.doc_id: vector
                 for digest, vector in vectors.items()
                 for document in by_digest[digest]
-                if (held := self._catalog.get(document.doc_id)) and held.digest == digest
+                if self._is_current(document)
             }
             await self._index.set_vectors(space, current)
             self._catalog.covered(space, current)
@@ -281,13 +296,13 @@ class Indexer:
 
 
 async def persist(
-    work: Callable[[], Awaitable[None]], *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-) -> None:
+    work: Callable[[], Awaitable[T]], *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> T:
     """Do ``work``, and again after a pause while what it needs is away. What it did once, it may do again."""
     pause = PAUSE_SECONDS
     while True:
         try:
-            await work()
+            done = await work()
             break
         except AWAY as error:
             if pause == PAUSE_SECONDS:
@@ -296,3 +311,4 @@ async def persist(
         pause = min(2 * pause, MOST_PAUSE_SECONDS)
     if pause > PAUSE_SECONDS:
         logger().info("indexing goes on")
+    return done

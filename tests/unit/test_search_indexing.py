@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from qdrant_client import AsyncQdrantClient
 from structlog.testing import capture_logs
 
 from search import indexing
 from search.backfill import Backfill, NoLeases
 from search.encoder import Encoder, Vectors
-from search.index import Document, IndexUnavailableError, Question
+from search.index import Document, Index, IndexUnavailableError, Question
 from search.index.edge import EdgeIndex
+from search.index.server import ServerIndex
 from search.indexing import Deleted, Indexer
 from search.metrics import Metrics
 from tests.unit.search_fakes import DIM, CountingEncoder, eventually, words
@@ -28,9 +30,9 @@ BASE, FULL = "base-1", "full-2"
 class Node:
     """An indexer on a real index, with an encoder that counts."""
 
-    def __init__(self, folder: Path, counting: CountingEncoder) -> None:
+    def __init__(self, folder: Path, counting: CountingEncoder, index: Index | None = None) -> None:
         self.counting = counting
-        self.index = EdgeIndex(folder / "index")
+        self.index = index or EdgeIndex(folder / "index")
         self.backfill = Backfill(str(folder / "store"), NoLeases(), Metrics())
         self.indexer = Indexer(self.index, self.backfill, Metrics())
 
@@ -50,8 +52,8 @@ class Node:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Node]:
-    node = Node(folder, CountingEncoder())
+async def running(folder: Path, index: Index | None = None) -> AsyncIterator[Node]:
+    node = Node(folder, CountingEncoder(), index)
     await node.indexer.open()
     task = asyncio.create_task(node.indexer.run())
     await node.indexer.fill(BASE, node.counting.encoder())
@@ -273,6 +275,55 @@ async def test_a_vector_of_a_text_that_is_no_longer_there_is_not_written(tmp_pat
         await node.indexer._set_vectors(FULL, {old.digest: [old]}, {old.digest: vector})
         assert await node.index.covered(FULL) == set()
         assert node.indexer._catalog.lacking(FULL) == {"d1"}
+
+
+async def test_a_text_that_another_node_wrote_first_gets_its_vector_with_its_own_change(tmp_path: Path) -> None:
+    shared = AsyncQdrantClient(":memory:")
+    async with running(tmp_path, ServerIndex(shared, "c")) as fast:
+        await fast.offer(*documents(5))
+        slow = Node(tmp_path, fast.counting, ServerIndex(shared, "c"))
+        await slow.indexer.open()
+        changed = Document("d3", "", "quite another matter")
+        await fast.offer(changed)
+        async with asyncio.timeout(5):
+            await slow.indexer.fill(FULL, fast.counting.encoder(FULL))
+        assert await slow.index.covered(FULL) == {"d0", "d1", "d2", "d4"}
+        task = asyncio.create_task(slow.indexer.run())
+        await slow.offer(changed)
+        assert await slow.first("quite another matter", FULL) == "d3"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        slow.backfill.close()
+
+
+async def test_a_text_whose_change_came_during_the_fill_gets_its_vector_too(tmp_path: Path) -> None:
+    shared = AsyncQdrantClient(":memory:")
+    changed = Document("d3", "", "quite another matter")
+    async with running(tmp_path / "a", ServerIndex(shared, "c")) as fast:
+        await fast.offer(*documents(5))
+        async with running(tmp_path / "b", ServerIndex(shared, "c")) as slow:
+            await fast.offer(changed)
+            vectors, to_come = slow.backfill.vectors, iter([changed])
+
+            async def interrupted(space: str, *rest: Any) -> AsyncIterator[Any]:
+                async for part in vectors(space, *rest):
+                    yield part
+                if space == FULL:
+                    await slow.offer(*to_come)
+
+            slow.backfill.vectors = interrupted  # type: ignore[method-assign]
+            async with asyncio.timeout(5):
+                await slow.indexer.fill(FULL, slow.counting.encoder(FULL))
+            assert await slow.first("quite another matter", FULL) == "d3"
+
+
+async def test_what_another_node_deleted_needs_no_vector(tmp_path: Path) -> None:
+    async with running(tmp_path) as node:
+        await node.offer(*documents(5))
+        await node.index.delete(["d1"])
+        async with asyncio.timeout(5):
+            await node.indexer.fill(FULL, node.counting.encoder(FULL))
+        assert await node.index.covered(FULL) == {"d0", "d2", "d3", "d4"}
 
 
 async def test_an_interrupted_fill_goes_on_where_it_was(tmp_path: Path) -> None:
