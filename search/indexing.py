@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from clickloop.errors import ArtifactError
@@ -95,12 +96,14 @@ class Indexer:
         self._metrics = metrics
         self._catalog = Catalog()
         self._spaces: dict[str, Encoder] = {}
-        self._pending: dict[str, Change] = {}
+        # With the number of the first change that waits, of all that were offered.
+        self._pending: dict[str, tuple[int, Change]] = {}
+        self._offered = 0
+        self._applied = 0
+        self._page_applied = asyncio.Condition()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._settled = asyncio.Event()
-        self._settled.set()
         self._write = asyncio.Lock()
         self._written = 0
         self.progress: Progress = lambda _version, _documents: None
@@ -112,7 +115,8 @@ class Indexer:
 
     @property
     def busy(self) -> bool:
-        return not self._settled.is_set()
+        """Whether a change waits or is being applied."""
+        return self._applied < self._offered
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -129,17 +133,19 @@ class Indexer:
     async def offer(self, change: Change) -> None:
         """Take a change on; waits where too many wait already."""
         await self._room.wait()
-        # Put last, so that the order in which pages are taken is the log's.
-        self._pending.pop(change.doc_id, None)
-        self._pending[change.doc_id] = change
-        self._settled.clear()
+        self._offered += 1
+        # Put last, so that the order in which pages are taken is the log's; who waits, waits since the first one.
+        since, _ = self._pending.pop(change.doc_id, (self._offered, change))
+        self._pending[change.doc_id] = since, change
         self._wake.set()
         if len(self._pending) >= WAITING:
             self._room.clear()
 
     async def settled(self) -> None:
-        """Return once every change that was offered is applied."""
-        await self._settled.wait()
+        """Return once every change that had been offered before is applied; later ones may wait."""
+        offered = self._offered
+        async with self._page_applied:
+            await self._page_applied.wait_for(lambda: self._applied >= offered)
 
     async def keep_only(self, doc_ids: set[str]) -> None:
         """Delete what the log doesn't know: it was deleted, and compacted away, while the node was down."""
@@ -198,17 +204,23 @@ class Indexer:
             await self._wake.wait()
             self._wake.clear()
             while self._pending and self._spaces:
-                page = {doc_id: self._pending.pop(doc_id) for doc_id in list(self._pending)[:PAGE]}
-                if len(self._pending) < WAITING:
-                    self._room.set()
+                page = self._next_page()
                 await persist(partial(self._apply, page))
                 # A space whose filling ended while the page was being encoded is not in the page.
                 for space, encoder in list(self._spaces.items()):
                     await self._complete(space, encoder)
-            if self._spaces:
-                await self._optimize_after_bulk()
-                if not self._pending:
-                    self._settled.set()
+                if len(page) < PAGE or not self._pending:
+                    await self._optimize_after_bulk()
+                async with self._page_applied:
+                    waiting = (since for since, _ in self._pending.values())
+                    self._applied = min(waiting, default=self._offered + 1) - 1
+                    self._page_applied.notify_all()
+
+    def _next_page(self) -> dict[str, Change]:
+        page = {doc_id: self._pending.pop(doc_id)[1] for doc_id in list(islice(self._pending, PAGE))}
+        if len(self._pending) < WAITING:
+            self._room.set()
+        return page
 
     async def _apply(self, page: Mapping[str, Change]) -> None:
         gone = [d for d, change in page.items() if isinstance(change, Deleted) and self._catalog.get(d)]

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,25 @@ async def test_a_document_that_the_index_refuses_is_left_out_and_named_and_its_n
         assert await node.first("title2 text2") == "d2"
         await node.offer(Document("d1", "", "third words"))
         assert await node.first("third words") == "d1"
+
+
+async def test_changes_that_keep_coming_do_not_keep_earlier_ones_from_being_settled(tmp_path: Path) -> None:
+    async with running(tmp_path) as node:
+        vectors, more = node.backfill.vectors, (Document(f"more{n}", "", f"more {n}") for n in count())
+
+        async def trickle(*asked: Any) -> AsyncIterator[Any]:
+            async for part in vectors(*asked):
+                yield part
+            await node.indexer.offer(next(more))
+
+        node.backfill.vectors = trickle  # type: ignore[method-assign]
+        async with asyncio.timeout(3):
+            for document in documents(3):
+                await node.indexer.offer(document)
+                await node.indexer.offer(replace(document, title="newer"))
+            await node.indexer.settled()
+        assert node.indexer.busy
+        assert {"d0", "d1", "d2"} == {d.doc_id for d in await node.index.documents(["d0", "d1", "d2"])}
 
 
 def failing(times: int, error: Exception, work: Callable[..., Any]) -> Callable[..., Any]:
