@@ -290,14 +290,9 @@ class Indexer:
     ) -> None:
         async with self._write:
             # A document that has changed since its text was read gets no vector of the old text.
-            current = {
-                document.doc_id: vector
-                for digest, vector in vectors.items()
-                for document in by_digest[digest]
-                if self._is_current(document)
-            }
-            await self._index.set_vectors(space, current)
-            self._catalog.covered(space, current)
+            current = [d for digest in vectors for d in by_digest[digest] if self._is_current(d)]
+            await self._index.set_vectors(space, current, vectors)
+            self._catalog.covered(space, [document.doc_id for document in current])
         self._written += len(current)
 
     async def _optimize_after_bulk(self) -> None:

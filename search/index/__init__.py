@@ -145,8 +145,10 @@ class Index(Protocol):
         """
         ...
 
-    async def set_vectors(self, space: str, vectors: Mapping[str, Vector]) -> None:
-        """Add vectors of ``space``, by doc_id, to documents that are held."""
+    async def set_vectors(
+        self, space: str, documents: Sequence[Document], vectors: Mapping[bytes, Vector]
+    ) -> None:
+        """Add vectors of ``space``, by digest, to documents that are held."""
         ...
 
     async def delete(self, doc_ids: Collection[str]) -> None: ...

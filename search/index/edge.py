@@ -94,15 +94,17 @@ class EdgeIndex:
         if documents:
             await self._write(work)
 
-    async def set_vectors(self, space: str, vectors: Mapping[str, Vector]) -> None:
+    async def set_vectors(
+        self, space: str, documents: Sequence[Document], vectors: Mapping[bytes, Vector]
+    ) -> None:
         def work() -> None:
             points = [
-                qdrant.PointVectors(point_id(doc_id), {vector_name(space): vector.tolist()})
-                for doc_id, vector in vectors.items()
+                qdrant.PointVectors(point_id(d.doc_id), {vector_name(space): vectors[d.digest].tolist()})
+                for d in documents
             ]
             self._shard.update(qdrant.UpdateOperation.update_vectors(points))
 
-        if vectors:
+        if documents:
             await self._write(work)
 
     async def delete(self, doc_ids: Collection[str]) -> None:

@@ -1,12 +1,15 @@
 """The index on a Qdrant server. All nodes of an index share one collection and write the same points to it.
 
+A node writes vectors of the spaces that it has. Where a point has a document's text already, vectors of other
+spaces stay; where it has another text, they go with it. The server decides which, so nodes can write at one time.
+
 Adding a space to a live collection needs a server that knows ``create_vector_name`` (Qdrant 1.18 and newer).
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 from qdrant_client import AsyncQdrantClient, models
@@ -96,16 +99,22 @@ class ServerIndex:
 
     async def upsert(self, documents: Sequence[Document], vectors: Mapping[str, Mapping[bytes, Vector]]) -> None:
         for start in range(0, len(documents), BATCH):
-            points = [self._point(d, vectors) for d in documents[start : start + BATCH]]
-            await self._put(self._client.upsert(self._name, points, wait=True))
+            batch = documents[start : start + BATCH]
+            points = [self._point(d, vectors) for d in batch]
+            another_text = models.Filter(must_not=[_which("digest", batch)])
+            await self._put(self._client.upsert(self._name, points, wait=True, update_filter=another_text))
+            await self._renew(batch, vectors)
 
-    async def set_vectors(self, space: str, vectors: Mapping[str, Vector]) -> None:
-        points = [
-            models.PointVectors(id=point_id(doc_id), vector={vector_name(space): vector.tolist()})
-            for doc_id, vector in vectors.items()
-        ]
-        for start in range(0, len(points), BATCH):
-            await self._ask(self._client.update_vectors(self._name, points[start : start + BATCH], wait=True))
+    async def set_vectors(
+        self, space: str, documents: Sequence[Document], vectors: Mapping[bytes, Vector]
+    ) -> None:
+        for start in range(0, len(documents), BATCH):
+            batch = documents[start : start + BATCH]
+            points = [
+                models.PointVectors(id=point_id(d.doc_id), vector=_dense(d, {space: vectors})) for d in batch
+            ]
+            same_text = _which("digest", batch)
+            await self._ask(self._client.update_vectors(self._name, points, wait=True, update_filter=same_text))
 
     async def delete(self, doc_ids: Collection[str]) -> None:
         if doc_ids:
@@ -162,13 +171,35 @@ class ServerIndex:
     async def optimize(self) -> None:
         """The server does it by itself."""
 
+    async def _renew(self, documents: Sequence[Document], vectors: Mapping[str, Mapping[bytes, Vector]]) -> None:
+        """Of points that had the text already: the rest, as far as it is not as it should be."""
+        has_vectors = [models.HasVectorCondition(has_vector=vector_name(space)) for space in vectors]
+        behind = models.Filter(
+            must=[models.HasIdCondition(has_id=[point_id(d.doc_id) for d in documents])],
+            must_not=[models.Filter(must=[_which("fingerprint", documents), *has_vectors])],
+        )
+        found = {fields["doc_id"] async for fields in self._scroll(behind, ["doc_id"])}
+        renewed = [d for d in documents if d.doc_id in found]
+        if not renewed:
+            return
+        operations: list[models.UpdateOperation] = [
+            models.OverwritePayloadOperation(
+                overwrite_payload=models.SetPayload(payload=payload(d), filter=_which("digest", [d]))
+            )
+            for d in renewed
+        ]
+        dense = {point_id(d.doc_id): _dense(d, vectors) for d in renewed}
+        points = [models.PointVectors(id=point, vector=named) for point, named in dense.items() if named]
+        if points:
+            changed = models.UpdateVectors(points=points, update_filter=_which("digest", renewed))
+            operations.append(models.UpdateVectorsOperation(update_vectors=changed))
+        await self._put(self._client.batch_update_points(self._name, operations, wait=True))
+
     @staticmethod
     def _point(document: Document, vectors: Mapping[str, Mapping[bytes, Vector]]) -> models.PointStruct:
         indices, values = document_terms(document.content)
-        named: dict[str, Any] = {BM25: models.SparseVector(indices=indices, values=values)}
-        for space, by_digest in vectors.items():
-            if document.digest in by_digest:
-                named[vector_name(space)] = by_digest[document.digest].tolist()
+        sparse = {BM25: models.SparseVector(indices=indices, values=values)}
+        named = sparse | _dense(document, vectors)
         return models.PointStruct(id=point_id(document.doc_id), vector=named, payload=payload(document))
 
     async def _has_space(self, space: str) -> bool:
@@ -209,6 +240,26 @@ class ServerIndex:
             return await call
         except (ApiException, httpx.HTTPError) as error:
             raise IndexUnavailableError(f"Qdrant, collection {self._name}: {error}") from error
+
+
+def _dense(document: Document, vectors: Mapping[str, Mapping[bytes, Vector]]) -> dict[str, Any]:
+    known = {vector_name(space): by_digest.get(document.digest) for space, by_digest in vectors.items()}
+    return {name: vector.tolist() for name, vector in known.items() if vector is not None}
+
+
+def _which(name: Literal["digest", "fingerprint"], documents: Sequence[Document]) -> models.Filter:
+    """Points that are as these documents in the field ``name``."""
+    return models.Filter(
+        should=[
+            models.Filter(
+                must=[
+                    models.HasIdCondition(has_id=[point_id(document.doc_id)]),
+                    models.FieldCondition(key=name, match=models.MatchValue(value=getattr(document, name).hex())),
+                ]
+            )
+            for document in documents
+        ]
+    )
 
 
 def _filter(filters: Mapping[str, FilterValue]) -> models.Filter | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -145,13 +146,42 @@ async def test_a_space_can_be_added_to_live_documents_and_filled_later(index: In
     await index.add_space(B, DIM)
     assert await index.covered(B) == set()
     by_digest = vectors(DOCUMENTS, seed=B)
-    await index.set_vectors(B, {d.doc_id: by_digest[d.digest] for d in DOCUMENTS[:2]})
+    await index.set_vectors(B, DOCUMENTS[:2], by_digest)
     assert await index.covered(B) == {"d1", "d2"}
     assert await index.covered(A) == {"d1", "d2", "d3"}
     # Each space answers with its own vectors, and the old one is as it was.
     assert (await found(index, question("close the socket", space=B)))[0] == "d2"
     assert "d3" not in await found(index, question("parse arguments", space=B))
     assert (await found(index, question("parse arguments")))[0] == "d3"
+
+
+async def test_a_document_whose_text_stays_keeps_vectors_of_the_spaces_of_others(tmp_path: Path) -> None:
+    index = await make("server", tmp_path)
+    for space in (A, B):
+        await index.add_space(space, DIM)
+    both = {A: vectors(DOCUMENTS), B: vectors(DOCUMENTS, seed=B)}
+    await index.upsert(DOCUMENTS, both)
+    changed = [replace(DOCUMENTS[0], attributes={"topic": "files"}), replace(DOCUMENTS[1], text="shut it")]
+    await index.upsert(changed, {A: vectors(changed)})
+    assert await index.covered(A) == {"d1", "d2", "d3"}
+    assert await index.covered(B) == {"d1", "d3"}, "a vector of the old text would be wrong"
+    assert (await found(index, question("open a file", space=B)))[0] == "d1"
+    assert await found(index, question("open", filters={"topic": "files"})) == ["d1"]
+    assert {s.doc_id: s.fingerprint for s in await index.stored()}["d1"] == changed[0].fingerprint
+    await index.upsert(changed, {B: vectors(changed, seed=B)})
+    assert await index.covered(A) == await index.covered(B) == {"d1", "d2", "d3"}
+    await index.close()
+
+
+async def test_a_vector_is_not_added_to_a_text_that_it_is_not_of(tmp_path: Path) -> None:
+    index = await make("server", tmp_path)
+    for space in (A, B):
+        await index.add_space(space, DIM)
+    newer = [replace(DOCUMENTS[0], text="newer words"), *DOCUMENTS[1:]]
+    await index.upsert(newer, {A: vectors(newer)})
+    await index.set_vectors(B, DOCUMENTS, vectors(DOCUMENTS, seed=B))
+    assert await index.covered(B) == {"d2", "d3"}
+    await index.close()
 
 
 async def test_a_search_in_a_space_that_is_not_there_fails_and_does_not_answer(index: Index) -> None:
@@ -243,7 +273,7 @@ async def test_edge_index_is_as_it_was_after_a_restart(tmp_path: Path) -> None:
     await index.add_space(A, DIM)
     await index.upsert(DOCUMENTS, {A: vectors(DOCUMENTS)})
     await index.add_space(B, DIM)
-    await index.set_vectors(B, {"d1": vectors(DOCUMENTS)[DOCUMENTS[0].digest]})
+    await index.set_vectors(B, DOCUMENTS[:1], vectors(DOCUMENTS))
     await index.close()
     again = await make("edge", tmp_path)
     assert {s.doc_id: (s.digest, s.fingerprint) for s in await again.stored()} == {
