@@ -174,12 +174,15 @@ class Indexer:
     async def _complete(self, space: str, encoder: Encoder) -> None:
         """Give a vector of ``space`` to every document that has none, but for those that the log will tell of."""
         left = dict[str, Stored | None]()
-        while True:
-            waiting = {doc_id for doc_id, stored in left.items() if self._catalog.get(doc_id) is stored}
-            page = sorted(self._catalog.lacking(space) - waiting)[:PAGE]
-            if not page:
-                return
-            left |= await persist(partial(self._complete_page, space, encoder, page))
+        lacking = self._catalog.lacking(space)
+        # Listed once for all pages: with a million documents, that alone holds queries up for a moment.
+        while listed := list(lacking - self._still_left(left)):
+            for start in range(0, len(listed), PAGE):
+                if page := [doc_id for doc_id in listed[start : start + PAGE] if doc_id in lacking]:
+                    left |= await persist(partial(self._complete_page, space, encoder, page))
+
+    def _still_left(self, left: Mapping[str, Stored | None]) -> set[str]:
+        return {doc_id for doc_id, stored in left.items() if self._catalog.get(doc_id) is stored}
 
     async def _complete_page(self, space: str, encoder: Encoder, doc_ids: list[str]) -> dict[str, Stored | None]:
         """Returns what it left: another node has written another text, of which the log tells this one too."""
@@ -187,6 +190,7 @@ class Indexer:
             page = await self._index.documents(doc_ids)
             # What isn't there (any more) needs no vector.
             self._catalog.covered(space, set(doc_ids).difference(document.doc_id for document in page))
+            await asyncio.to_thread(_hash, page)
             left = {d.doc_id: self._catalog.get(d.doc_id) for d in page if not self._is_current(d)}
         by_digest: dict[bytes, list[Document]] = {}
         for document in page:
@@ -228,10 +232,12 @@ class Indexer:
             async with self._write:
                 await self._index.delete(gone)
                 self._catalog.drop(gone)
+        told = [change for change in page.values() if isinstance(change, Document)]
+        await asyncio.to_thread(_hash, told)
         by_digest: dict[bytes, list[Document]] = {}
-        for change in page.values():
-            if isinstance(change, Document) and not self._is_held(change):
-                by_digest.setdefault(change.digest, []).append(change)
+        for document in told:
+            if not self._is_held(document):
+                by_digest.setdefault(document.digest, []).append(document)
         texts = {digest: same[0].content for digest, same in by_digest.items()}
         first, *others = self._spaces
         # The other spaces first: a document that is replaced must not miss in any of them for a moment.
@@ -300,6 +306,12 @@ class Indexer:
             self._written = 0
             async with self._write:
                 await self._index.optimize()
+
+
+def _hash(documents: Iterable[Document]) -> None:
+    """What is computed once of each document. For a page of long ones that takes long: not on the event loop."""
+    for document in documents:
+        _ = document.digest, document.fingerprint
 
 
 async def persist(

@@ -8,6 +8,7 @@ Adding a space to a live collection needs a server that knows ``create_vector_na
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -100,7 +101,7 @@ class ServerIndex:
     async def upsert(self, documents: Sequence[Document], vectors: Mapping[str, Mapping[bytes, Vector]]) -> None:
         for start in range(0, len(documents), BATCH):
             batch = documents[start : start + BATCH]
-            points = [self._point(d, vectors) for d in batch]
+            points = await asyncio.to_thread(_points, batch, vectors)
             another_text = models.Filter(must_not=[_which("digest", batch)])
             await self._put(self._client.upsert(self._name, points, wait=True, update_filter=another_text))
             await self._renew(batch, vectors)
@@ -195,13 +196,6 @@ class ServerIndex:
             operations.append(models.UpdateVectorsOperation(update_vectors=changed))
         await self._put(self._client.batch_update_points(self._name, operations, wait=True))
 
-    @staticmethod
-    def _point(document: Document, vectors: Mapping[str, Mapping[bytes, Vector]]) -> models.PointStruct:
-        indices, values = document_terms(document.content)
-        sparse = {BM25: models.SparseVector(indices=indices, values=values)}
-        named = sparse | _dense(document, vectors)
-        return models.PointStruct(id=point_id(document.doc_id), vector=named, payload=payload(document))
-
     async def _has_space(self, space: str) -> bool:
         info = await self._ask(self._client.get_collection(self._name))
         known = info.config.params.vectors
@@ -240,6 +234,18 @@ class ServerIndex:
             return await call
         except (ApiException, httpx.HTTPError) as error:
             raise IndexUnavailableError(f"Qdrant, collection {self._name}: {error}") from error
+
+
+def _points(
+    documents: Sequence[Document], vectors: Mapping[str, Mapping[bytes, Vector]]
+) -> list[models.PointStruct]:
+    """Splits every text into its words: not on the event loop."""
+    points = []
+    for document in documents:
+        indices, values = document_terms(document.content)
+        named = {BM25: models.SparseVector(indices=indices, values=values)} | _dense(document, vectors)
+        points.append(models.PointStruct(id=point_id(document.doc_id), vector=named, payload=payload(document)))
+    return points
 
 
 def _dense(document: Document, vectors: Mapping[str, Mapping[bytes, Vector]]) -> dict[str, Any]:

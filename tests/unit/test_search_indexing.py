@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
@@ -16,10 +16,12 @@ import pytest
 from qdrant_client import AsyncQdrantClient
 from structlog.testing import capture_logs
 
+from clickloop.vector_store import content_digest
 from search import indexing
 from search.backfill import Backfill, NoLeases
 from search.encoder import Encoder, Vectors
 from search.index import Document, Index, IndexUnavailableError, Question
+from search.index.bm25 import document_terms
 from search.index.edge import EdgeIndex
 from search.index.server import ServerIndex
 from search.indexing import Deleted, Indexer
@@ -345,6 +347,49 @@ async def test_what_another_node_deleted_needs_no_vector(tmp_path: Path) -> None
         async with asyncio.timeout(5):
             await node.indexer.fill(FULL, node.counting.encoder(FULL))
         assert await node.index.covered(FULL) == {"d0", "d2", "d3", "d4"}
+
+
+async def test_texts_are_hashed_and_split_away_from_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set[tuple[str, bool]]()
+
+    def watched(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            seen.add((name, threading.current_thread() is threading.main_thread()))
+            return work(*args)
+
+        return call
+
+    monkeypatch.setattr("search.index.content_digest", watched("digest", content_digest))
+    monkeypatch.setattr("search.index.server.document_terms", watched("terms", document_terms))
+    async with running(tmp_path, ServerIndex(AsyncQdrantClient(":memory:"), "c")) as node:
+        await node.offer(*documents(5))
+        await node.indexer.fill(FULL, node.counting.encoder(FULL))
+    assert seen == {("digest", False), ("terms", False)}
+
+
+async def test_what_lacks_vectors_is_listed_once_for_all_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched(set[str]):
+        listed = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.listed += 1
+            return super().__iter__()
+
+        def __sub__(self, other: Any) -> set[str]:
+            self.listed += 1
+            return set(super().__sub__(other))
+
+    monkeypatch.setattr(indexing, "PAGE", 5)
+    async with running(tmp_path) as node:
+        await node.offer(*documents(50))
+        lacking = node.indexer._catalog._lacking[FULL] = Watched(node.indexer._catalog.ids())
+        await node.indexer.fill(FULL, node.counting.encoder(FULL))
+        assert len(await node.index.covered(FULL)) == 50
+        assert lacking.listed == 2, "and once to see that nothing is left"
 
 
 async def test_an_interrupted_fill_goes_on_where_it_was(tmp_path: Path) -> None:
