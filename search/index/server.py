@@ -9,7 +9,8 @@ Adding a space to a live collection needs a server that knows ``create_vector_na
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import httpx
@@ -42,10 +43,13 @@ from search.index import (
 from search.index.bm25 import document_terms, query_terms
 
 T = TypeVar("T")
+Point = TypeVar("Point", models.PointStruct, models.PointVectors)
 
 SCROLL = 1000
 BATCH = 256
-"""Points in one request: about 1 MB at 384 dimensions."""
+"""Points in one request at most: about 1 MB at 384 dimensions, where texts are short."""
+BATCH_BYTES = 8 * 2**20
+"""And so many bytes of them, unless one alone has more. A server refuses 32 MB, unless it is set otherwise."""
 
 REFUSALS = (400, 413, 422)
 """HTTP statuses with which a server says that a request will never do."""
@@ -99,9 +103,7 @@ class ServerIndex:
                 raise
 
     async def upsert(self, documents: Sequence[Document], vectors: Mapping[str, Mapping[bytes, Vector]]) -> None:
-        for start in range(0, len(documents), BATCH):
-            batch = documents[start : start + BATCH]
-            points = await asyncio.to_thread(_points, batch, vectors)
+        for batch, points in await asyncio.to_thread(_requests, documents, partial(_point, vectors=vectors)):
             another_text = models.Filter(must_not=[_which("digest", batch)])
             await self._put(self._client.upsert(self._name, points, wait=True, update_filter=another_text))
             await self._renew(batch, vectors)
@@ -109,11 +111,10 @@ class ServerIndex:
     async def set_vectors(
         self, space: str, documents: Sequence[Document], vectors: Mapping[bytes, Vector]
     ) -> None:
-        for start in range(0, len(documents), BATCH):
-            batch = documents[start : start + BATCH]
-            points = [
-                models.PointVectors(id=point_id(d.doc_id), vector=_dense(d, {space: vectors})) for d in batch
-            ]
+        def point(document: Document) -> models.PointVectors:
+            return models.PointVectors(id=point_id(document.doc_id), vector=_dense(document, {space: vectors}))
+
+        for batch, points in await asyncio.to_thread(_requests, documents, point):
             same_text = _which("digest", batch)
             await self._ask(self._client.update_vectors(self._name, points, wait=True, update_filter=same_text))
 
@@ -124,10 +125,13 @@ class ServerIndex:
 
     async def documents(self, doc_ids: Collection[str]) -> list[Document]:
         ids = [point_id(d) for d in doc_ids]
-        records = await self._ask(
-            self._client.retrieve(self._name, ids, with_payload=DOCUMENT_FIELDS, with_vectors=False)
-        )
-        return [Document(**(r.payload or {})) for r in records]
+        found = []
+        for start in range(0, len(ids), BATCH):
+            asked = ids[start : start + BATCH]
+            found += await self._ask(
+                self._client.retrieve(self._name, asked, with_payload=DOCUMENT_FIELDS, with_vectors=False)
+            )
+        return [Document(**(record.payload or {})) for record in found]
 
     async def search(self, question: Question) -> list[Hit]:
         condition = _filter(question.filters)
@@ -236,16 +240,28 @@ class ServerIndex:
             raise IndexUnavailableError(f"Qdrant, collection {self._name}: {error}") from error
 
 
-def _points(
-    documents: Sequence[Document], vectors: Mapping[str, Mapping[bytes, Vector]]
-) -> list[models.PointStruct]:
-    """Splits every text into its words: not on the event loop."""
-    points = []
+def _requests(
+    documents: Sequence[Document], point: Callable[[Document], Point]
+) -> list[tuple[list[Document], list[Point]]]:
+    """Documents and their points, in parts that a server takes. Takes a while: not for the event loop."""
+    requests: list[tuple[list[Document], list[Point]]] = []
+    size = 0
     for document in documents:
-        indices, values = document_terms(document.content)
-        named = {BM25: models.SparseVector(indices=indices, values=values)} | _dense(document, vectors)
-        points.append(models.PointStruct(id=point_id(document.doc_id), vector=named, payload=payload(document)))
-    return points
+        made = point(document)
+        length = len(made.model_dump_json().encode())
+        if not requests or len(requests[-1][0]) == BATCH or size + length > BATCH_BYTES:
+            requests.append(([], []))
+            size = 0
+        requests[-1][0].append(document)
+        requests[-1][1].append(made)
+        size += length
+    return requests
+
+
+def _point(document: Document, vectors: Mapping[str, Mapping[bytes, Vector]]) -> models.PointStruct:
+    indices, values = document_terms(document.content)
+    named = {BM25: models.SparseVector(indices=indices, values=values)} | _dense(document, vectors)
+    return models.PointStruct(id=point_id(document.doc_id), vector=named, payload=payload(document))
 
 
 def _dense(document: Document, vectors: Mapping[str, Mapping[bytes, Vector]]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -252,17 +254,45 @@ async def test_a_document_that_the_engine_can_not_hold_is_refused_and_the_others
     await index.close()
 
 
+async def test_long_documents_come_in_requests_that_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = list[tuple[int, list[str]]]()
+
+    def server(request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT":
+            points = json.loads(request.content)["points"]
+            sent.append((len(request.content), [p.get("payload", {}).get("doc_id") for p in points]))
+            result: object = {"operation_id": 1, "status": "completed"}
+        else:
+            result = {"points": [], "next_page_offset": None}
+        return httpx.Response(200, json={"result": result, "status": "ok", "time": 0.1})
+
+    monkeypatch.setattr("search.index.server.BATCH_BYTES", 100_000, raising=False)
+    index = answered(server)
+    some = [Document(f"d{n}", "", f"{n} " + '"quoted" ' * (10_000 if n == 7 else 2_000)) for n in range(12)]
+    await index.upsert(some, {A: vectors(some)})
+    assert [doc_id for _, ids in sent for doc_id in ids] == [d.doc_id for d in some]
+    assert all(size < 110_000 or ids == ["d7"] for size, ids in sent)
+    assert 4 <= len(sent) <= 6
+    sent.clear()
+    await index.set_vectors(A, some * 10, vectors(some))
+    assert sum(len(ids) for _, ids in sent) == 120
+    assert max(size for size, _ in sent) < 130_000
+    await index.close()
+
+
+def answered(server: Callable[[httpx.Request], httpx.Response]) -> ServerIndex:
+    """An index on a server that answers so."""
+    transport: Any = httpx.MockTransport(server)
+    return ServerIndex(AsyncQdrantClient("http://qdrant", transport=transport, check_compatibility=False), "test")
+
+
 @pytest.mark.parametrize(
     ("status", "raised"), [(413, DocumentRefusedError), (422, DocumentRefusedError), (503, IndexUnavailableError)]
 )
 async def test_what_a_server_says_of_a_document_tells_whether_to_ask_again(
     status: int, raised: type[Exception]
 ) -> None:
-    answers = httpx.MockTransport(lambda _: httpx.Response(status, json={"status": {"error": "no"}}))
-    index = ServerIndex(
-        AsyncQdrantClient("http://qdrant", transport=answers, check_compatibility=False),  # type: ignore[arg-type]
-        "test",
-    )
+    index = answered(lambda _: httpx.Response(status, json={"status": {"error": "no"}}))
     with pytest.raises(raised):
         await index.upsert(DOCUMENTS, {A: vectors(DOCUMENTS)})
     await index.close()
