@@ -6,7 +6,7 @@ The log is the state. Of two messages about one document the later one in the lo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -120,7 +120,7 @@ class Indexer:
 
     @property
     def spaces(self) -> tuple[str, ...]:
-        """Spaces that cover every document, the first one first."""
+        """Spaces that cover every document, or will in a moment; the first one first."""
         return tuple(self._spaces)
 
     async def open(self) -> None:
@@ -166,26 +166,40 @@ class Indexer:
         async with self._write:
             await self._index.add_space(space, encoder.dim)
         self._catalog.track(space, await self._index.covered(space))
-        await self._complete(space, encoder)
+        # Documents that change meanwhile are written without the space, and may never cease to. So after one pass
+        # changes are given it, and what is left by then is the last.
+        await self._complete_once(space, encoder, list(self._catalog.lacking(space)))
         self._spaces[space] = encoder
+        try:
+            await self._complete(space, encoder)
+        except BaseException:
+            del self._spaces[space]
+            raise
         self._wake.set()
         await self._optimize_after_bulk()
 
     async def _complete(self, space: str, encoder: Encoder) -> None:
         """Give a vector of ``space`` to every document that has none, but for those that the log will tell of."""
         left = dict[str, Stored | None]()
+        while listed := list(self._catalog.lacking(space) - self._still_left(left)):
+            left |= await self._complete_once(space, encoder, listed)
+
+    async def _complete_once(
+        self, space: str, encoder: Encoder, doc_ids: Sequence[str]
+    ) -> dict[str, Stored | None]:
+        """Of ``doc_ids``, those that still lack a vector. Returns what it left."""
+        left = dict[str, Stored | None]()
         lacking = self._catalog.lacking(space)
-        # Listed once for all pages: with a million documents, that alone holds queries up for a moment.
-        while listed := list(lacking - self._still_left(left)):
-            for start in range(0, len(listed), PAGE):
-                if page := [doc_id for doc_id in listed[start : start + PAGE] if doc_id in lacking]:
-                    left |= await persist(partial(self._complete_page, space, encoder, page))
+        for start in range(0, len(doc_ids), PAGE):
+            if page := [doc_id for doc_id in doc_ids[start : start + PAGE] if doc_id in lacking]:
+                left |= await persist(partial(self._complete_page, space, encoder, page))
+        return left
 
     def _still_left(self, left: Mapping[str, Stored | None]) -> set[str]:
         return {doc_id for doc_id, stored in left.items() if self._catalog.get(doc_id) is stored}
 
     async def _complete_page(self, space: str, encoder: Encoder, doc_ids: list[str]) -> dict[str, Stored | None]:
-        """Returns what it left: another node has written another text, of which the log tells this one too."""
+        """Returns what another node has written another text of: the log will tell this one, too."""
         async with self._write:
             page = await self._index.documents(doc_ids)
             # What isn't there (any more) needs no vector.
@@ -239,12 +253,13 @@ class Indexer:
             if not self._is_held(document):
                 by_digest.setdefault(document.digest, []).append(document)
         texts = {digest: same[0].content for digest, same in by_digest.items()}
-        first, *others = self._spaces
+        spaces = dict(self._spaces)
+        first, *others = spaces
         # The other spaces first: a document that is replaced must not miss in any of them for a moment.
         for space in others:
-            async for _ in self._backfill.vectors(space, self._spaces[space], texts):
+            async for _ in self._backfill.vectors(space, spaces[space], texts):
                 pass
-        async for vectors in self._backfill.vectors(first, self._spaces[first], texts):
+        async for vectors in self._backfill.vectors(first, spaces[first], texts):
             documents = [document for digest in vectors for document in by_digest[digest]]
             await self._upsert(documents, {first: vectors} | {s: self._known(s, vectors) for s in others})
             self.progress("", self.documents)

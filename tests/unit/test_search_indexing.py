@@ -268,6 +268,46 @@ async def test_documents_that_change_during_a_fill_end_with_vectors_of_their_new
             assert await node.first(f"altered{i} wholly other", FULL) == f"d{i}"
 
 
+async def test_changes_that_keep_coming_do_not_keep_a_fill_from_its_end(tmp_path: Path) -> None:
+    async with running(tmp_path) as node:
+        await node.offer(*documents(3))
+        vectors, more = node.backfill.vectors, (Document(f"more{n}", "", f"more {n}") for n in count())
+
+        async def trickle(space: str, *rest: Any) -> AsyncIterator[Any]:
+            if space == FULL and FULL not in node.indexer.spaces:
+                await node.offer(next(more))
+            async for part in vectors(space, *rest):
+                yield part
+
+        node.backfill.vectors = trickle  # type: ignore[method-assign]
+        async with asyncio.timeout(3):
+            await node.indexer.fill(FULL, node.counting.encoder(FULL))
+        assert node.indexer.documents > 3
+        assert len(await node.index.covered(FULL)) == node.indexer.documents
+
+
+async def test_a_space_whose_fill_broke_off_is_not_kept_up(tmp_path: Path) -> None:
+    async with running(tmp_path) as node:
+        await node.offer(*documents(3))
+        vectors, asked = node.backfill.vectors, count()
+
+        async def broken(space: str, *rest: Any) -> AsyncIterator[Any]:
+            if space == FULL:
+                if next(asked) == 1:
+                    raise RuntimeError("no memory")
+                await node.offer(Document("new", "", "brand new thing"))
+            async for part in vectors(space, *rest):
+                yield part
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(node.backfill, "vectors", broken)
+            with pytest.raises(RuntimeError):
+                await node.indexer.fill(FULL, node.counting.encoder(FULL))
+        assert node.indexer.spaces == (BASE,)
+        await node.indexer.fill(FULL, node.counting.encoder(FULL))
+        assert len(await node.index.covered(FULL)) == 4
+
+
 async def test_a_document_that_was_being_encoded_when_a_fill_ended_gets_the_new_space_too(tmp_path: Path) -> None:
     async with running(tmp_path) as node:
         release, plain = threading.Event(), words
