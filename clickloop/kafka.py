@@ -1,12 +1,12 @@
 """The edge to Kafka: topics, producers and consumers, with aiokafka behind them.
 
-Nothing else in ``clickloop``, ``search`` and ``trainer`` imports aiokafka. (``streams`` reads through Faust.)
+Only what lies beneath it (``cluster``, ``offsets``, ``records``) imports aiokafka as well; nothing else in
+``clickloop``, ``search`` and ``trainer`` does. (``streams`` reads through Faust.)
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 import stamina
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import collect_hosts
-from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, TopicAlreadyExistsError, for_code
-from aiokafka.protocol.transaction import InitProducerIdRequest
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from clickloop import codec, offsets, topics
+from clickloop.cluster import START_SECONDS, has_idempotence, unreachable
+from clickloop.cluster import check_servers as check_servers
+from clickloop.cluster import create_topics as create_topics
+from clickloop.cluster import list_topics as list_topics
 from clickloop.errors import BrokerError, MessageError
 from clickloop.events import Message, OffsetRange
 from clickloop.letters import letter_of
@@ -35,8 +35,6 @@ MAX_BATCH_BYTES = 128 * 1024
 """Of one batch to one partition, before compression: a burst of examples goes out in a few requests."""
 FETCH_WAIT_MS = 100
 """A broker answers as soon as there is data, but the embedded one looks only at fractions of this."""
-START_SECONDS = 15.0
-"""A broker that has not answered a starting client by then is not there."""
 
 
 @dataclass(frozen=True)
@@ -59,100 +57,6 @@ def _record(found: Any) -> Record:
     return Record(found.topic, found.partition, found.offset, found.key, found.value, found.headers, at)
 
 
-def _unreachable(bootstrap_servers: str, error: BaseException) -> BrokerError:
-    return BrokerError(f"no Kafka broker answers at {bootstrap_servers}: {error}")
-
-
-async def create_topics(
-    bootstrap_servers: str, *, prefix: str, partitions: int, replication_factor: int = 1
-) -> list[str]:
-    """Create the contract's topics that don't exist yet, and return their names, once the cluster lists them.
-
-    Raises BrokerError where the broker can't be reached or refuses.
-    """
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, client_id="clickloop-admin")
-    created = []
-    try:
-        await admin.start()
-        known = set(await admin.list_topics())
-        for topic in topics.TOPICS:
-            name = topic.name(prefix)
-            if name in known:
-                continue
-            new = NewTopic(
-                name,
-                partitions if topic.partitioned else 1,
-                replication_factor,
-                topic_configs=topic.config(),
-            )
-            try:
-                await admin.create_topics([new])
-            except TopicAlreadyExistsError:
-                continue
-            created.append(name)
-        await _listed(admin, set(created))
-    except KafkaConnectionError as error:
-        raise _unreachable(bootstrap_servers, error) from None
-    except KafkaError as error:
-        raise BrokerError(f"creating topics at {bootstrap_servers} failed: {error}") from error
-    finally:
-        await admin.close()
-    return created
-
-
-async def _listed(admin: AIOKafkaAdminClient, names: set[str]) -> None:
-    """A broker acknowledges a new topic before every listing has it: wait for that. Raises BrokerError."""
-    deadline = time.monotonic() + START_SECONDS
-    while names - set(await admin.list_topics()):
-        if time.monotonic() > deadline:
-            raise BrokerError(f"topics were created, but are not listed after {START_SECONDS:.0f} s")
-        await asyncio.sleep(0.1)
-
-
-async def list_topics(bootstrap_servers: str) -> list[str]:
-    """Names of the topics that the cluster has, sorted. Raises BrokerError where it can't be reached."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, client_id="clickloop-admin")
-    try:
-        await admin.start()
-        return sorted(await admin.list_topics())
-    except (KafkaConnectionError, OSError) as error:
-        raise _unreachable(bootstrap_servers, error) from None
-    except KafkaError as error:
-        raise BrokerError(f"listing topics at {bootstrap_servers} failed: {error!r}") from error
-    finally:
-        await admin.close()
-
-
-async def _has_idempotence(bootstrap_servers: str) -> bool:
-    """Ask the broker for a producer id, as an idempotent producer would.
-
-    What a broker says of its versions is no answer: some list the request and fail it.
-    """
-    client = AIOKafkaClient(bootstrap_servers=bootstrap_servers, client_id="clickloop-probe")
-    request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=60_000)
-    try:
-        async with asyncio.timeout(START_SECONDS):
-            await client.bootstrap()
-            response = await client.send(client.get_random_node(), request)
-    except (KafkaConnectionError, TimeoutError, OSError) as error:
-        raise _unreachable(bootstrap_servers, error) from None
-    except KafkaError:
-        return False
-    finally:
-        await client.close()
-    # A broker that has just started answers "not yet" where it will answer.
-    answer = for_code(response.error_code)
-    return answer is NoError or bool(answer.retriable)
-
-
-def check_servers(servers: str) -> None:
-    """Raises ValueError for what is no comma-separated list of hosts and ports."""
-    try:
-        collect_hosts(servers)
-    except (ValueError, IndexError):
-        raise ValueError("no host:port list") from None
-
-
 class Producer:
     """Sends messages to their topics. Idempotent where the broker supports it.
 
@@ -169,7 +73,7 @@ class Producer:
 
     async def start(self) -> None:
         """Raises BrokerError where no broker answers."""
-        self.idempotent = await _has_idempotence(self._bootstrap_servers)
+        self.idempotent = await has_idempotence(self._bootstrap_servers)
         producer = AIOKafkaProducer(
             bootstrap_servers=self._bootstrap_servers,
             client_id=self._source.replace("/", "-"),
@@ -185,7 +89,7 @@ class Producer:
                 await producer.start()
         except (KafkaError, TimeoutError) as error:
             await producer.stop()
-            raise _unreachable(self._bootstrap_servers, error) from None
+            raise unreachable(self._bootstrap_servers, error) from None
         self._producer = producer
 
     async def stop(self) -> None:
@@ -329,7 +233,7 @@ class Follower:
                 await consumer.seek_to_beginning(*partitions)
         except KafkaConnectionError as error:
             await consumer.stop()
-            raise _unreachable(self._bootstrap_servers, error) from None
+            raise unreachable(self._bootstrap_servers, error) from None
         except KafkaError as error:
             await consumer.stop()
             raise BrokerError(f"the broker at {self._bootstrap_servers} stopped answering: {error!r}") from None
@@ -411,7 +315,7 @@ async def group_consumer(
         await consumer.start()
     except KafkaConnectionError as error:
         await consumer.stop()
-        raise _unreachable(bootstrap_servers, error) from None
+        raise unreachable(bootstrap_servers, error) from None
     try:
         yield consumer
     finally:
@@ -427,7 +331,7 @@ async def end_offsets(bootstrap_servers: str, topic_name: str) -> dict[int, tupl
         first = await consumer.beginning_offsets(partitions)
         end = await offsets.end_offsets(consumer, partitions)
     except KafkaConnectionError as error:
-        raise _unreachable(bootstrap_servers, error) from None
+        raise unreachable(bootstrap_servers, error) from None
     finally:
         await consumer.stop()
     return {p.partition: (first[p], end[p]) for p in partitions}
@@ -446,7 +350,7 @@ async def offsets_since(bootstrap_servers: str, topic_name: str, since: float) -
         end = await offsets.end_offsets(consumer, partitions)
         found = await consumer.offsets_for_times({p: max(0, int(since * 1000)) for p in partitions})
     except KafkaConnectionError as error:
-        raise _unreachable(bootstrap_servers, error) from None
+        raise unreachable(bootstrap_servers, error) from None
     finally:
         await consumer.stop()
     starts = {p: end[p] if found[p] is None else max(first[p], found[p].offset) for p in partitions}
@@ -487,6 +391,6 @@ async def read_range(bootstrap_servers: str, wanted: OffsetRange, *, on_record: 
             if not records and position < wanted.end:
                 raise BrokerError(f"{wanted.topic}/{wanted.partition}: no record at {position} within 10 s")
     except KafkaConnectionError as error:
-        raise _unreachable(bootstrap_servers, error) from None
+        raise unreachable(bootstrap_servers, error) from None
     finally:
         await consumer.stop()

@@ -29,13 +29,19 @@ SHELL = {
     "streams/caps.py",
     "streams/forgotten.py",
 }
+MAY_IMPORT_AIOKAFKA = {
+    "clickloop/cluster.py",
+    "clickloop/kafka.py",
+    "clickloop/offsets.py",
+    "clickloop/records.py",
+}
 MAY_IMPORT_FAUST = {"streams/app.py", "streams/batches.py", "streams/__main__.py"}
 IO_LIBRARIES = {
     "aiohttp", "aiokafka", "asyncio", "faust", "fsspec", "glob", "http", "httpx", "kafka", "mode",
     "multiprocessing", "redis", "requests", "secrets", "selectors", "shutil", "signal", "socket", "sqlite3", "ssl",
     "subprocess", "tempfile", "threading", "urllib",
-    "clickloop.admin", "clickloop.cli", "clickloop.client", "clickloop.kafka", "clickloop.model_store",
-    "clickloop.service", "clickloop.vector_store",
+    "clickloop.admin", "clickloop.cli", "clickloop.client", "clickloop.cluster", "clickloop.kafka",
+    "clickloop.model_store", "clickloop.service", "clickloop.vector_store",
 }  # fmt: skip
 OUTSIDE_WORLD = {
     "datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today", "datetime.date.today",
@@ -148,7 +154,7 @@ def qdrant_stays_in_the_index(path: str, source: str) -> list[str]:
 
 
 def aiokafka_stays_at_the_edge(path: str, source: str) -> list[str]:
-    if path in {"clickloop/kafka.py", "clickloop/offsets.py", "clickloop/records.py"} or path in SHELL:
+    if path in MAY_IMPORT_AIOKAFKA or path in SHELL:
         return []
     return [f"{path} imports {name}" for name in imports(path, ast.parse(source)) if within(name, {"aiokafka"})]
 
