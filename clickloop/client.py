@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
+from typing import Any
 
 from clickloop import codec, topics
 from clickloop.codec import split_key as split_key
-from clickloop.errors import InvalidMessageError, MessageError
+from clickloop.errors import BrokerError, InvalidMessageError, MessageError
 from clickloop.events import (
     DocumentChanged,
     Message,
@@ -19,8 +20,48 @@ from clickloop.events import (
     ResultPreferred,
     ResultRated,
 )
-from clickloop.kafka import Follower, Producer
+from clickloop.kafka import CLOSE_SECONDS, FLUSH_SECONDS, Follower, Producer
 from clickloop.logs import logger
+
+
+class _Deliveries:
+    """What was handed over and is not acknowledged yet, and what failed since that was last said.
+
+    Bounded by the send buffer, which holds two batches of a partition, and then makes the sender wait.
+    """
+
+    def __init__(self) -> None:
+        self._open: set[asyncio.Future[Any]] = set()
+        self._failed = 0
+        self._first = ""
+
+    def add(self, delivery: asyncio.Future[Any]) -> None:
+        self._open.add(delivery)
+        delivery.add_done_callback(self._settle)
+
+    def _settle(self, delivery: asyncio.Future[Any]) -> None:
+        if delivery not in self._open:
+            return
+        self._open.remove(delivery)
+        error = asyncio.CancelledError() if delivery.cancelled() else delivery.exception()
+        if error is not None:
+            self._failed += 1
+            self._first = self._first or repr(error)
+
+    async def acknowledged(self, *, timeout_seconds: float) -> None:
+        """Return once the broker has all of them. Raises BrokerError if one failed, or is open by then."""
+        delivered = set(self._open)
+        if delivered:
+            await asyncio.wait(delivered, timeout=timeout_seconds)
+        for delivery in delivered:
+            if delivery.done():
+                self._settle(delivery)
+        waiting = len(delivered & self._open)
+        if not self._failed and not waiting:
+            return
+        reason = self._first or f"no answer within {timeout_seconds:.0f} s"
+        count, self._failed, self._first = self._failed + waiting, 0, ""
+        raise BrokerError(f"messages that the broker did not acknowledge: {count}; the first for this: {reason}")
 
 
 class FeedbackProducer:
@@ -33,8 +74,10 @@ class FeedbackProducer:
             await feedback.rate(query_id, doc_id="sku-17", rating=5)
 
     Each call returns once the message is in the send buffer; leaving the block, or ``flush()``, waits for the
-    broker's acknowledgement. Invalid values raise InvalidMessageError at once; a broker that can't be
-    reached raises BrokerError.
+    broker's acknowledgement, for FLUSH_SECONDS at most. It raises BrokerError if the broker refused a message or
+    did not answer, with the number of such messages and the first reason. Where the block itself raised, that is
+    logged instead. Invalid values raise InvalidMessageError at once; a broker that can't be reached, a topic that
+    does not exist and a send buffer that stays full raise BrokerError.
     """
 
     def __init__(
@@ -47,16 +90,26 @@ class FeedbackProducer:
     ) -> None:
         self._index = index
         self._producer = Producer(bootstrap_servers, prefix=prefix, source=source)
+        self._deliveries = _Deliveries()
 
     async def __aenter__(self) -> FeedbackProducer:
         await self._producer.start()
+        self._deliveries = _Deliveries()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._producer.stop()
+    async def __aexit__(self, _: object, raised: BaseException | None, __: object) -> None:
+        try:
+            await self.flush()
+        except BrokerError as error:
+            if raised is None:
+                raise
+            logger().error("feedback lost", reason=str(error))
+        finally:
+            await self._producer.stop(timeout_seconds=CLOSE_SECONDS)
 
     async def flush(self) -> None:
-        await self._producer.flush()
+        """Return once the broker has all that was sent. Raises BrokerError where it has not."""
+        await self._deliveries.acknowledged(timeout_seconds=FLUSH_SECONDS)
 
     async def click(
         self,
@@ -198,7 +251,7 @@ class FeedbackProducer:
     async def _send(self, topic: topics.Topic, event: Message) -> None:
         # Constructing a Struct doesn't validate; reading it back does, by the rules that every consumer applies.
         codec.decode(codec.encode(event), type(event))
-        await self._producer.send(topic, event)
+        self._deliveries.add(await self._producer.send(topic, event))
 
 
 class ModelSubscriber:

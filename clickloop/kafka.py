@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import stamina
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError
 
 from clickloop import codec, offsets, topics
 from clickloop.cluster import START_SECONDS, has_idempotence, unreachable
@@ -35,6 +35,10 @@ MAX_BATCH_BYTES = 128 * 1024
 """Of one batch to one partition, before compression: a burst of examples goes out in a few requests."""
 FETCH_WAIT_MS = 100
 """A broker answers as soon as there is data, but the embedded one looks only at fractions of this."""
+FLUSH_SECONDS = 60.0
+"""What is not acknowledged by then is waited for no longer: an idempotent producer would try for ever."""
+CLOSE_SECONDS = 1.0
+"""For what is under way when a producer closes that has given up, or has nothing left to send."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,20 @@ class Producer:
             raise unreachable(self._bootstrap_servers, error) from None
         self._producer = producer
 
-    async def stop(self) -> None:
-        """Send what is buffered, then close."""
-        if self._producer is not None:
-            await self._producer.stop()
-            self._producer = None
+    async def stop(self, *, timeout_seconds: float = FLUSH_SECONDS) -> None:
+        """Send what is buffered, then close. What no broker has taken by then is given up."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await producer.flush()
+                await producer.stop()
+        except TimeoutError:
+            await _give_up(producer)
+        except asyncio.CancelledError:
+            await _give_up(producer)
+            raise
 
     async def __aenter__(self) -> Producer:
         await self.start()
@@ -110,17 +123,25 @@ class Producer:
     ) -> asyncio.Future[Any]:
         """Hand over to the send buffer; the future resolves when the broker has acknowledged.
 
-        It resolves to the record's metadata (``partition``, ``offset``). Without ``partition`` the key decides.
+        It resolves to the record's metadata (``partition``, ``offset``), or raises KafkaError. Without
+        ``partition`` the key decides. Raises BrokerError where the buffer does not take it: no such topic, too
+        large, or full for too long.
         """
         if self._producer is None:
             raise BrokerError("this producer is not started: use 'async with' or await start()")
-        future: asyncio.Future[Any] = await self._producer.send(
-            topic.name(self._prefix),
-            value=codec.encode(message),
-            key=topic.key(message).encode(),
-            partition=partition,
-            headers=codec.headers(message, source=self._source),
-        )
+        name = topic.name(self._prefix)
+        try:
+            future: asyncio.Future[Any] = await self._producer.send(
+                name,
+                value=codec.encode(message),
+                key=topic.key(message).encode(),
+                partition=partition,
+                headers=codec.headers(message, source=self._source),
+            )
+        except UnknownTopicOrPartitionError as error:
+            raise BrokerError(f"topic {name} does not exist: run 'clickloop topics create'") from error
+        except KafkaError as error:
+            raise BrokerError(f"{name}: not sent: {error!r}") from error
         return future
 
     async def send_and_wait(self, topic: topics.Topic, message: Message, *, partition: int | None = None) -> None:
@@ -194,6 +215,15 @@ class Producer:
                 offset=first.offset,
                 reason=first.reason[:200],
             )
+
+
+async def _give_up(producer: AIOKafkaProducer) -> None:
+    """Close a producer without what no broker takes: its own ``stop`` would wait for that."""
+    producer._closed = True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await producer._sender.close()
+    await producer.client.close()
 
 
 class Follower:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaTimeoutError
 
 from clickloop import FeedbackProducer, ModelSubscriber, codec, topics
@@ -21,6 +25,8 @@ from clickloop.events import (
     ResultRated,
 )
 from clickloop.kafka import Follower, Producer, Record, create_topics, end_offsets, list_topics, read_range
+from demo.processes import ProcessGroup
+from demo.stack import start_broker
 from tests.conftest import Broker
 
 
@@ -84,6 +90,59 @@ async def test_invalid_feedback_is_refused_in_the_app_and_never_sent(any_broker:
             await feedback.click("", "d-7")
     assert await read_all(any_broker, topics.CLICKS) == []
     assert await read_all(any_broker, topics.RATINGS) == []
+
+
+async def test_feedback_that_the_broker_refuses_is_an_error_of_the_flush(any_broker: Broker) -> None:
+    if any_broker.kind == "embedded":
+        pytest.skip("the embedded broker has no limit for messages")
+    name = topics.DOCUMENTS.name(any_broker.prefix)
+    admin = AIOKafkaAdminClient(bootstrap_servers=any_broker.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.alter_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, name, configs={"max.message.bytes": "10000"})]
+        )
+    finally:
+        await admin.close()
+    async with FeedbackProducer(any_broker.bootstrap_servers, prefix=any_broker.prefix) as feedback:
+        await feedback.document("d-1", os.urandom(20_000).hex())
+        with pytest.raises(BrokerError, match=r"not acknowledge: 1; .*MessageSizeTooLarge"):
+            await feedback.flush()
+        await feedback.document("d-2", "small")
+    assert [record.key for record in await read_all(any_broker, topics.DOCUMENTS)] == [b"d-2"]
+
+
+async def test_feedback_to_a_topic_that_does_not_exist_says_what_to_do(any_broker: Broker) -> None:
+    if any_broker.kind == "embedded":
+        pytest.skip("the embedded broker makes every topic that is asked for")
+    async with FeedbackProducer(any_broker.bootstrap_servers, prefix="no-such") as feedback:
+        inner = feedback._producer._producer
+        assert inner is not None
+        inner.client._request_timeout_ms = 100
+        with pytest.raises(
+            BrokerError, match=r"no-such\.clicks\.v1 does not exist: run 'clickloop topics create'"
+        ):
+            await feedback.click("q-1", "d-7")
+
+
+async def test_leaving_the_block_ends_though_the_broker_has_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clickloop.client.FLUSH_SECONDS", 0.5)
+    with ProcessGroup() as processes:
+        where = await start_broker(processes, logs=tmp_path)
+        await create_topics(where, prefix="clickloop", partitions=1)
+
+        async def clicks() -> None:
+            async with FeedbackProducer(where) as feedback:
+                await feedback.click("q-0", "d-7")
+                await feedback.flush()
+                await asyncio.to_thread(processes.stop)
+                await feedback.click("q-1", "d-7")
+
+        async with asyncio.timeout(20):
+            with pytest.raises(BrokerError, match="not acknowledge: 1"):
+                await clicks()
 
 
 async def test_subscriber_sees_each_passed_version_of_its_index_once(

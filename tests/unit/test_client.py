@@ -30,13 +30,29 @@ AT = datetime(2026, 3, 2, 9, 15, tzinfo=UTC)
 
 
 class Log:
-    """Stands at the edge to the broker and keeps what the client handed over."""
+    """Stands at the edge to the broker and keeps what the client handed over.
+
+    It acknowledges at once, or as ``answer`` says: an error, or, with None, not at all.
+    """
 
     def __init__(self) -> None:
         self.sent: list[tuple[topics.Topic, Message]] = []
+        self.answer: Exception | str | None = "taken"
+        self.stopped = False
 
-    async def send(self, topic: topics.Topic, message: Message) -> None:
+    async def start(self) -> None: ...
+
+    async def stop(self, **_: float) -> None:
+        self.stopped = True
+
+    async def send(self, topic: topics.Topic, message: Message) -> asyncio.Future[str]:
         self.sent.append((topic, message))
+        delivery: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        if isinstance(self.answer, Exception):
+            delivery.set_exception(self.answer)
+        elif self.answer is not None:
+            delivery.set_result(self.answer)
+        return delivery
 
 
 @pytest.fixture
@@ -161,6 +177,62 @@ async def test_broker_that_does_not_answer_is_a_broker_error_with_its_address() 
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1"):
         async with FeedbackProducer("127.0.0.1:1"):
             pass
+
+
+async def test_what_the_broker_refuses_is_told_of_once_with_the_first_reason(
+    feedback: FeedbackProducer, log: Log
+) -> None:
+    await feedback.click("q-1", "d-1")
+    await feedback.flush()
+    log.answer = OSError("too large")
+    await feedback.click("q-2", "d-1")
+    await asyncio.sleep(0)
+    log.answer = OSError("another")
+    await feedback.click("q-3", "d-1")
+    with pytest.raises(BrokerError, match=r"not acknowledge: 2; .*too large"):
+        await feedback.flush()
+    await feedback.flush()
+
+
+async def test_leaving_the_block_tells_of_what_is_lost_and_closes_all_the_same(
+    feedback: FeedbackProducer, log: Log
+) -> None:
+    log.answer = OSError("too large")
+    with pytest.raises(BrokerError, match="not acknowledge: 1"):
+        async with feedback:
+            await feedback.click("q-1", "d-1")
+    assert log.stopped
+
+
+async def test_an_error_of_the_block_itself_is_not_hidden_by_what_is_lost(
+    feedback: FeedbackProducer, log: Log
+) -> None:
+    async def clicks() -> None:
+        async with feedback:
+            await feedback.click("q-1", "d-1")
+            await feedback.click("", "d-1")
+
+    log.answer = OSError("too large")
+    with pytest.raises(InvalidMessageError):
+        await clicks()
+    assert log.stopped
+
+
+async def test_a_flush_ends_though_the_broker_never_answers(
+    feedback: FeedbackProducer, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clickloop.client.FLUSH_SECONDS", 0.05)
+    log.answer = None
+    await feedback.click("q-1", "d-1")
+    with pytest.raises(BrokerError, match=r"not acknowledge: 1; .* no answer within"):
+        await feedback.flush()
+
+
+async def test_what_is_acknowledged_is_not_kept(feedback: FeedbackProducer) -> None:
+    for number in range(100):
+        await feedback.click(f"q-{number}", "d-1")
+        await asyncio.sleep(0)
+    assert not feedback._deliveries._open
 
 
 def test_split_key_is_stable_hides_the_name_and_depends_on_the_salt() -> None:
