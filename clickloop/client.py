@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
@@ -20,7 +21,7 @@ from clickloop.events import (
     ResultPreferred,
     ResultRated,
 )
-from clickloop.kafka import CLOSE_SECONDS, FLUSH_SECONDS, Follower, Producer
+from clickloop.kafka import CLOSE_SECONDS, FLUSH_SECONDS, Follower, Producer, Record
 from clickloop.logs import logger
 
 
@@ -263,7 +264,8 @@ class ModelSubscriber:
             async for model in models:
                 print(model.version, model.artifact_uri, model.gate)
 
-    With ``from_beginning`` (the default) it starts with the versions that exist. Each version comes once.
+    With ``from_beginning`` (the default) it starts with the versions that exist. Each version comes once; a loop
+    that was left goes on with the next one, as does one after ``wait_for``.
     Versions whose gate did not pass are left out unless ``all_verdicts`` is set; the base model, which went
     through no gate, comes. Messages that can't be read are logged and skipped.
     """
@@ -283,6 +285,8 @@ class ModelSubscriber:
         self._index = index
         self._all_verdicts = all_verdicts
         self._seen: dict[str, ModelVersionPublished] = {}
+        self._fetched: deque[Record] = deque()
+        """Outlives a loop that is left: the next one goes on where it ended."""
 
     async def __aenter__(self) -> ModelSubscriber:
         await self._follower.start()
@@ -293,19 +297,25 @@ class ModelSubscriber:
 
     async def __aiter__(self) -> AsyncIterator[ModelVersionPublished]:
         while True:
-            for _, record in await self._follower.batch(timeout_seconds=1.0):
-                if record.value is None:
-                    continue
-                try:
-                    event = codec.decode(record.value, ModelVersionPublished)
-                except MessageError as error:
-                    logger().warning("model version skipped", offset=record.offset, reason=str(error))
-                    continue
-                if event.index != self._index or event.version in self._seen:
-                    continue
-                self._seen[event.version] = event
-                if self._wanted(event):
+            while self._fetched:
+                event = self._new(self._fetched.popleft())
+                if event is not None and self._wanted(event):
                     yield event
+            self._fetched.extend(record for _, record in await self._follower.batch(timeout_seconds=1.0))
+
+    def _new(self, record: Record) -> ModelVersionPublished | None:
+        """A version of the index that was not heard of before."""
+        if record.value is None:
+            return None
+        try:
+            event = codec.decode(record.value, ModelVersionPublished)
+        except MessageError as error:
+            logger().warning("model version skipped", offset=record.offset, reason=str(error))
+            return None
+        if event.index != self._index or event.version in self._seen:
+            return None
+        self._seen[event.version] = event
+        return event
 
     def _wanted(self, event: ModelVersionPublished) -> bool:
         return self._all_verdicts or event.gate is None or event.gate.verdict == "pass"

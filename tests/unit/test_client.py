@@ -248,12 +248,11 @@ def test_split_key_is_stable_hides_the_name_and_depends_on_the_salt() -> None:
 
 
 class Replay:
-    """A follower that hands out prepared batches, then nothing."""
+    """A follower that hands out prepared records, ``together`` in a batch, then nothing."""
 
-    def __init__(self, values: list[bytes | None]) -> None:
-        self._batches = [
-            [(topics.MODEL_VERSIONS, Record("t", 0, n, None, value))] for n, value in enumerate(values)
-        ]
+    def __init__(self, values: list[bytes | None], *, together: int = 1) -> None:
+        records = [(topics.MODEL_VERSIONS, Record("t", 0, n, None, value)) for n, value in enumerate(values)]
+        self._batches = [records[n : n + together] for n in range(0, len(records), together)]
 
     async def batch(self, **_: object) -> list[tuple[topics.Topic, Record]]:
         await asyncio.sleep(0)
@@ -315,6 +314,21 @@ async def test_waiting_for_a_version_returns_it_or_times_out() -> None:
     assert (await subscriber.wait_for("a", timeout_seconds=5)).version == "a"  # heard on the way to b
     with pytest.raises(TimeoutError):
         await subscriber.wait_for("c", timeout_seconds=0.05)
+
+
+async def test_versions_of_one_batch_are_not_lost_with_the_loop_that_was_left() -> None:
+    subscriber = ModelSubscriber("nowhere:1", index="products")
+    values = [version(name) for name in "abcd"]
+    subscriber._follower = Replay(values, together=4)  # type: ignore[assignment]
+    async with asyncio.timeout(5):
+        async for model in subscriber:
+            assert model.version == "a"
+            break
+        assert (await subscriber.wait_for("b", timeout_seconds=1)).version == "b"
+        async for model in subscriber:
+            assert model.version == "c"
+            break
+        assert (await subscriber.wait_for("d", timeout_seconds=1)).version == "d"
 
 
 def test_public_names_are_where_the_package_says() -> None:
