@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from benchmarks._recorded import Habits, base_answers, replayed, stdlib_world
 from benchmarks._searched import Fused, SearchedBy
@@ -64,7 +63,7 @@ def main(
             answers = fused.answers()
         outcome = replayed(world, answers, habits, kinds=kinds, work=folder, seed=seed, say=say)
         hybrid = _of_hybrid(fused, outcome) if fused is not None else {}
-    print_outcome(outcome, Console(highlight=False, markup=False))
+    print_outcome(outcome, cli.console())
     figures = outcome.to_json()
     summary: dict[str, Any] = {"quick": quick, "search": search}
     for kind, rung in figures["rungs"].items():

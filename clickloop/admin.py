@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from clickloop import cli, codec, topics
@@ -63,7 +62,7 @@ def show_table(title: str, columns: list[str], rows: Iterable[list[str]]) -> Non
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    cli.console().print(table)
 
 
 async def read_topic(settings: Settings, topic: topics.Topic, kind: type[M]) -> list[tuple[int, M]]:

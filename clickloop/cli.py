@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.console import Console
 from typer.exceptions import TyperException
 
 from clickloop import __version__
@@ -57,6 +58,11 @@ def checked(work: Callable[[], T]) -> T:
 def finish(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine under ``checked``."""
     return checked(lambda: asyncio.run(work))
+
+
+def console() -> Console:
+    """It prints data as they are: by itself rich reads ``[word]`` and ``:word:``, and fails on ``[/word]``."""
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def _version(wanted: bool) -> None:

@@ -261,7 +261,7 @@ def replay(
         return replay_files(options, parts, say=lambda line: typer.echo(line, err=True))
 
     outcome = cli.checked(work_through)
-    print_outcome(outcome, Console(highlight=False, markup=False))
+    print_outcome(outcome, cli.console())
     if json_file is not None:
         cli.checked(lambda: write_json(outcome.to_json(), json_file))
 

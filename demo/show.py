@@ -53,7 +53,8 @@ async def show(options: Options, *, keep: bool, json: Path | None) -> Report:
                     report = await run(stages[0], options, say=display.say)
                 finally:
                     ticking.cancel()
-            console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+            width = None if sys.stdout.isatty() else PLAIN_WIDTH
+            console = Console(file=sys.stdout, width=width, markup=False, emoji=False)
             print_table(report, console)
             if json is not None:
                 report.write(json)
