@@ -22,7 +22,7 @@ from clickloop.commands import (
     Rollback,
     Strategy,
 )
-from clickloop.errors import ClickloopError, MessageError
+from clickloop.errors import ClickloopError, MessageError, SettingsError
 from clickloop.events import Message, MessageQuarantined, ModelVersionPublished, OffsetRange, VersionKind
 from clickloop.kafka import Follower, Producer, create_topics, end_offsets, list_topics
 from clickloop.settings import Settings
@@ -176,14 +176,26 @@ def letters_replay(
 
 
 def _wish(settings: Settings, topic: topics.Topic, command: Command) -> None:
-    """Send a command and wait until the broker has it."""
+    """Send a command and wait until the broker has it.
+
+    What its readers would refuse ends the process with 2: a command that is sent can't be taken back.
+    """
 
     async def send() -> None:
         async with Producer(settings.bootstrap_servers, prefix=settings.topic_prefix, source="cli") as producer:
             await producer.send_and_wait(topic, command)
 
+    cli.checked(lambda: _check(command))
     cli.finish(send())
     typer.echo(f"{type(command).__name__} {command.command_id} sent")
+
+
+def _check(command: Command) -> None:
+    """Raises SettingsError where a field breaks its rule."""
+    try:
+        codec.decode(codec.encode(command), type(command))
+    except MessageError as error:
+        raise SettingsError(f"not sent: {error}") from None
 
 
 def retrain(

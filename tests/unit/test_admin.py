@@ -6,7 +6,10 @@ import io
 import sys
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from clickloop import admin
 from clickloop.admin import show_table
 
 
@@ -22,3 +25,35 @@ def test_a_table_on_a_terminal_shows_data_as_they_are(cell: str, monkeypatch: py
     monkeypatch.setattr(sys, "stdout", terminal)
     show_table("Dead letters", ["letter", "reason"], [["0", cell]])
     assert cell in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["forget-user", ""], "split_key"),
+        (["forget-user", "x" * 300], "split_key"),
+        (["promote", "", "--reason", "better"], "version"),
+        (["retrain", "--cancel", "x" * 300], "retrain"),
+        (["retrain", "--budget-seconds", "-1"], "budget_seconds"),
+        (["retrain", "--budget-seconds", "nan"], "budget_seconds"),
+    ],
+)
+def test_a_wish_that_every_reader_would_refuse_is_not_sent(
+    arguments: list[str], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def held(*_: object) -> dict[int, tuple[int, int]]:
+        return {0: (0, 5)}
+
+    class Sent:
+        def __init__(self, *_: object, **__: object) -> None:
+            raise AssertionError("sent")
+
+    monkeypatch.setattr(admin, "end_offsets", held)
+    monkeypatch.setattr(admin, "Producer", Sent)
+    app = typer.Typer()
+    admin.add_to(app)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("clickloop: not sent: not a valid ")
+    assert field in done.stderr
+    assert done.stderr.count("\n") == 1
