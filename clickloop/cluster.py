@@ -34,22 +34,12 @@ async def create_topics(
     try:
         await admin.start()
         known = set(await admin.list_topics())
-        for topic in topics.TOPICS:
-            name = topic.name(prefix)
-            if name in known:
-                continue
-            new = NewTopic(
-                name,
-                partitions if topic.partitioned else 1,
-                replication_factor,
-                topic_configs=topic.config(),
-            )
-            try:
-                await admin.create_topics([new])
-            except TopicAlreadyExistsError:
-                continue
-            created.append(name)
-        await _listed(admin, set(created))
+        missing = [(topic, topic.name(prefix)) for topic in topics.TOPICS if topic.name(prefix) not in known]
+        for topic, name in missing:
+            count = partitions if topic.partitioned else 1
+            if await _create(admin, NewTopic(name, count, replication_factor, topic_configs=topic.config())):
+                created.append(name)
+        await _listed(admin, {name for _, name in missing})
     except KafkaConnectionError as error:
         raise unreachable(bootstrap_servers, error) from None
     except KafkaError as error:
@@ -57,6 +47,19 @@ async def create_topics(
     finally:
         await admin.close()
     return created
+
+
+async def _create(admin: AIOKafkaAdminClient, new: NewTopic) -> bool:
+    """False where someone else has just created it. Raises BrokerError with the words of a broker that refuses."""
+    answer = await admin.create_topics([new])
+    for _, code, *words in answer.topic_errors:
+        error = for_code(code)
+        if error is TopicAlreadyExistsError:
+            return False
+        if error is not NoError:
+            said = words[0] if words and words[0] else error.__name__
+            raise BrokerError(f"the broker refuses to create {new.name}: {said}")
+    return True
 
 
 async def _listed(admin: AIOKafkaAdminClient, names: set[str]) -> None:

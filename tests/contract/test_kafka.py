@@ -66,6 +66,30 @@ async def test_every_topic_of_the_contract_is_created_and_a_second_time_none(any
     assert again == []
 
 
+async def test_a_topic_that_the_broker_refuses_is_an_error_with_its_words(any_broker: Broker) -> None:
+    if any_broker.kind == "embedded":
+        pytest.skip("the embedded broker takes any number of replicas")
+    prefix = f"{any_broker.prefix}-replicas"
+    with pytest.raises(
+        BrokerError, match=rf"refuses to create {prefix}\.documents\.v1: .*replication factor of 9"
+    ):
+        await create_topics(any_broker.bootstrap_servers, prefix=prefix, partitions=1, replication_factor=9)
+
+
+async def test_topics_that_another_creates_meanwhile_are_no_error_and_not_counted(
+    any_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lists = AIOKafkaAdminClient.list_topics, 0
+
+    async def none_yet(admin: AIOKafkaAdminClient) -> list[str]:
+        nonlocal lists
+        lists += 1
+        return [] if lists == 1 else await real(admin)
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "list_topics", none_yet)
+    assert await create_topics(any_broker.bootstrap_servers, prefix=any_broker.prefix, partitions=4) == []
+
+
 async def test_feedback_of_an_app_arrives_with_its_key_and_in_its_partition(any_broker: Broker) -> None:
     async with FeedbackProducer(any_broker.bootstrap_servers, prefix=any_broker.prefix, index="shop") as feedback:
         clicked = await feedback.click("q-1", "d-7", position=3, split_key="k")
