@@ -69,14 +69,13 @@ async def read_topic(settings: Settings, topic: topics.Topic, kind: type[M]) -> 
     """Every readable message of a topic with its offset. What can't be read is named on standard error."""
     found: list[tuple[int, M]] = []
     async with Follower(settings.bootstrap_servers, [topic], prefix=settings.topic_prefix) as follower:
-        while not await follower.caught_up():
-            for _, record in await follower.batch():
-                if record.value is None:
-                    continue
-                try:
-                    found.append((record.offset, codec.decode(record.value, kind)))
-                except MessageError as error:
-                    typer.echo(f"{record.topic} offset {record.offset}: {error}", err=True)
+        async for _, record in follower.held():
+            if record.value is None:
+                continue
+            try:
+                found.append((record.offset, codec.decode(record.value, kind)))
+            except MessageError as error:
+                typer.echo(f"{record.topic} offset {record.offset}: {error}", err=True)
     return found
 
 
@@ -298,12 +297,11 @@ async def _announced(settings: Settings, version: str) -> ModelVersionPublished 
     found: ModelVersionPublished | None = None
     where, prefix = settings.bootstrap_servers, settings.topic_prefix
     async with Follower(where, [topics.MODEL_VERSIONS], prefix=prefix) as follower:
-        while not await follower.caught_up():
-            for _, record in await follower.batch(timeout_seconds=0.2):
-                with suppress(MessageError):  # those that act on versions quarantine it
-                    event = codec.decode(record.value, ModelVersionPublished)
-                    if (event.index, event.version) == (settings.index, version):
-                        found = event
+        async for _, record in follower.held():
+            with suppress(MessageError):  # those that act on versions quarantine it
+                event = codec.decode(record.value, ModelVersionPublished)
+                if (event.index, event.version) == (settings.index, version):
+                    found = event
     return found
 
 

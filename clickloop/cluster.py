@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
@@ -20,6 +22,17 @@ START_SECONDS = 15.0
 
 def unreachable(bootstrap_servers: str, error: BaseException) -> BrokerError:
     return BrokerError(f"no Kafka broker answers at {bootstrap_servers}: {error}")
+
+
+@contextmanager
+def answering(bootstrap_servers: str) -> Iterator[None]:
+    """Let no error of aiokafka out of the block. Raises BrokerError."""
+    try:
+        yield
+    except KafkaConnectionError as error:
+        raise unreachable(bootstrap_servers, error) from None
+    except KafkaError as error:
+        raise BrokerError(f"the broker at {bootstrap_servers} stopped answering: {error!r}") from error
 
 
 async def create_topics(

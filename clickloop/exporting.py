@@ -179,7 +179,5 @@ async def read_topics(bootstrap_servers: str, *, prefix: str, into: Collected) -
     """Everything that the topics hold now. Raises BrokerError."""
     wanted = [topics.TRAINING_EXAMPLES, topics.DOCUMENTS]
     async with Follower(bootstrap_servers, wanted, prefix=prefix) as follower:
-        # Not until nothing comes: a topic that is written to all the time would be read for ever.
-        while not await follower.caught_up():
-            for topic, record in await follower.batch(timeout_seconds=0.2, max_records=5000):
-                into.add(topic, record)
+        async for topic, record in follower.held(max_records=5000):
+            into.add(topic, record)

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import stamina
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from clickloop import codec, offsets, topics
-from clickloop.cluster import START_SECONDS, has_idempotence, unreachable
+from clickloop.cluster import START_SECONDS, answering, has_idempotence, unreachable
 from clickloop.cluster import check_servers as check_servers
 from clickloop.cluster import create_topics as create_topics
 from clickloop.cluster import list_topics as list_topics
@@ -35,6 +35,8 @@ MAX_BATCH_BYTES = 128 * 1024
 """Of one batch to one partition, before compression: a burst of examples goes out in a few requests."""
 FETCH_WAIT_MS = 100
 """A broker answers as soon as there is data, but the embedded one looks only at fractions of this."""
+SILENT_SECONDS = 30.0
+"""A broker from which nothing more of what it holds has come by then is there no longer."""
 FLUSH_SECONDS = 60.0
 """What is not acknowledged by then is waited for no longer: an idempotent producer would try for ever."""
 CLOSE_SECONDS = 1.0
@@ -256,19 +258,14 @@ class Follower:
             max_partition_fetch_bytes=4 * codec.MAX_MESSAGE_BYTES,
         )
         try:
-            await consumer.start()
-            partitions = [p for name in self._names for p in await _partitions(consumer, name)]
-            self._ends = await offsets.end_offsets(consumer, partitions)
-            if self._from_beginning:
-                await consumer.seek_to_beginning(*partitions)
-        except KafkaConnectionError as error:
-            await consumer.stop()
-            raise unreachable(self._bootstrap_servers, error) from None
-        except KafkaError as error:
-            await consumer.stop()
-            raise BrokerError(f"the broker at {self._bootstrap_servers} stopped answering: {error!r}") from None
+            with answering(self._bootstrap_servers):
+                await consumer.start()
+                partitions = [p for name in self._names for p in await _partitions(consumer, name)]
+                self._ends = await offsets.end_offsets(consumer, partitions)
+                if self._from_beginning:
+                    await consumer.seek_to_beginning(*partitions)
         except BaseException:
-            await consumer.stop()
+            await _stop(consumer)
             raise
         if not self._from_beginning:
             for partition, end in self._ends.items():
@@ -277,7 +274,7 @@ class Follower:
 
     async def stop(self) -> None:
         if self._consumer is not None:
-            await self._consumer.stop()
+            await _stop(self._consumer)
             self._consumer = None
 
     async def __aenter__(self) -> Follower:
@@ -290,20 +287,59 @@ class Follower:
     async def batch(
         self, *, timeout_seconds: float = 0.5, max_records: int = 500
     ) -> list[tuple[topics.Topic, Record]]:
-        """The next records, at most ``max_records``; empty after ``timeout_seconds`` without any."""
+        """The next records, at most ``max_records``; empty after ``timeout_seconds`` without any.
+
+        Raises BrokerError.
+        """
         if self._consumer is None:
             raise BrokerError("this follower is not started: use 'async with' or await start()")
-        got = await self._consumer.getmany(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
+        with answering(self._bootstrap_servers):
+            got = await self._consumer.getmany(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
         return [(self._names[r.topic], _record(r)) for records in got.values() for r in records]
 
     async def caught_up(self) -> bool:
-        """Everything that lay in the log at the start has been handed out."""
+        """Everything that lay in the log at the start has been handed out. Raises BrokerError."""
         if self._consumer is None:
             return False
-        for partition, end in self._ends.items():
-            if end and await self._consumer.position(partition) < end:
-                return False
+        with answering(self._bootstrap_servers):
+            for partition, end in self._ends.items():
+                if end and await self._consumer.position(partition) < end:
+                    return False
         return True
+
+    async def held(self, *, max_records: int = 500) -> AsyncIterator[tuple[topics.Topic, Record]]:
+        """What lay in the log at the start, and what comes with the last of it.
+
+        Not all until nothing comes: a topic that is written to all the time would be read for ever. Raises
+        BrokerError where the broker falls silent before.
+        """
+        while batch := await self._more(max_records):
+            for one in batch:
+                yield one
+
+    async def _more(self, max_records: int) -> list[tuple[topics.Topic, Record]]:
+        """The next records; none where all that lay in the log has been handed out."""
+        try:
+            async with asyncio.timeout(SILENT_SECONDS):
+                while not await self.caught_up():
+                    if batch := await self.batch(timeout_seconds=0.2, max_records=max_records):
+                        return batch
+        except TimeoutError:
+            raise BrokerError(
+                f"the broker at {self._bootstrap_servers} stopped answering: nothing for {SILENT_SECONDS:.0f} s"
+            ) from None
+        return []
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    """Close a consumer. One that waits to ask a broker again breaks off its own ``stop`` with a cancellation."""
+    try:
+        await consumer.stop()
+    except asyncio.CancelledError:
+        await consumer._client.close()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
 
 
 async def _partitions(consumer: AIOKafkaConsumer, name: str) -> list[TopicPartition]:
@@ -342,28 +378,31 @@ async def group_consumer(
         max_poll_interval_ms=24 * 60 * 60 * 1000,
     )
     try:
-        await consumer.start()
-    except KafkaConnectionError as error:
-        await consumer.stop()
-        raise unreachable(bootstrap_servers, error) from None
-    try:
+        with answering(bootstrap_servers):
+            await consumer.start()
         yield consumer
     finally:
-        await consumer.stop()
+        await _stop(consumer)
+
+
+@asynccontextmanager
+async def _one_look(bootstrap_servers: str, **options: Any) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer without a group, for the block. Raises BrokerError."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False, **options)
+    try:
+        with answering(bootstrap_servers):
+            await consumer.start()
+            yield consumer
+    finally:
+        await _stop(consumer)
 
 
 async def end_offsets(bootstrap_servers: str, topic_name: str) -> dict[int, tuple[int, int]]:
     """First offset and end offset of each partition. Raises BrokerError."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
-    try:
-        await consumer.start()
+    async with _one_look(bootstrap_servers) as consumer:
         partitions = await _partitions(consumer, topic_name)
         first = await consumer.beginning_offsets(partitions)
         end = await offsets.end_offsets(consumer, partitions)
-    except KafkaConnectionError as error:
-        raise unreachable(bootstrap_servers, error) from None
-    finally:
-        await consumer.stop()
     return {p.partition: (first[p], end[p]) for p in partitions}
 
 
@@ -372,17 +411,11 @@ async def offsets_since(bootstrap_servers: str, topic_name: str, since: float) -
 
     The embedded broker doesn't look up times, and gives the first offset that it has. Raises BrokerError.
     """
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
-    try:
-        await consumer.start()
+    async with _one_look(bootstrap_servers) as consumer:
         partitions = await _partitions(consumer, topic_name)
         first = await consumer.beginning_offsets(partitions)
         end = await offsets.end_offsets(consumer, partitions)
         found = await consumer.offsets_for_times({p: max(0, int(since * 1000)) for p in partitions})
-    except KafkaConnectionError as error:
-        raise unreachable(bootstrap_servers, error) from None
-    finally:
-        await consumer.stop()
     starts = {p: end[p] if found[p] is None else max(first[p], found[p].offset) for p in partitions}
     return {p.partition: (starts[p], end[p]) for p in partitions}
 
@@ -392,14 +425,8 @@ async def read_range(bootstrap_servers: str, wanted: OffsetRange, *, on_record: 
 
     Raises BrokerError when the broker no longer holds the whole range, or doesn't answer.
     """
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap_servers,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        max_partition_fetch_bytes=4 * codec.MAX_MESSAGE_BYTES,
-    )
-    try:
-        await consumer.start()
+    limits = {"auto_offset_reset": "none", "max_partition_fetch_bytes": 4 * codec.MAX_MESSAGE_BYTES}
+    async with _one_look(bootstrap_servers, **limits) as consumer:
         partition = TopicPartition(wanted.topic, wanted.partition)
         await _partitions(consumer, wanted.topic)
         first = (await consumer.beginning_offsets([partition]))[partition]
@@ -420,7 +447,3 @@ async def read_range(bootstrap_servers: str, wanted: OffsetRange, *, on_record: 
                     on_record(_record(r))
             if not records and position < wanted.end:
                 raise BrokerError(f"{wanted.topic}/{wanted.partition}: no record at {position} within 10 s")
-    except KafkaConnectionError as error:
-        raise unreachable(bootstrap_servers, error) from None
-    finally:
-        await consumer.stop()

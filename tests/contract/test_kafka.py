@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -24,7 +24,16 @@ from clickloop.events import (
     ResultClicked,
     ResultRated,
 )
-from clickloop.kafka import Follower, Producer, Record, create_topics, end_offsets, list_topics, read_range
+from clickloop.kafka import (
+    Follower,
+    Producer,
+    Record,
+    create_topics,
+    end_offsets,
+    list_topics,
+    offsets_since,
+    read_range,
+)
 from demo.processes import ProcessGroup
 from demo.stack import start_broker
 from tests.conftest import Broker
@@ -249,8 +258,36 @@ async def test_a_broker_that_stops_answering_is_one_clear_error(
         raise KafkaTimeoutError("Failed to get offsets by times in 40000 ms")
 
     monkeypatch.setattr("clickloop.kafka.offsets.end_offsets", silent)
-    with pytest.raises(BrokerError, match=rf"the broker at {any_broker.bootstrap_servers} stopped answering"):
-        await read_all(any_broker, topics.CLICKS)
+    where, name = any_broker.bootstrap_servers, topics.CLICKS.name(any_broker.prefix)
+    wanted = OffsetRange(topic=name, partition=0, start=0, end=1)
+    questions: list[Callable[[], Awaitable[object]]] = [
+        lambda: read_all(any_broker, topics.CLICKS),
+        lambda: end_offsets(where, name),
+        lambda: offsets_since(where, name, 0.0),
+        lambda: read_range(where, wanted, on_record=print),
+    ]
+    for ask in questions:
+        with pytest.raises(BrokerError, match=rf"the broker at {where} stopped answering"):
+            await ask()
+
+
+async def test_reading_what_a_broker_held_ends_though_it_has_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clickloop.kafka.SILENT_SECONDS", 1.0)
+
+    async def read(where: str) -> None:
+        async with Follower(where, [topics.CLICKS]) as follower:
+            follower._ends = dict.fromkeys(follower._ends, 100)
+            await asyncio.to_thread(processes.stop)
+            async for _ in follower.held():
+                pass
+
+    with ProcessGroup() as processes:
+        where = await start_broker(processes, logs=tmp_path)
+        await create_topics(where, prefix="clickloop", partitions=1)
+        with pytest.raises(BrokerError, match="stopped answering: nothing for 1 s"):
+            await read(where)
 
 
 async def test_producers_are_idempotent_where_the_broker_gives_producer_ids(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import sys
+from collections.abc import Awaitable, Callable
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from clickloop import admin
-from clickloop.admin import show_table
+from clickloop import admin, topics
+from clickloop.admin import read_topic, show_table
+from clickloop.errors import BrokerError
+from clickloop.events import MessageQuarantined
+from clickloop.settings import Settings
+from tests.unit.busy_topic import Silent
 
 
 class Terminal(io.StringIO):
@@ -57,3 +63,21 @@ def test_a_wish_that_every_reader_would_refuse_is_not_sent(
     assert done.stderr.startswith("clickloop: not sent: not a valid ")
     assert field in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda settings: read_topic(settings, topics.DEAD_LETTERS, MessageQuarantined),
+        lambda settings: admin._announced(settings, "adapter-1"),
+    ],
+    ids=["read_topic", "announced"],
+)
+async def test_a_topic_whose_broker_has_died_is_given_up(
+    read: Callable[[Settings], Awaitable[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "Follower", Silent)
+    monkeypatch.setattr("clickloop.kafka.SILENT_SECONDS", 0.05)
+    async with asyncio.timeout(2):
+        with pytest.raises(BrokerError, match="nowhere:1 stopped answering"):
+            await read(Settings(bootstrap_servers="nowhere:1"))

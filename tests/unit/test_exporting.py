@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from clickloop import codec, topics
-from clickloop.errors import SettingsError
+from clickloop.errors import BrokerError, SettingsError
 from clickloop.events import DocumentChanged, ExampleFormed, Message
 from clickloop.exporting import COLUMNS, Collected, Filter, Shape, collected, read_topics
 from clickloop.files import Format, writer
 from clickloop.files import rows as file_rows
 from clickloop.kafka import Record
 from clickloop.sources import Sources
-from tests.unit.busy_topic import busy
+from tests.unit.busy_topic import Silent, busy
 
 AT = datetime(2026, 3, 2, tzinfo=UTC)
 SHAPES: list[Shape] = ["pairs", "triplets", "preferences"]
@@ -225,3 +225,13 @@ async def test_a_topic_that_is_written_to_all_the_time_is_read_to_where_it_ended
     async with asyncio.timeout(10):
         await read_topics("nowhere:1", prefix="clickloop", into=found)
     assert found.counts(Filter())[0] == 3
+
+
+async def test_a_topic_whose_broker_has_died_is_given_up(
+    found: Collected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clickloop.exporting.Follower", Silent)
+    monkeypatch.setattr("clickloop.kafka.SILENT_SECONDS", 0.05)
+    async with asyncio.timeout(2):
+        with pytest.raises(BrokerError, match="stopped answering"):
+            await read_topics("nowhere:1", prefix="clickloop", into=found)
