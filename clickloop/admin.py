@@ -151,7 +151,17 @@ def lettersshow_table(
 ) -> None:
     """Print the original bytes as they came."""
     settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    sys.stdout.buffer.write(cli.finish(_letter(settings, letter)).value)
+    event = cli.finish(_letter(settings, letter))
+    if event.cut:
+        typer.echo(_not_whole(letter, event), err=True)
+    sys.stdout.buffer.write(event.value)
+
+
+def _not_whole(letter: int, event: MessageQuarantined) -> str:
+    where = f"{event.topic} partition {event.partition} offset {event.offset}"
+    return (
+        f"dead letter {letter} lacks a part that was too long ({', '.join(event.cut)}); whole it lies at {where}"
+    )
 
 
 @letters_app.command("replay")
@@ -160,11 +170,13 @@ def letters_replay(
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
 ) -> None:
-    """Send the original bytes to their topic again, under their original key and headers."""
+    """Send the original bytes to their topic again, under their original key and headers, where all are there."""
     settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
 
     async def work() -> MessageQuarantined:
         event = await _letter(settings, letter)
+        if event.cut:
+            raise ClickloopError(f"not sent: {_not_whole(letter, event)}")
         async with Producer(settings.bootstrap_servers, prefix=settings.topic_prefix, source="cli") as producer:
             headers = [(header.name, header.value) for header in event.headers]
             await producer.send_raw(event.topic, event.value, key=event.key, headers=headers)

@@ -34,6 +34,8 @@ Domain = Annotated[str, Meta(max_length=256)]
 Stars = Annotated[float, Meta(ge=1.0, le=5.0)]
 VersionKind = Literal["adapter", "query_encoder", "full"]
 Verdict = Literal["pass", "fail", "inconclusive"]
+Part = Literal["value", "key", "headers"]
+"""Of a record."""
 
 
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=True, gc=False):
@@ -411,7 +413,7 @@ class Header(Struct, frozen=True, kw_only=True):
 
 
 class MessageQuarantined(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """A message that its consumer could not use, whole, with the reason."""
+    """A message that its consumer could not use, with the reason: whole, unless ``cut`` says otherwise."""
 
     topic: str
     partition: Count
@@ -425,3 +427,5 @@ class MessageQuarantined(Event, frozen=True, kw_only=True, omit_defaults=True):
     key: bytes | None = None
     headers: list[Header] = field(default_factory=list)
     """The original ones: where the record is a CloudEvent in binary mode, half of it is in them."""
+    cut: list[Part] = field(default_factory=list)
+    """What was too long for a letter: of value and key the beginning is here, of the headers none."""

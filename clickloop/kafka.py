@@ -204,8 +204,7 @@ class Producer:
             await self._producer.flush()
 
     async def quarantine(self, *unusable: tuple[Record, MessageError], service: str, index: str) -> None:
-        """Send messages that can't be used to ``dead-letters``, whole, each with its reason. Raises
-        BrokerError."""
+        """Send messages that can't be used to ``dead-letters``, each with its reason. Raises BrokerError."""
         letters = [letter_of(record, error, service=service, index=index) for record, error in unusable]
         await self.send_all((topics.DEAD_LETTERS, letter) for letter in letters)
         if letters:

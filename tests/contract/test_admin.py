@@ -57,6 +57,19 @@ async def test_a_dead_letter_is_listed_shown_and_replayed_byte_for_byte(broker: 
     assert "no dead letter 99" in missing.stderr
 
 
+async def test_a_dead_letter_that_was_cut_is_shown_with_a_warning_and_not_sent_again(broker: Broker) -> None:
+    name = topics.DOCUMENTS.name(broker.prefix)
+    async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
+        record = Record(name, 0, 7, b"key", b"x" * 600_000)
+        await producer.quarantine((record, InvalidMessageError("no mapping")), service="search", index="default")
+    said = f"dead letter 0 lacks a part that was too long (value); whole it lies at {name} partition 0 offset 7\n"
+    shown = clickloop(broker, "dead-letters", "show", "0")
+    assert (shown.returncode, len(shown.stdout), shown.stderr) == (0, 500_000, said)
+    sent = clickloop(broker, "dead-letters", "replay", "0")
+    assert (sent.returncode, sent.stdout, sent.stderr) == (1, "", f"clickloop: not sent: {said}")
+    assert await read_all(broker, topics.DOCUMENTS) == []
+
+
 async def test_every_wish_arrives_as_its_command(broker: Broker) -> None:
     for arguments in (
         ["rollback", "--reason", "worse"],

@@ -387,3 +387,4 @@ GOLDEN["DriftMeasured.v1-3"] = replace(
     GOLDEN["DriftMeasured.v1-2"], slices=[e.SliceCounts(examples=310, domain="shoes", difficulty="hard")]
 )
 GOLDEN["Retrain.v1-2"] = replace(GOLDEN["Retrain.v1"], strategy="fine_tune", pairs_uri="s3://search/pairs.jsonl")
+GOLDEN["MessageQuarantined.v1-3"] = replace(GOLDEN["MessageQuarantined.v1-2"], cut=["value"])

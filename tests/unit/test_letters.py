@@ -27,6 +27,22 @@ def test_a_letter_keeps_the_record_whole_its_place_and_headers() -> None:
     assert found.headers == [Header(name="ce_id", value=b"1")]
     assert (found.error, len(found.reason)) == ("UnreadableMessageError", 1000)
     assert (letter(None, key=None).value, letter(None, key=None).key) == (b"", None)
+    assert found.cut == []
+
+
+@pytest.mark.parametrize(
+    ("record", "cut"),
+    [
+        ({"value": b"x" * 500_000, "key": b"k" * 10_000}, []),
+        ({"value": b"x" * 500_001}, ["value"]),
+        ({"key": b"k" * 10_001}, ["key"]),
+        ({"headers": [("n" * 100_000, b"")]}, ["headers"]),
+        ({"value": LONG, "key": LONG, "headers": [("n" * 100_000, b"")]}, ["value", "key", "headers"]),
+    ],
+    ids=["whole", "value", "key", "headers", "all"],
+)
+def test_a_letter_says_what_of_the_record_it_lacks(record: dict[str, Any], cut: list[str]) -> None:
+    assert letter(**record).cut == cut
 
 
 @pytest.mark.parametrize(
