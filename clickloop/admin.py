@@ -144,7 +144,7 @@ async def _letter(settings: Settings, offset: int) -> MessageQuarantined:
 
 
 @letters_app.command("show")
-def lettersshow_table(
+def letters_show(
     letter: Annotated[int, typer.Argument(help="Number from 'dead-letters list'.")],
     bootstrap_servers: cli.BootstrapServers = None,
     topic_prefix: cli.TopicPrefix = None,
