@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 from qdrant_client import AsyncQdrantClient, models
+from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from search.index import (
@@ -236,7 +237,7 @@ class ServerIndex:
     async def _ask(self, call: Awaitable[T]) -> T:
         try:
             return await call
-        except (ApiException, httpx.HTTPError) as error:
+        except (ApiException, QdrantException, httpx.HTTPError) as error:
             raise IndexUnavailableError(f"Qdrant, collection {self._name}: {error}") from error
 
 

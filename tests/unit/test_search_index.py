@@ -287,12 +287,19 @@ def answered(server: Callable[[httpx.Request], httpx.Response]) -> ServerIndex:
 
 
 @pytest.mark.parametrize(
-    ("status", "raised"), [(413, DocumentRefusedError), (422, DocumentRefusedError), (503, IndexUnavailableError)]
+    ("status", "raised"),
+    [
+        (413, DocumentRefusedError),
+        (422, DocumentRefusedError),
+        (429, IndexUnavailableError),
+        (503, IndexUnavailableError),
+    ],
 )
 async def test_what_a_server_says_of_a_document_tells_whether_to_ask_again(
     status: int, raised: type[Exception]
 ) -> None:
-    index = answered(lambda _: httpx.Response(status, json={"status": {"error": "no"}}))
+    says = {"json": {"status": {"error": "no"}}, "headers": {"Retry-After": "1"}}
+    index = answered(lambda _: httpx.Response(status, **says))
     with pytest.raises(raised):
         await index.upsert(DOCUMENTS, {A: vectors(DOCUMENTS)})
     await index.close()
