@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from pydantic import SecretStr
 
 from clickloop.settings import ArtifactSettings, GenerateSettings, Settings
@@ -190,3 +193,10 @@ def test_image_is_made_of_every_package_and_names_no_registry() -> None:
     ignore = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
     assert {f"!{name}" for name in copied} <= set(ignore)
     assert "://" not in re.sub(r"(file|http)://(/|127\.0\.0\.1)", "", dockerfile())
+
+
+def test_no_typer_is_taken_that_lacks_what_the_command_line_imports() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    [typer] = [one for one in map(Requirement, project["dependencies"]) if one.name == "typer"]
+    assert "0.27.1" not in typer.specifier, "typer.exceptions came with 0.27.2"
+    assert version("typer") in typer.specifier
