@@ -345,9 +345,9 @@ def forget_user(
     topic_prefix: cli.TopicPrefix = None,
     index: cli.Index = None,
 ) -> None:
-    """Form no more examples from what this user does."""
+    """Form no more examples from what this user does, and train on none of them."""
     settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index)
-    _wish(settings, topics.COMMANDS, ForgetUser(**_head(settings), split_key=split_key))
+    _wish(settings, topics.COMMANDS, ForgetUser(**_head(settings), split_key=codec.short_key(split_key)))
 
 
 def _head(settings: Settings) -> dict[str, Any]:

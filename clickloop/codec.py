@@ -25,6 +25,7 @@ Headers = list[tuple[str, bytes]]
 
 MAX_MESSAGE_BYTES = 1_000_000
 """Kafka's own default limit; what is larger is refused before it is parsed."""
+MAX_KEY = 256
 
 FIRST_YEAR, LAST_YEAR = 1970, 8999
 """Times outside of it are refused: conversions to other zones and to seconds would fail on them."""
@@ -53,6 +54,11 @@ def split_key(user_or_session: str, *, salt: str = "") -> str:
     Give your own secret ``salt``, else anyone with a list of your users can compute them.
     """
     return hashlib.blake2b(user_or_session.encode(), digest_size=16, key=salt.encode()[:64]).hexdigest()
+
+
+def short_key(key: str) -> str:
+    """A split key as it is kept, and as ForgetUser names it: one of over 256 characters goes by its pseudonym."""
+    return key if len(key) <= MAX_KEY else split_key(key)
 
 
 def encode(message: Message) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from clickloop.codec import short_key
 from clickloop.events import QueryServed, ResultClicked, ResultPreferred, ResultRated
 from clickloop.propensity import swap_chance
 from streams.examples import Feedback
@@ -81,7 +82,7 @@ class Impression(msgspec.Struct, array_like=True, gc=False, eq=False):
             event.served_at.timestamp(),
             results,
             positions,
-            event.split_key,
+            short_key(event.split_key),
             event.version,
             event.space,
             event.arm,

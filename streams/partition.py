@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from clickloop import topics
+from clickloop.codec import short_key
 from clickloop.events import (
     Difficulty,
     DriftMeasured,
@@ -184,7 +185,7 @@ class Partition:
 
     def query(self, event: QueryServed, *, offset: int, log_time: float, now: float) -> Effects:
         """An answer was served. ``log_time`` is when the broker appended the record."""
-        if self._forgotten and event.split_key in self._forgotten and event.split_key:
+        if self._forgotten and event.split_key and short_key(event.split_key) in self._forgotten:
             return NOTHING
         live = offset >= self._handled[QUERIES]
         impression = Impression.of(event, offset=offset, log_time=log_time, live=live)
@@ -217,7 +218,7 @@ class Partition:
 
         ``suffix`` names the input that it came by, where that may be another than its own.
         """
-        if self._forgotten and event.split_key in self._forgotten and event.split_key:
+        if self._forgotten and event.split_key and short_key(event.split_key) in self._forgotten:
             return NOTHING
         if not suffix:
             suffix = topics.CLICKS.suffix if isinstance(event, ResultClicked) else topics.RATINGS.suffix
@@ -339,7 +340,7 @@ class Partition:
         at = arrival.at - _ahead(arrival.at, arrival.log_time)
         served_at = impression.served_at - _ahead(impression.served_at, impression.log_time)
         trust, reason = self.trust.click(
-            impression.split_key or event.split_key,
+            impression.split_key or short_key(event.split_key),
             event.doc_id,
             impression.query,
             at=at,
@@ -379,7 +380,7 @@ class Partition:
         self, impression: Impression, feedback: Feedback, event: ResultRated | ResultPreferred, arrival: Arrival
     ) -> Judgement:
         return self.trust.opinion(
-            impression.split_key or event.split_key,
+            impression.split_key or short_key(event.split_key),
             event.doc_id,
             impression.query,
             at=arrival.at - _ahead(arrival.at, arrival.log_time),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
+from clickloop.codec import short_key
 from clickloop.events import ExampleFormed
 from streams.dead_letters import DeadLetterLimit
 from streams.examples import Feedback, NoPositionBias, PositionBias
@@ -151,6 +153,21 @@ def test_who_is_forgotten_has_no_habits_any_more() -> None:
     state.forget("ann")
     assert not state.trust._habits
     assert not state.join.open_impressions
+
+
+def test_a_split_key_takes_little_room_however_long_it_is_and_can_be_forgotten() -> None:
+    """Where an app passes a cookie on, anyone chooses it."""
+    forgotten: set[str] = set()
+    state, long = partition(forgotten=forgotten), "x" * 500_000
+    state.query(query("q1", key=long), offset=0, log_time=NOON, now=NOON)
+    said = replace(click("a"), split_key=long)
+    [formed] = state.feedback(said, offset=0, log_time=NOON + 2, now=NOON + 2).examples
+    assert formed.split_key == short_key(long)
+    assert list(state.trust._habits) == [short_key(long)]
+    assert len(short_key(long)) == 32
+    forgotten.add(short_key(long))
+    state.query(query("q2", key=long), offset=1, log_time=NOON, now=NOON)
+    assert state.join.open_impressions == 1
 
 
 def farm(rules: Trust, doc: str, *, clicks: int, keys: int, texts: int = 1000) -> float:
