@@ -57,11 +57,11 @@ def show_table(title: str, columns: list[str], rows: Iterable[list[str]]) -> Non
     """A table on a terminal; tab-separated lines, which other programs can cut, elsewhere."""
     if not sys.stdout.isatty():
         for row in rows:
-            typer.echo("\t".join(row))
+            typer.echo("\t".join(map(cli.printable, row)))
         return
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(cli.printable, row))
     cli.console().print(table)
 
 

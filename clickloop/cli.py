@@ -6,6 +6,7 @@ So this module knows no service, and ``clickloop --help`` loads neither torch no
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar
@@ -20,6 +21,7 @@ from clickloop.logs import configure_logs
 from clickloop.service import missing
 
 T = TypeVar("T")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 app = typer.Typer(
     name="clickloop",
@@ -63,6 +65,15 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
 def console() -> Console:
     """It prints data as they are: by itself rich reads ``[word]`` and ``:word:``, and fails on ``[/word]``."""
     return Console(highlight=False, markup=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    r"""Control characters as escapes: a terminal would obey them, and a tab or a line's end would cut a row.
+
+    >>> print(printable("a\x1b[2Jb\tc"))
+    a\x1b[2Jb\tc
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _version(wanted: bool) -> None:

@@ -123,6 +123,7 @@ async def has_idempotence(bootstrap_servers: str) -> bool:
 def check_servers(servers: str) -> None:
     """Raises ValueError for what is no comma-separated list of hosts and ports."""
     try:
-        collect_hosts(servers)
+        for host, *_ in collect_hosts(servers):
+            host.encode("idna")
     except (ValueError, IndexError):
         raise ValueError("no host:port list") from None

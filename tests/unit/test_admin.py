@@ -33,11 +33,24 @@ def test_a_table_on_a_terminal_shows_data_as_they_are(cell: str, monkeypatch: py
     assert cell in terminal.getvalue()
 
 
+def test_no_cell_gives_a_terminal_orders_or_breaks_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = "a\x1b[2Jb\tc\nd\x9be"
+    show_table("Dead letters", ["letter", "reason"], [["0", hostile]])
+    assert capsys.readouterr().out == "0\ta\\x1b[2Jb\\tc\\nd\\x9be\n"
+    monkeypatch.setenv("COLUMNS", "120")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    show_table("Dead letters", ["letter", "reason"], [["0", hostile]])
+    assert "a\\x1b[2Jb" in terminal.getvalue()
+    assert "\x1b[2J" not in terminal.getvalue()
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
         (["forget-user", ""], "split_key"),
-        (["forget-user", "x" * 300], "split_key"),
         (["promote", "", "--reason", "better"], "version"),
         (["retrain", "--cancel", "x" * 300], "retrain"),
         (["retrain", "--budget-seconds", "-1"], "budget_seconds"),

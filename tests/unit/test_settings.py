@@ -117,7 +117,7 @@ def test_settings_do_not_change_once_loaded() -> None:
         ProbeSettings.load().port = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("servers", ["localhost:abc", "[::1", "kafka:9092,other:x"])
+@pytest.mark.parametrize("servers", ["localhost:abc", "[::1", "kafka:9092,other:x", "kafka..svc:9092"])
 def test_a_broker_that_is_no_host_and_port_is_one_line(servers: str) -> None:
     with pytest.raises(SettingsError, match=r"setting bootstrap_servers: .*no host:port list"):
         Settings.load(bootstrap_servers=servers)
