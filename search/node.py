@@ -42,7 +42,6 @@ from search.swap import Swap
 
 State = Literal["starting", "indexing", "serving", "stopping"]
 
-FOLLOWED = (topics.DOCUMENTS, topics.MODEL_VERSIONS, topics.TRAFFIC_SPLITS)
 GRACE_SECONDS = 3
 """Queries in flight get so long when the node stops."""
 KEEP_ALIVE_SECONDS = 75
@@ -109,7 +108,8 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: asyncio.Task[None] | None = None
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load-base")
-        self._caught_up = asyncio.Event()
+        self._versions_known = asyncio.Event()
+        self._documents_known = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """From the first report to the last. Raises NodeError, BrokerError, SettingsError, ArtifactError."""
@@ -145,7 +145,8 @@ class Node:
         swap = self._begin(base)
         self._spawn(self._indexer.run())
         self._spawn(swap.run())
-        self._spawn(self._follow(swap, announcement))
+        self._spawn(self._follow_versions(swap, announcement))
+        self._spawn(self._follow_documents())
         ready = asyncio.create_task(self._become_ready(swap))
         if await self._first_of(stopping, ready) is ready:
             ready.result()
@@ -172,7 +173,8 @@ class Node:
     async def _become_ready(self, swap: Swap) -> None:
         """What lay in the log at the start is indexed, and its split is live."""
         await self._indexer.fill(swap.base.space, swap.base.encoder)
-        await self._caught_up.wait()
+        await self._documents_known.wait()
+        await self._versions_known.wait()
         await swap.live.wait()
         await self._indexer.settled()
         self._backfill.give_way()
@@ -209,35 +211,47 @@ class Node:
         loaded.warm_up()
         return loaded, event
 
-    async def _follow(self, swap: Swap, base: ModelVersionPublished) -> None:
-        """Read the logs from their beginning, for ever."""
-        settings = self._settings
-        seen: set[str] = set()
-        async with Follower(settings.bootstrap_servers, FOLLOWED, prefix=settings.topic_prefix) as follower:
+    async def _follow_versions(self, swap: Swap, base: ModelVersionPublished) -> None:
+        """Read versions and splits from their beginning, for ever."""
+        async with self._following(topics.MODEL_VERSIONS, topics.TRAFFIC_SPLITS) as follower:
             while True:
                 for topic, record in await follower.batch():
                     try:
-                        doc_id = await self._take(topic, record, swap)
+                        self._take_version_or_split(topic, record, swap)
+                    except MessageError as error:
+                        await self._quarantine(topic, record, error)
+                if not self._versions_known.is_set() and await follower.caught_up():
+                    if not swap.was_announced(base.version):
+                        await self._producer.send_and_wait(topics.MODEL_VERSIONS, base)
+                    swap.caught_up()
+                    self._versions_known.set()
+
+    async def _follow_documents(self) -> None:
+        """Read documents from their beginning, for ever; apart from the splits, which must not wait for them."""
+        seen: set[str] = set()
+        async with self._following(topics.DOCUMENTS) as follower:
+            while True:
+                for topic, record in await follower.batch():
+                    try:
+                        doc_id = await self._take_document(record)
                     except MessageError as error:
                         await self._quarantine(topic, record, error)
                         # What can't be read says nothing about the document that it is about: keep that one.
                         doc_id = (record.key or b"").decode("utf-8", "replace")
-                    if doc_id and not self._caught_up.is_set():
+                    if doc_id and not self._documents_known.is_set():
                         seen.add(doc_id)
-                if not self._caught_up.is_set() and await follower.caught_up():
+                if not self._documents_known.is_set() and await follower.caught_up():
                     await self._indexer.keep_only(seen)
                     seen.clear()
-                    if not swap.was_announced(base.version):
-                        await self._producer.send_and_wait(topics.MODEL_VERSIONS, base)
-                    swap.caught_up()
-                    self._caught_up.set()
+                    self._documents_known.set()
 
-    async def _take(self, topic: topics.Topic, record: Record, swap: Swap) -> str:
-        """Apply one record; the document's id where it holds one that is there. Raises MessageError."""
-        if topic is topics.DOCUMENTS:
-            return await self._take_document(record)
+    def _following(self, *wanted: topics.Topic) -> Follower:
+        return Follower(self._settings.bootstrap_servers, wanted, prefix=self._settings.topic_prefix)
+
+    def _take_version_or_split(self, topic: topics.Topic, record: Record, swap: Swap) -> None:
+        """Raises MessageError."""
         if record.value is None:
-            return ""
+            return
         if topic is topics.MODEL_VERSIONS:
             published = codec.decode(record.value, ModelVersionPublished)
             if published.index == self._settings.index:
@@ -246,9 +260,9 @@ class Node:
             split = codec.decode(record.value, SplitChanged)
             if split.index == self._settings.index:
                 swap.change_split(split)
-        return ""
 
     async def _take_document(self, record: Record) -> str:
+        """The document's id where it is one that is there. Raises MessageError."""
         if record.value is None:
             if record.key:
                 await self._indexer.offer(Deleted(record.key.decode("utf-8", "replace")))

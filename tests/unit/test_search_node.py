@@ -137,6 +137,41 @@ async def test_a_node_reads_the_log_serves_records_and_leaves_in_order(broker: B
     ]
 
 
+async def test_a_split_is_in_force_at_once_however_many_documents_wait(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.indexing.WAITING", 3)
+    wanted = settings(broker, tmp_path)
+    node, stop = build_node(wanted), asyncio.Event()
+    running = asyncio.create_task(node.run(stop))
+    async with httpx.AsyncClient(base_url=wanted.url, timeout=10) as client:
+        await ready(client, running)
+        base = (await client.get("/version")).json()["base"]
+
+        async def hang(*_: object) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(node._indexer, "_apply", hang)
+        async with FeedbackProducer(broker.bootstrap_servers, prefix=broker.prefix) as app:
+            for number in range(20):
+                await app.document(f"d{number}", f"text {number}")
+        async with asyncio.timeout(10):
+            while True:
+                if not node._indexer._room.is_set():
+                    break
+                await asyncio.sleep(0.05)
+        async with Producer(broker.bootstrap_servers, prefix=broker.prefix) as producer:
+            await producer.send_and_wait(topics.TRAFFIC_SPLITS, split(1, ("live", base, 10_000)))
+        async with asyncio.timeout(10):
+            while True:
+                if (await client.get("/version")).json()["split"]["split_id"] == "split-1":
+                    break
+                await asyncio.sleep(0.05)
+        stop.set()
+        async with asyncio.timeout(10):
+            await running
+
+
 async def test_a_taken_port_is_one_clear_error_before_anything_else(broker: Broker, tmp_path: Path) -> None:
     wanted = settings(broker, tmp_path)
     with (
