@@ -38,6 +38,8 @@ from demo.processes import ProcessGroup
 from demo.stack import start_broker
 from tests.conftest import Broker
 
+REAL_KAFKA = pytest.mark.parametrize("any_broker", [pytest.param("kafka", marks=pytest.mark.kafka)], indirect=True)
+
 
 @pytest.fixture
 async def producer(any_broker: Broker) -> AsyncIterator[Producer]:
@@ -75,9 +77,9 @@ async def test_every_topic_of_the_contract_is_created_and_a_second_time_none(any
     assert again == []
 
 
+@REAL_KAFKA
 async def test_a_topic_that_the_broker_refuses_is_an_error_with_its_words(any_broker: Broker) -> None:
-    if any_broker.kind == "embedded":
-        pytest.skip("the embedded broker takes any number of replicas")
+    """The embedded broker takes any number of replicas."""
     prefix = f"{any_broker.prefix}-replicas"
     with pytest.raises(
         BrokerError, match=rf"refuses to create {prefix}\.documents\.v1: .*replication factor of 9"
@@ -125,9 +127,9 @@ async def test_invalid_feedback_is_refused_in_the_app_and_never_sent(any_broker:
     assert await read_all(any_broker, topics.RATINGS) == []
 
 
+@REAL_KAFKA
 async def test_feedback_that_the_broker_refuses_is_an_error_of_the_flush(any_broker: Broker) -> None:
-    if any_broker.kind == "embedded":
-        pytest.skip("the embedded broker has no limit for messages")
+    """The embedded broker has no limit for messages."""
     name = topics.DOCUMENTS.name(any_broker.prefix)
     admin = AIOKafkaAdminClient(bootstrap_servers=any_broker.bootstrap_servers)
     await admin.start()
@@ -145,9 +147,9 @@ async def test_feedback_that_the_broker_refuses_is_an_error_of_the_flush(any_bro
     assert [record.key for record in await read_all(any_broker, topics.DOCUMENTS)] == [b"d-2"]
 
 
+@REAL_KAFKA
 async def test_feedback_to_a_topic_that_does_not_exist_says_what_to_do(any_broker: Broker) -> None:
-    if any_broker.kind == "embedded":
-        pytest.skip("the embedded broker makes every topic that is asked for")
+    """The embedded broker makes every topic that is asked for."""
     async with FeedbackProducer(any_broker.bootstrap_servers, prefix="no-such") as feedback:
         inner = feedback._producer._producer
         assert inner is not None
