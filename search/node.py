@@ -32,7 +32,7 @@ from search.batcher import Batcher
 from search.cache import EmbeddingCache, connect
 from search.encoder import EncoderPool, LoadedVersion
 from search.http import build_app
-from search.index import Document, Index
+from search.index import Document, Index, as_compared
 from search.indexing import Deleted, Indexer
 from search.metrics import Metrics
 from search.recorder import Recorder
@@ -275,7 +275,8 @@ class Node:
         if event.deleted:
             await self._indexer.offer(Deleted(event.doc_id))
             return ""
-        await self._indexer.offer(Document(event.doc_id, event.title, event.text, event.attributes))
+        attributes = as_compared(event.attributes)
+        await self._indexer.offer(Document(event.doc_id, event.title, event.text, attributes))
         return event.doc_id
 
     async def _quarantine(self, topic: topics.Topic, record: Record, error: MessageError) -> None:

@@ -57,6 +57,18 @@ FilterValue = str | Integer | float | bool | list[str | Integer] | Range
 """An attribute equals a value, is one of a list, or lies within bounds."""
 
 
+def as_compared(attributes: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Attributes with numbers as filters compare them: 3.0 is 3, as for JSON, and for JavaScript that writes it.
+
+    >>> as_compared({"price": 3.0, "weight": 2.5, "size": 4, "free": True})
+    {'price': 3, 'weight': 2.5, 'size': 4, 'free': True}
+    """
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
+        for name, value in attributes.items()
+    }
+
+
 @dataclass(frozen=True)
 class Document:
     doc_id: str

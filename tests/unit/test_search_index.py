@@ -24,6 +24,7 @@ from search.index import (
     IndexUnavailableError,
     Question,
     Range,
+    as_compared,
 )
 from search.index.edge import EdgeIndex
 from search.index.server import ServerIndex
@@ -221,6 +222,16 @@ async def test_an_attribute_may_have_a_hyphen_in_its_name(index: Index) -> None:
     assert await found(index, question("text", filters={"price-group": "a"})) == ["d1"]
     assert await found(index, question("text", filters={"x.y": 1})) == ["d1"]
     assert await found(index, question("text", filters={"price-group": "b"})) == []
+
+
+@pytest.mark.parametrize("wanted", [3, 3.0, [3], Range(gte=3.0)])
+async def test_a_whole_number_is_found_however_it_was_written(index: Index, wanted: FilterValue) -> None:
+    """Python says 3.0 where JavaScript says 3."""
+    documents = [
+        Document(name, "", name, as_compared({"n": n})) for name, n in (("d1", 3), ("d2", 3.0), ("d3", 2.9))
+    ]
+    await index.upsert(documents, {A: vectors(documents)})
+    assert set(await found(index, question("text", filters={"n": wanted}))) == {"d1", "d2"}
 
 
 async def test_both_implementations_rank_a_hybrid_search_alike(tmp_path: Path) -> None:
