@@ -83,7 +83,7 @@ def import_files(
         sources = Sources(settings.index, _chosen(mapping or []))
         found = read_files(files, sources, _topic(topic), now=codec.now())
         if rejected:
-            check_apart(rejected, files)
+            check_apart("--rejected", rejected, files)
         with Rejects(rejected, _say) as reject:
             if dry_run:
                 return await send(found, None, reject=reject, progress=_Progress())
@@ -211,6 +211,8 @@ def generate_pairs(
             bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, index=index
         )
         sources = Sources(settings.index, _chosen([mapping] if mapping else []))
+        if output:
+            check_apart("--output", output, [documents])
         found = _documents(documents, sources)
         most, seed = settings.queries_per_document, settings.seed
         asked = _asked(model, found, most, seed) if model else None

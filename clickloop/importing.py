@@ -126,11 +126,11 @@ async def _flush(producer: Producer | None, waiting: list[tuple[topics.Topic, Me
     waiting.clear()
 
 
-def check_apart(rejected: Path, files: Iterable[Path]) -> None:
-    """Raises SettingsError where the rejected rows would be written into a file that is to be read."""
+def check_apart(option: str, written: Path, files: Iterable[Path]) -> None:
+    """Raises SettingsError where what ``option`` names would be written over a file that is to be read."""
     for path in files:
-        if _is_same(rejected, path):
-            raise SettingsError(f"--rejected {rejected} is a file to import, too: name another one")
+        if _is_same(written, path):
+            raise SettingsError(f"{option} {written} is a file to read, too: name another one")
 
 
 def _is_same(one: Path, other: Path) -> bool:

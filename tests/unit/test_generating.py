@@ -163,6 +163,13 @@ def test_the_command_writes_pairs_and_refuses_too_few(tmp_path: Path) -> None:
     assert (tmp_path / "p.jsonl").read_text().splitlines()[7] == (
         '{"query":"Trail shoe model 7","doc_id":"d7","kind":"title"}'
     )
+    documents = (tmp_path / "d.jsonl").read_bytes()
+    over = clickloop("generate", "--documents", "d.jsonl", "--output", "./d.jsonl", cwd=tmp_path)
+    assert (over.returncode, over.stderr) == (
+        2,
+        "clickloop: --output d.jsonl is a file to read, too: name another one\n",
+    )
+    assert (tmp_path / "d.jsonl").read_bytes() == documents
     jsonl(tmp_path / "few.jsonl", {"doc_id": "d", "title": "Trail shoe", "text": ""})
     few = clickloop("generate", "--documents", "few.jsonl", cwd=tmp_path)
     assert (few.returncode, few.stdout) == (1, "")

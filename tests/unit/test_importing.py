@@ -329,7 +329,7 @@ def test_a_file_to_import_is_no_file_for_rejected_rows(tmp_path: Path, name: str
     files = [str(path), str(tmp_path / "gone.jsonl")]
     done = CliRunner().invoke(app, ["import", *files, "--dry-run", "--rejected", str(tmp_path / name)])
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
-    assert "is a file to import, too" in done.stderr
+    assert "is a file to read, too" in done.stderr
     assert json.loads(path.read_bytes()) == CLICK
     assert not (tmp_path / "gone.jsonl").exists()
 
