@@ -376,10 +376,17 @@ async def group_consumer(
         heartbeat_interval_ms=int(session_timeout_seconds * 1000 / 3),
         max_poll_interval_ms=24 * 60 * 60 * 1000,
     )
+    async with _started(consumer, bootstrap_servers):
+        yield consumer
+
+
+@asynccontextmanager
+async def _started(consumer: AIOKafkaConsumer, bootstrap_servers: str) -> AsyncIterator[None]:
+    """For the block. Raises BrokerError where it can't start."""
     try:
         with answering(bootstrap_servers):
             await consumer.start()
-        yield consumer
+        yield
     finally:
         await _stop(consumer)
 
@@ -388,12 +395,9 @@ async def group_consumer(
 async def _one_look(bootstrap_servers: str, **options: Any) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer without a group, for the block. Raises BrokerError."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False, **options)
-    try:
-        with answering(bootstrap_servers):
-            await consumer.start()
+    with answering(bootstrap_servers):
+        async with _started(consumer, bootstrap_servers):
             yield consumer
-    finally:
-        await _stop(consumer)
 
 
 async def end_offsets(bootstrap_servers: str, topic_name: str) -> dict[int, tuple[int, int]]:

@@ -7,39 +7,32 @@ from msgspec.structs import replace
 
 from streams.trigger import MAX_COMMANDS
 from tests.unit.streams_facts import NOON, at, progress, trained
-from tests.unit.trigger_facts import commanded, given, refused, tell, trigger
+from tests.unit.trigger_facts import commanded, given, refused, tell, trigger, under_way
 
 
 def test_a_command_whose_run_falls_silent_is_given_up() -> None:
     rule = trigger(cool_down_seconds=0.0)
-    tell(rule, 0, 100)
-    wish = commanded(rule, 1)
-    rule.retrain(wish)
+    wish = under_way(rule)
     rule.training(progress(wish.command_id, "adapter", "training", when=1))
-    tell(rule, 1, 100)
     assert "in flight" in refused(rule, 600)
     assert commanded(rule, 700)
 
 
 def test_while_there_is_no_trainer_commands_do_not_pile_up() -> None:
     rule = trigger(cool_down_seconds=0.0)
-    tell(rule, 0, 100)
-    rule.retrain(commanded(rule, 1))
-    tell(rule, 1, 100)
+    under_way(rule)
     assert "in flight" in refused(rule, 86_000)
     assert commanded(rule, 86_402)
 
 
 def test_a_command_that_waits_for_anothers_run_is_not_lost() -> None:
     rule = trigger(cool_down_seconds=0.0)
-    tell(rule, 0, 100)
-    first = commanded(rule, 1)
-    rule.retrain(first)
+    first = under_way(rule)
     by_hand = replace(first, command_id="by-hand", budget_seconds=1.0)
     rule.retrain(by_hand)
     rule.training(progress("by-hand", "adapter", "waiting", when=2))
     rule.training(progress(first.command_id, "adapter", "training", when=3000))
-    tell(rule, 1, 100)
+    tell(rule, 2, 100)
     assert "command by-hand is in flight" in refused(rule, 3500)
 
 
@@ -102,22 +95,16 @@ def test_of_very_many_commands_the_latest_are_known_in_whatever_order_they_are_t
 def test_of_a_runs_messages_the_last_is_enough_beside_its_versions() -> None:
     """The log may be compacted, and keeps one message of each run."""
     rule = trigger(failed_cool_down_seconds=500.0)
-    tell(rule, 0, 100)
-    wish = commanded(rule, 1)
-    rule.retrain(wish)
+    wish = under_way(rule)
     rule.training(progress(wish.command_id, "query_encoder", "done", when=50, verdict="fail"))
     rule.version(trained("adapter-1", wish.command_id, when=30, verdict="fail"))
-    tell(rule, 1, 100)
     assert "cooling down for another 450 s after 1 failed command" in refused(rule, 100)
 
 
 def test_a_command_that_is_given_up_after_a_rung_has_a_cool_down_too() -> None:
     rule = trigger(failed_cool_down_seconds=500.0)
-    tell(rule, 0, 100)
-    wish = commanded(rule, 1)
-    rule.retrain(wish)
+    wish = under_way(rule)
     rule.training(progress(wish.command_id, "query_encoder", "done", when=50, verdict="fail"))
-    tell(rule, 1, 100)
     assert "in flight" in refused(rule, 100)
     assert "cooling down for another 350 s after 1 failed command" in refused(rule, 200)
     assert commanded(rule, 551)

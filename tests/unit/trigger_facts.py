@@ -57,3 +57,12 @@ def given(command_id: str, *, when: float, start: int = 0) -> Retrain:
         kinds=["adapter"],
         reason=Reason(policies=["threshold"], text="enough"),
     )
+
+
+def under_way(rule: Trigger) -> Retrain:
+    """A command over a hundred examples, given a second after noon, and as many new ones after it."""
+    tell(rule, 0, 100)
+    wish = commanded(rule, 1)
+    rule.retrain(wish)
+    tell(rule, 1, 100)
+    return wish
