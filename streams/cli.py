@@ -261,10 +261,8 @@ async def _read_log(settings: StreamsSettings, *, since: float | None) -> list[T
     log: list[Told] = []
 
     def keep(record: Record, topic: topics.Topic) -> None:
-        message = _decoded(record, topic)
-        told_at = time_of(message) if message is not None else None
-        if told_at is not None and message.index == settings.index:
-            log.append(Told(record.appended or told_at, record.offset, message))
+        if (told := told_by(record, topic, index=settings.index)) is not None:
+            log.append(told)
 
     async with Follower(where, FOLLOWED, prefix=prefix) as follower:
         while not await follower.caught_up():
@@ -278,6 +276,15 @@ async def _read_log(settings: StreamsSettings, *, since: float | None) -> list[T
             wanted = OffsetRange(topic=name, partition=partition, start=start, end=end)
             await read_range(where, wanted, on_record=lambda record: keep(record, topics.DRIFT_REPORTS))
     return log
+
+
+def told_by(record: Record, topic: topics.Topic, *, index: str) -> Told | None:
+    """What a record tells trigger and rollout of an index, by the broker's clock; None for nothing."""
+    message = _decoded(record, topic)
+    at = time_of(message) if message is not None else None
+    if at is None or message.index != index:
+        return None
+    return Told(record.appended or at, record.offset, message)
 
 
 def _decoded(record: Record, topic: topics.Topic) -> Any:

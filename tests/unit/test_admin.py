@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from clickloop import admin, topics
 from clickloop.admin import read_topic, show_table
+from clickloop.codec import short_key
+from clickloop.commands import ForgetUser
 from clickloop.errors import BrokerError
-from clickloop.events import MessageQuarantined
+from clickloop.events import Message, MessageQuarantined
 from clickloop.settings import Settings
 from tests.unit.busy_topic import Silent
 
@@ -76,6 +78,25 @@ def test_a_wish_that_every_reader_would_refuse_is_not_sent(
     assert done.stderr.startswith("clickloop: not sent: not a valid ")
     assert field in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_user_of_a_long_split_key_is_forgotten_by_what_it_is_kept_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    wishes: list[Message] = []
+
+    class Sending:
+        def __init__(self, *_: object, **__: object) -> None: ...
+        async def __aenter__(self) -> Sending:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+        async def send_and_wait(self, _: topics.Topic, message: Message) -> None:
+            wishes.append(message)
+
+    monkeypatch.setattr(admin, "Producer", Sending)
+    app = typer.Typer()
+    admin.add_to(app)
+    assert CliRunner().invoke(app, ["forget-user", "x" * 300]).exit_code == 0
+    assert [wish.split_key for wish in wishes if isinstance(wish, ForgetUser)] == [short_key("x" * 300)]
 
 
 @pytest.mark.parametrize(

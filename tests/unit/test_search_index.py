@@ -234,6 +234,10 @@ async def test_a_whole_number_is_found_however_it_was_written(index: Index, want
     assert set(await found(index, question("text", filters={"n": wanted}))) == {"d1", "d2"}
 
 
+def test_a_whole_number_that_is_no_integer_of_64_bits_stays_as_it_is() -> None:
+    assert repr(as_compared({"a": 1e300, "b": float("inf"), "c": -2.0})) == "{'a': 1e+300, 'b': inf, 'c': -2}"
+
+
 async def test_both_implementations_rank_a_hybrid_search_alike(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     vocabulary = [f"word{i}" for i in range(60)]

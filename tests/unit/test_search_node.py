@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -179,6 +181,34 @@ async def test_a_taken_port_is_one_clear_error_before_anything_else(broker: Brok
         pytest.raises(NodeError, match=rf"can't listen on 127\.0\.0\.1:{wanted.port}"),
     ):
         await build_node(wanted).run(asyncio.Event())
+
+
+async def test_a_node_is_ready_once_it_knows_both_the_documents_and_the_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def done(*_: object) -> None: ...
+
+    node = build_node(SearchSettings.load(data_dir=str(tmp_path / "node"), store_url=str(tmp_path / "store")))
+    monkeypatch.setattr(node._indexer, "fill", done)
+    monkeypatch.setattr(node._indexer, "settled", done)
+    live = asyncio.Event()
+    live.set()
+    swap: Any = SimpleNamespace(
+        base=SimpleNamespace(space="", encoder=None), live=live, serving=SimpleNamespace(split_id="")
+    )
+    for first, second in (
+        (node._documents_known, node._versions_known),
+        (node._versions_known, node._documents_known),
+    ):
+        first.set()
+        second.clear()
+        node._searcher.ready = False
+        ready = asyncio.create_task(node._become_ready(swap))
+        await asyncio.sleep(0.05)
+        assert not node._searcher.ready
+        second.set()
+        await ready
+        assert node._searcher.ready
 
 
 def test_a_data_folder_belongs_to_one_process(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, Topi
 
 from clickloop.errors import BrokerError, ClickloopError
 from streams.app import StreamsApp
+from tests.unit.streams_facts import NOON, partition, query
 
 
 async def test_a_broker_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +60,12 @@ async def test_a_worker_that_cannot_hear_who_asks_to_be_forgotten_ends() -> None
         StreamsApp._forgets_no_more(worker, task)
     [failure] = failures
     assert "no one can be forgotten" in str(failure)
+
+
+def test_every_partition_of_a_worker_forgets() -> None:
+    states = [partition(), partition()]
+    for number, state in enumerate(states):
+        state.query(query(f"q{number}", key="ann"), offset=0, log_time=NOON, now=NOON)
+    worker: Any = SimpleNamespace(_partitions=dict(enumerate(states)))
+    StreamsApp._forget(worker, "ann")
+    assert [state.join.open_impressions for state in states] == [0, 0]

@@ -13,7 +13,7 @@ from streams.partition import INPUTS, Partition
 from streams.settings import StreamsSettings
 from streams.windows import CLICK_SECONDS, DELIVERY_SECONDS, MAX_SETTLING, MAX_WINDOW, Asked, Sample, Settling
 from tests.unit.drift_facts import mean_of
-from tests.unit.streams_facts import NOON, click, query
+from tests.unit.streams_facts import NOON, click, partition, query
 
 OVER = CLICK_SECONDS + DELIVERY_SECONDS
 ASKED = Asked("v1", b"\x01", ())
@@ -43,6 +43,15 @@ def test_a_click_long_after_its_answer_counts_no_more_when_all_comes_at_once_tha
     settling.query("q1", ASKED, log_time=NOON)
     settling.click("q1", 1, seconds=CLICK_SECONDS + 1)
     assert ranks(settling, NOON + OVER) == [0.0]
+
+
+def test_a_partition_tells_how_long_after_its_answer_a_click_was_made() -> None:
+    state = partition()
+    for name, after in (("q1", 50.0), ("q2", 100.0)):
+        state.query(query(name), offset=0, log_time=NOON, now=NOON)
+        state.feedback(click("a", name, when=after), offset=0, log_time=NOON + 1, now=NOON + 1)
+    state.close(set(INPUTS), NOON + 200)
+    assert [one.reciprocal_rank for one in state._sample.settled] == [1.0, 0.0]
 
 
 def test_where_an_input_is_behind_no_more_queries_wait_than_have_room() -> None:

@@ -75,10 +75,10 @@ def test_drift_that_came_after_a_command_is_known_though_the_command_is_read_las
             if told == "command":
                 rule.hear(first, offset=0, appended=NOON + 50)
                 continue
-            for number in range(1, 6):
+            for number in range(1, 5):
                 tell(rule, number, 50, when=number * 20.0, drift=["new_terms"])
         found.append(rule.outlook(NOON + 5000).figures["drifted_windows"])
-    assert found == [3.0, 3.0], "those of 60, 80 and 100 seconds"
+    assert found == [2.0, 2.0], "those of 60 and 80 seconds"
 
 
 def test_of_very_many_commands_the_latest_are_known_in_whatever_order_they_are_told() -> None:
@@ -108,3 +108,18 @@ def test_a_command_that_is_given_up_after_a_rung_has_a_cool_down_too() -> None:
     assert "in flight" in refused(rule, 100)
     assert "cooling down for another 350 s after 1 failed command" in refused(rule, 200)
     assert commanded(rule, 551)
+
+
+def test_what_moved_between_topics_before_a_command_is_answered_by_it() -> None:
+    rule = trigger()
+    tell(rule, 1, 50, when=20.0, drift=["topic_shares"])
+    assert rule._watched.most_moved == 1.0
+    rule.retrain(given("c", when=50, start=900))
+    assert rule._watched.most_moved == 0.0
+
+
+def test_a_version_costs_the_day_on_which_the_broker_heard_of_it() -> None:
+    rule = trigger(daily_budget_seconds=400.0, cool_down_seconds=0.0)
+    rule.hear(trained("v1", "c1", seconds=350.0, when=-90_000), offset=0, appended=NOON + 1)
+    tell(rule, 0, 100)
+    assert "50 of 400 s are left" in refused(rule, 10)

@@ -165,9 +165,12 @@ def test_a_split_key_takes_little_room_however_long_it_is_and_can_be_forgotten()
     assert formed.split_key == short_key(long)
     assert list(state.trust._habits) == [short_key(long)]
     assert len(short_key(long)) == 32
+    state.query(query("q0", key=""), offset=9, log_time=NOON, now=NOON)
+    state.feedback(replace(click("a", "q0"), split_key=long), offset=9, log_time=NOON + 2, now=NOON + 2)
+    assert list(state.trust._habits) == [short_key(long)], "nor by a click on what no one is known to have asked"
     forgotten.add(short_key(long))
     state.query(query("q2", key=long), offset=1, log_time=NOON, now=NOON)
-    assert state.join.open_impressions == 1
+    assert state.join.open_impressions == 2
 
 
 def farm(rules: Trust, doc: str, *, clicks: int, keys: int, texts: int = 1000) -> float:
@@ -241,6 +244,15 @@ def test_one_key_says_as_little_against_a_document_as_for_it() -> None:
         believed |= {one.example_id: one for one in effects.examples if one.weight > 0.0}
     assert len(believed) == 3
     assert state.trust.counts["repeat"] == 27
+
+
+def test_many_keys_together_say_as_little_against_a_document_as_for_it() -> None:
+    rules = Trust(Limits())
+    said = [
+        rules.opinion(f"u{n}", f"d{n}", f"t{n}", at=float(n), served_at=n - 3.0, against="victim")
+        for n in range(100)
+    ]
+    assert sum(one.weight for one in said) == 20
 
 
 def test_one_query_text_has_a_share_of_all_in_whatever_spelling() -> None:
