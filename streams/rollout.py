@@ -247,9 +247,8 @@ class Rollout:
     def _next_step(self, split: SplitChanged, now: float) -> SplitChanged | None:
         """A larger share, while every node that is there has the candidate: one that it killed says nothing."""
         waited = now - split.changed_at.timestamp()
-        if (self._answered < self._min_queries and waited < self._max_wait) or not self._ready(
-            self.candidate, now
-        ):
+        is_time = self._answered >= self._min_queries or waited >= self._max_wait
+        if not is_time or not self._ready(self.candidate, now):
             return None
         share = next((s for s in self._steps if s > self._share()), ALL_BUCKETS)
         reason = f"{self.candidate} answered {self._answered} queries in {waited:.0f} s: {_percent(share)}"
