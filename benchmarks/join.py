@@ -1,6 +1,7 @@
 """How fast queries and clicks become examples, against a bare Faust loop and against Kafka Streams.
 
     python -m benchmarks.join                   worker and bare loop in turns, then Kafka Streams, on one Kafka
+    python -m benchmarks.join --processes 1     the same with a worker of one process
     python -m benchmarks.join --scale           1, 2 and 4 workers; 1, 10 and 100 results an impression
     python -m benchmarks.join --open 1000000    memory of a worker with so many open impressions, and how long
                                                 the next owner takes to rebuild them after kill -9
@@ -8,6 +9,9 @@
 Apache Kafka comes from KAFKA_HOME; without it the embedded broker serves, and Kafka Streams is left out. All rules
 are on: the worker's clock runs from the first record that it reads to the last whose examples the broker has
 acknowledged.
+
+The worker has a process a core (its setting ``processes``), and Kafka Streams a thread a core. A bare Faust loop
+is one process, so a worker of one process is measured as well, in the same turns.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import asyncio
 import json
 import random
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -36,7 +41,7 @@ from benchmarks.common import JsonFile, Quick, Stolen, finish, say
 from clickloop import cli, topics
 from clickloop.errors import ClickloopError, SettingsError
 from clickloop.events import Message, QueryServed, Result, ResultClicked
-from clickloop.kafka import Producer, create_topics
+from clickloop.kafka import Producer, create_topics, end_offsets
 from demo.processes import Process, ProcessGroup, free_port
 from demo.stack import kafka_home, start_broker, start_kafka
 
@@ -123,19 +128,22 @@ async def fill(servers: str, prefix: str, load: Load, *, partitions: int = PARTI
 
 
 class Worker:
-    """A streams worker as it is deployed, watched through its metrics."""
+    """A streams worker of ``count`` processes as it is deployed, watched through its metrics."""
 
-    def __init__(self, processes: ProcessGroup, servers: str, prefix: str, folder: Path) -> None:
-        self._port = free_port()
+    def __init__(
+        self, processes: ProcessGroup, servers: str, prefix: str, folder: Path, *, count: int = 1
+    ) -> None:
+        self._ports = free_ports(count)
         self.process = processes.start(
             Process(
                 "streams",
                 [sys.executable, "-m", "streams"],
-                log=folder / f"streams-{self._port}.log",
+                log=folder / f"streams-{self._ports[0]}.log",
                 env={
                     "CLICKLOOP_BOOTSTRAP_SERVERS": servers,
                     "CLICKLOOP_TOPIC_PREFIX": prefix,
-                    "CLICKLOOP_METRICS_PORT": str(self._port),
+                    "CLICKLOOP_METRICS_PORT": str(self._ports[0]),
+                    "CLICKLOOP_PROCESSES": str(count),
                     "CLICKLOOP_PARTITIONS": str(PARTITIONS),
                     "CLICKLOOP_THRESHOLD": str(10**9),
                     "CLICKLOOP_POLICIES": "threshold",
@@ -147,33 +155,73 @@ class Worker:
 
     @property
     def rss_bytes(self) -> int:
-        return int(psutil.Process(self.process.pid).memory_info().rss)
+        """Resident memory; what several processes share counts once."""
+        worker = psutil.Process(self.process.pid)
+        parts = worker.children()
+        if not parts:
+            return int(worker.memory_info().rss)
+        return sum(int(part.memory_full_info().pss) for part in [worker, *parts])
 
-    async def read(self, metric: str) -> float:
-        """Sum of a metric over its labels; 0 while the worker does not answer yet."""
+    async def read(self, metric: str) -> dict[str, float]:
+        """A metric by its labels, of all processes the largest; none while the worker does not answer yet."""
         self.process.check()
-        url = f"http://127.0.0.1:{self._port}/metrics"
+        found: dict[str, float] = {}
+        for port in self._ports:
+            for labels, value in (await self.read_of(port, metric)).items():
+                found[labels] = max(found.get(labels, 0.0), value)
+        return found
+
+    @staticmethod
+    async def read_of(port: int, metric: str) -> dict[str, float]:
+        """The same of the process that serves metrics on one port."""
+        url = f"http://127.0.0.1:{port}/metrics"
         try:
             page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
         except OSError:
-            return 0.0
-        lines = (line for line in page.splitlines() if line.split("{")[0].split(" ")[0] == metric)
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+            return {}
+        lines = [line.rpartition(" ") for line in page.splitlines() if line.split("{")[0] == metric]
+        return {name.partition("{")[2]: float(value) for name, _, value in lines}
+
+
+async def through(workers: list[Worker]) -> int:
+    """Events of fresh topics that are read, with all their effects acknowledged.
+
+    What the next owner of a partition reads again counts once.
+    """
+    found: dict[str, float] = {}
+    for worker in workers:
+        for partition, position in (await worker.read("clickloop_streams_position")).items():
+            found[partition] = max(found.get(partition, 0.0), position)
+    return int(sum(found.values()))
+
+
+def free_ports(count: int) -> range:
+    """So many loopback ports in a row that were free a moment ago."""
+    while True:
+        first = free_port()
+        try:
+            for port in range(first + 1, first + count):
+                with socket.create_server(("127.0.0.1", port)):
+                    pass
+        except (OSError, OverflowError):
+            continue
+        return range(first, first + count)
 
 
 async def joined(workers: list[Worker], events: int) -> float:
     """Seconds in which the workers together get through ``events``, all effects acknowledged."""
-    started, deadline = 0.0, time.monotonic() + PATIENCE_SECONDS
+    started, begun, deadline = 0.0, False, time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         before = time.monotonic()
-        seen = sum([await worker.read("clickloop_streams_events_total") for worker in workers])
-        if not seen:
+        seen = await through(workers)
+        if not seen and not begun:
             # The first batch comes after this moment: the clock starts too early rather than too late.
             started = before
+        begun = begun or seen > 0
         if seen >= events:
             return time.monotonic() - started
         await asyncio.sleep(LOOK_SECONDS if 0 < seen < LAST_SHARE * events else LOOK_CLOSELY_SECONDS)
-    raise ClickloopError(f"only {seen:.0f} of {events} events within {PATIENCE_SECONDS:.0f} s")
+    raise ClickloopError(f"only {seen} of {events} events within {PATIENCE_SECONDS:.0f} s")
 
 
 @asynccontextmanager
@@ -219,12 +267,13 @@ async def output_of(command: list[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Turn:
-    """Events a second of the worker and of the bare loop, one right after the other."""
+    """Events a second of the worker, of one process of it, and of the bare loop, one right after the other."""
 
     worker: float
+    alone: float
     bare: float
     stolen: float
-    """Share of the time that the host took: of the two, the larger."""
+    """Share of the time that the host took: of the three, the largest."""
 
     @property
     def ratio(self) -> float:
@@ -249,40 +298,47 @@ def counted(done: list[Turn], *, turns: int) -> dict[str, Any]:
         "ratio": median(ratios),
         "ratio_least": min(ratios),
         "ratio_most": max(ratios),
+        "one_process_events_per_second": median(turn.alone for turn in quietest),
+        "one_process_ratio": median(turn.alone / turn.bare for turn in quietest),
     }
 
 
-async def throughput(load: Load, *, turns: int = 3, most: int = 6, stretch: bool = True) -> dict[str, Any]:
-    """The worker and the bare loop in turns, each turn on fresh topics, then Kafka Streams with its changelog, and
-    for ``stretch`` without.
+async def throughput(
+    load: Load, count: int, *, turns: int = 3, most: int = 6, stretch: bool = True
+) -> dict[str, Any]:
+    """A worker of ``count`` processes, one of a single process and the bare loop in turns, each worker on fresh
+    topics, then Kafka Streams with as many threads and its changelog, and for ``stretch`` without.
 
     Medians of the turns. Where the host gives the processor to others, a turn wanders by a third: there are up to
     ``most`` turns until as many as ``turns`` were quiet, and those from which the least was taken count.
     """
-    done, examples = list[Turn](), 0.0
+    done, examples = list[Turn](), 0
     async with broker() as (processes, servers, folder, home):
         while undecided(done, turns=turns, most=most):
-            prefix = f"bench{len(done)}"
-            say(f"filling {load.queries:,} queries of {load.results} results and {load.clicks:,} clicks")
-            await fill(servers, prefix, load)
-            names = [topic.name(prefix) for topic in (topics.QUERIES, topics.CLICKS)]
-
-            say("worker, all rules on")
-            worker, of_worker = Worker(processes, servers, prefix, folder), Stolen()
-            speed = load.events / await joined([worker], load.events)
-            taken = of_worker.share
-            examples = await worker.read("clickloop_examples_total")
-            stop(worker.process)
+            speeds, taken = dict[int, float](), 0.0
+            for members in sorted({count, 1}):
+                prefix = f"bench{len(done)}of{members}"
+                say(f"filling {load.queries:,} queries of {load.results} results and {load.clicks:,} clicks")
+                await fill(servers, prefix, load)
+                say(f"worker of {members} process{'es' * (members > 1)}, all rules on")
+                worker, stolen = Worker(processes, servers, prefix, folder, count=members), Stolen()
+                speeds[members] = load.events / await joined([worker], load.events)
+                taken = max(taken, stolen.share)
+                ends = await end_offsets(servers, topics.TRAINING_EXAMPLES.name(prefix))
+                examples = sum(end for _, end in ends.values())
+                stop(worker.process)
 
             say("bare Faust loop, decoding only")
-            of_bare = Stolen()
+            names = [topic.name(prefix) for topic in (topics.QUERIES, topics.CLICKS)]
+            stolen = Stolen()
             bare = await output_of(
                 [sys.executable, "-m", "benchmarks.peers.bare_faust", servers, *names, str(load.events)]
             )
-            turn = Turn(speed, bare["events"] / bare["seconds"], max(taken, of_bare.share))
+            slow = bare["events"] / bare["seconds"]
+            turn = Turn(speeds[count], speeds[1], slow, max(taken, stolen.share))
             say(
-                f"{turn.worker:,.0f} and {turn.bare:,.0f} events a second, ratio {turn.ratio:.2f}; "
-                f"the host took {turn.stolen:.1%} of the time"
+                f"{turn.worker:,.0f} ({turn.alone:,.0f} by one process) and {turn.bare:,.0f} events a second, "
+                f"ratio {turn.ratio:.2f}; the host took {turn.stolen:.1%} of the time"
             )
             done.append(turn)
 
@@ -290,17 +346,18 @@ async def throughput(load: Load, *, turns: int = 3, most: int = 6, stretch: bool
         if home is not None:
             source = Path(__file__).parent / "peers" / "KafkaStreamsJoin.java"
             for how in peers if stretch else ["changelog"]:
-                say(f"Kafka Streams ({how})")
+                say(f"Kafka Streams ({how}), {count} thread{'s' * (count > 1)}")
                 output = topics.TRAINING_EXAMPLES.name(f"peer-{how}")
                 await create_topics(servers, prefix=f"peer-{how}", partitions=PARTITIONS)
                 java = ["java", "-cp", f"{home}/libs/*", str(source), servers, *names, output]
-                peer = await output_of([*java, str(load.events), how])
+                peer = await output_of([*java, str(load.events), how, str(count)])
                 peers[how] = peer["events"] / peer["seconds"]
     figures = counted(done, turns=turns)
     speed, with_log, without = figures["events_per_second"], peers["changelog"], peers["plain"]
     return {
         "events": load.events,
-        "examples": int(examples),
+        "examples": examples,
+        "processes": count,
         **figures,
         "kafka_streams_events_per_second": with_log,
         "kafka_streams_ratio": speed / with_log if with_log else None,
@@ -332,26 +389,32 @@ async def scale(load: Load) -> dict[str, Any]:
     return figures
 
 
-async def open_impressions(count: int) -> dict[str, Any]:
-    """Memory with ``count`` open impressions, a third of them clicked, and the rebuild after kill -9."""
-    load = Load(count, count // 3)
+async def held_by(worker: Worker) -> float:
+    return sum((await worker.read("clickloop_open_impressions")).values())
+
+
+async def open_impressions(number: int, count: int) -> dict[str, Any]:
+    """Memory of ``count`` processes with ``number`` open impressions, a third of them clicked, and the rebuild
+    after kill -9."""
+    load = Load(number, number // 3)
     async with broker() as (processes, servers, folder, _):
         say(f"filling {load.queries:,} queries and {load.clicks:,} clicks")
         await fill(servers, "open", load)
-        worker = Worker(processes, servers, "open", folder)
+        worker = Worker(processes, servers, "open", folder, count=count)
         await joined([worker], load.events)
-        held = await worker.read("clickloop_open_impressions")
+        held = await held_by(worker)
         rss = worker.rss_bytes
         say(f"{held:,.0f} open in {rss / 2**20:,.0f} MiB; kill -9")
         await asyncio.sleep(5)  # reports and offsets are committed within seconds
         worker.process.kill()
-        again = Worker(processes, servers, "open", folder)
+        again = Worker(processes, servers, "open", folder, count=count)
         begun = time.monotonic()
-        while await again.read("clickloop_open_impressions") < held:
+        while await held_by(again) < held:
             if time.monotonic() - begun > PATIENCE_SECONDS:
                 raise ClickloopError(f"not rebuilt within {PATIENCE_SECONDS:.0f} s\n{again.process.tail()}")
             await asyncio.sleep(0.2)
         return {
+            "processes": count,
             "open_impressions": int(held),
             "rss_bytes": rss,
             "bytes_an_impression": rss / held,
@@ -363,18 +426,26 @@ async def open_impressions(count: int) -> dict[str, Any]:
 def command(
     json_file: JsonFile = None,
     quick: Quick = False,
+    count: Annotated[
+        int | None,
+        typer.Option("--processes", min=1, max=PARTITIONS, help="Of the worker.", show_default="one a core"),
+    ] = None,
     grow: Annotated[bool, typer.Option("--scale", help="Workers, results an impression, rebuild.")] = False,
     held: Annotated[int, typer.Option("--open", min=0, help="Open impressions to hold and to rebuild.")] = 0,
 ) -> None:
     """Measure the join. Figures are compared within one run only."""
     cli.checked(check_home)
     load = Load(15_000, 7_500) if quick else Load(200_000, 100_000)
+    count = count or min(PARTITIONS, psutil.cpu_count() or 1)
     if held:
-        figures = asyncio.run(open_impressions(held))
+        figures = asyncio.run(open_impressions(held, count))
     elif grow:
-        figures = asyncio.run(scale(load)) | asyncio.run(open_impressions(20_000 if quick else 1_000_000))
+        kept = open_impressions(20_000 if quick else 1_000_000, count)
+        figures = asyncio.run(scale(load)) | asyncio.run(kept)
+    elif quick:
+        figures = asyncio.run(throughput(load, count, turns=1, most=1, stretch=False))
     else:
-        figures = asyncio.run(throughput(load, turns=1, most=1, stretch=False) if quick else throughput(load))
+        figures = asyncio.run(throughput(load, count))
     finish(figures, json_file=json_file)
     for name, target in TARGETS.items():
         if figures.get(name) is not None:

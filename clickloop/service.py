@@ -31,10 +31,14 @@ def run_service(name: str, settings: Settings, main: Callable[[asyncio.Event], A
     async def supervise() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        told = False
 
         def on_signal() -> None:
-            if stop.is_set():
+            # Not whether it stops: something else than a signal may have asked it to.
+            nonlocal told
+            if told:
                 os._exit(128 + signal.SIGTERM)
+            told = True
             logger().info("stopping")
             stop.set()
 

@@ -123,8 +123,13 @@ class Settings(BaseSettings):
             return cls(**{name: value for name, value in flags.items() if value is not None})
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]) or cls.table
-            raise SettingsError(f"setting {name}: {first['msg']} (got {first['input']!r})") from None
+            # What a validator of ours said, without pydantic's words before it.
+            said = first.get("ctx", {}).get("error") or first["msg"]
+            if not first["loc"]:
+                # Settings that don't go together. What was given is all of them, some of them secrets.
+                raise SettingsError(f"settings of {cls.table}: {said}") from None
+            name = ".".join(str(part) for part in first["loc"])
+            raise SettingsError(f"setting {name}: {said} (got {first['input']!r})") from None
         except UnreadableSettingsError as error:
             raise SettingsError(f"{error}: {error.__cause__ or 'not JSON'}") from None
 

@@ -11,6 +11,7 @@ import typer
 
 from clickloop.cli import BootstrapServers, Index, TopicPrefix
 from clickloop.errors import SettingsError
+from clickloop.processes import stop_at_end_of, together
 from clickloop.service import USAGE, run_service
 
 
@@ -28,6 +29,9 @@ def command(
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of /metrics for Prometheus.", show_default="none")
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes of this worker; one uses one core.", show_default="1")
+    ] = None,
 ) -> None:
     """Join queries with clicks and ratings, measure drift, trigger retraining, roll versions out."""
     from streams.settings import StreamsSettings
@@ -40,6 +44,7 @@ def command(
             threshold=threshold,
             kinds=kinds,
             metrics_port=metrics_port,
+            processes=processes,
         )
     except SettingsError as error:
         typer.echo(f"clickloop streams: {error}", err=True)
@@ -53,12 +58,19 @@ def command(
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)
 
-    async def main(stop: asyncio.Event) -> None:
-        if settings.metrics_port:
-            _serve_metrics(settings.metrics_port)
-        await build_app(settings).run(stop)
+    def work(number: int = 0, lifeline: int | None = None) -> int:
+        part = settings.part(number)
 
-    sys.exit(run_service("streams", settings, main))
+        async def main(stop: asyncio.Event) -> None:
+            if lifeline is not None:
+                stop_at_end_of(lifeline, stop)
+            if part.metrics_port:
+                _serve_metrics(part.metrics_port)
+            await build_app(part).run(stop)
+
+        return run_service("streams", part, main)
+
+    sys.exit(together("streams", settings.processes, work) if settings.processes > 1 else work())
 
 
 def _serve_metrics(port: int) -> None:

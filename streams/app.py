@@ -125,11 +125,12 @@ class StreamsApp:
         self._lock = asyncio.Lock()
         self._generation = -1
         self._partitions: dict[int, Partition] = {}
-        self._feeds: dict[int, tuple[metrics.CounterFeed, metrics.CounterFeed]] = {}
+        self._gauges: dict[int, metrics.OfPartition] = {}
         self._next_report: dict[int, float] = {}
         self._sending: dict[int, asyncio.Task[None]] = {}
         self._backlog = Backlog()
         self._control: Control | None = None
+        self._ending = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set. Raises ClickloopError where it can't go on."""
@@ -160,6 +161,8 @@ class StreamsApp:
             raise BrokerError(f"no start within {START_SECONDS:.0f} s: does the broker answer?") from None
 
     async def _stop_app(self) -> None:
+        # Faust ends agents in the middle of a batch: what that has counted is in no report from here on.
+        self._ending = True
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._app.stop()
@@ -260,6 +263,7 @@ class StreamsApp:
                 metrics.EXAMPLES.labels(label).inc(count)
         partition.applied(topic.suffix, batch.records[0].offset, batch.next_offset, log_time=log_time)
         metrics.EVENTS.labels(topic.suffix).inc(len(batch.records))
+        metrics.POSITION.labels(topic.suffix, str(number)).set(batch.next_offset)
 
     async def _sent(self, *numbers: int) -> None:
         """Return once these partitions' examples are in the log, and their batches done with."""
@@ -295,12 +299,16 @@ class StreamsApp:
     async def tick(self) -> None:
         for number in list(self._partitions) or [CONTROL_PARTITION]:
             async with self._lock:
-                if not await self._enter(self._consumer.ready_generation):
+                if self._ending or not await self._enter(self._consumer.ready_generation):
                     return
                 if number in self._partitions:
                     await self._tick_partition(self._partitions[number], time.time())
         async with self._lock:
-            if self._control is not None and await self._enter(self._consumer.ready_generation):
+            if (
+                self._control is not None
+                and not self._ending
+                and await self._enter(self._consumer.ready_generation)
+            ):
                 await self._tick_control(self._control, time.time())
 
     async def _tick_partition(self, partition: Partition, now: float) -> None:
@@ -314,11 +322,7 @@ class StreamsApp:
             await self._report(partition, now)
         for suffix, offset in partition.low_water().items():
             self._app.transport.low_water[self._tp(suffix, number)] = offset
-        joined, distrusted = self._feeds[number]
-        joined.tell(partition.join.counts)
-        distrusted.tell(partition.trust.counts)
-        metrics.OPEN_IMPRESSIONS.labels(str(number)).set(partition.join.open_impressions)
-        metrics.WAITING.labels(str(number)).set(partition.join.waiting)
+        self._gauges[number].tell({suffix: self._lag(partition, suffix) for suffix in INPUTS})
 
     async def _report(self, partition: Partition, now: float) -> None:
         report = partition.report(now)
@@ -387,6 +391,7 @@ class StreamsApp:
         self._generation = generation
         self._app.transport.low_water.clear()
         self._next_report.clear()
+        metrics.forget_partitions()
         now = time.time()
         self._partitions = {
             number: Partition(
@@ -399,10 +404,7 @@ class StreamsApp:
             )
             for number in numbers
         }
-        self._feeds = {
-            number: (metrics.CounterFeed(metrics.FEEDBACK), metrics.CounterFeed(metrics.DISTRUSTED))
-            for number in numbers
-        }
+        self._gauges = {number: metrics.OfPartition(one) for number, one in self._partitions.items()}
         control = {topic: self._tp(topic.suffix, CONTROL_PARTITION) for topic in CONTROL}
         self._control = (
             Control(self._settings, handled={topic: handled[tp] for topic, tp in control.items()})
@@ -416,11 +418,15 @@ class StreamsApp:
 
     def _caught_up(self, partition: Partition, suffix: str) -> bool:
         """Nothing of this input is left to read, as far as the last fetch knows."""
+        return self._lag(partition, suffix) == 0
+
+    def _lag(self, partition: Partition, suffix: str) -> int | None:
+        """Messages of this input that are left to read; None where no fetch has told yet."""
         tp = self._tp(suffix, partition.number)
         read = partition.next_offset(suffix)
         position = self._consumer.starts.get(tp, 0) if read is None else read
         end = self._consumer.highwater(tp)
-        return end is not None and position >= end
+        return None if end is None else max(0, end - position)
 
     def _tp(self, suffix: str, partition: int) -> TP:
         return TP(f"{self._settings.topic_prefix}.{suffix}.v1", partition)
@@ -435,6 +441,9 @@ class StreamsApp:
         await self._until_sent(topic.suffix, lambda: self._producer.send_and_wait(topic, message))
 
     async def _commit_handled(self, offsets: dict[TP, int]) -> None:
+        if self._consumer.ready_generation != self._generation:
+            # The next owner has read how far this one was, and tells the same again under the same id.
+            return
         try:
             await self._handled.commit(offsets)
         except KafkaError as error:

@@ -260,10 +260,19 @@ class Handled:
             await self._consumer.stop()
 
     async def read(self, wanted: Iterable[TP]) -> dict[TP, int]:
-        """The offset below which everything has had its effects; 0 where nothing is known."""
+        """The offset below which everything has had its effects; 0 where nothing is known.
+
+        As of one moment: a past owner's last commit may come meanwhile, and what is committed together must be
+        read together. Offsets only grow, so two readings that agree were both true between them.
+        """
         partitions = {tp: TopicPartition(tp.topic, tp.partition) for tp in wanted}
         consumer = self._with(partitions.values())
-        return {tp: await consumer.committed(partition) or 0 for tp, partition in partitions.items()}
+        before: dict[TP, int] | None = None
+        while True:
+            found = {tp: await consumer.committed(partition) or 0 for tp, partition in partitions.items()}
+            if found == before:
+                return found
+            before = found
 
     async def commit(self, offsets: Mapping[TP, int]) -> None:
         """Raises KafkaError."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from prometheus_client import Counter, Gauge
 
 from clickloop.events import DriftMeasured
+from streams.partition import Partition
 
 EVENTS = Counter("clickloop_streams_events", "Messages read and decoded", ["topic"])
 EXAMPLES = Counter("clickloop_examples", "Examples sent, revisions included", ["label"])
@@ -17,6 +18,12 @@ FEEDBACK = Counter(
 DISTRUSTED = Counter("clickloop_distrusted", "Feedback that a trust rule took weight from", ["rule"])
 CAPS = Counter("clickloop_caps", "Batches whose trust counts were shared, or held for a partition alone", ["held"])
 QUARANTINED = Counter("clickloop_quarantined", "Messages sent to dead-letters", ["topic", "error"])
+POSITION = Gauge(
+    "clickloop_streams_position",
+    "Offset up to which all is read and its examples are in the log",
+    ["topic", "partition"],
+)
+LAG = Gauge("clickloop_streams_lag", "Messages of a partition that are still to be read", ["topic", "partition"])
 OPEN_IMPRESSIONS = Gauge("clickloop_open_impressions", "Impressions within their window", ["partition"])
 WAITING = Gauge("clickloop_waiting_feedback", "Feedback that waits for its query", ["partition"])
 DRIFT = Gauge("clickloop_drift", "A detector's latest figure", ["detector", "partition"])
@@ -27,6 +34,14 @@ NEW_EXAMPLES = Gauge("clickloop_new_examples", "Examples that no retrain command
 UNDECIDED = Gauge("clickloop_undecided_examples", "Examples of commands on which no gate has decided")
 COMMANDS = Counter("clickloop_retrain_commands", "Retrain commands sent", ["policy"])
 SPLITS = Counter("clickloop_splits", "Splits sent")
+OF_PARTITIONS = (POSITION, LAG, OPEN_IMPRESSIONS, WAITING, DRIFT, DRIFT_P_VALUE)
+"""What a worker tells of the partitions that it owns."""
+
+
+def forget_partitions() -> None:
+    """Tell nothing of partitions that may be another worker's by now."""
+    for gauge in OF_PARTITIONS:
+        gauge.clear()
 
 
 def observe_report(report: DriftMeasured) -> None:
@@ -50,3 +65,22 @@ class CounterFeed:
         for name, count in counts.items():
             self._counter.labels(name).inc(count - self._told[name])
             self._told[name] = count
+
+
+class OfPartition:
+    """How one partition does, told again and again."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+        self._joined, self._distrusted = CounterFeed(FEEDBACK), CounterFeed(DISTRUSTED)
+
+    def tell(self, lags: Mapping[str, int | None]) -> None:
+        """``lags`` by input; None is one that is not known yet."""
+        join, number = self._partition.join, str(self._partition.number)
+        self._joined.tell(join.counts)
+        self._distrusted.tell(self._partition.trust.counts)
+        OPEN_IMPRESSIONS.labels(number).set(join.open_impressions)
+        WAITING.labels(number).set(join.waiting)
+        for suffix, lag in lags.items():
+            if lag is not None:
+                LAG.labels(suffix, number).set(lag)

@@ -147,7 +147,12 @@ class StreamsSettings(Settings):
     session_timeout_seconds: float = Field(
         6.0, ge=1, le=300, description="a worker that is silent for so long loses its partitions"
     )
-    metrics_port: int = Field(0, ge=0, le=65_535, description="port of /metrics for Prometheus; 0 is none")
+    metrics_port: int = Field(
+        0, ge=0, le=65_535, description="port of /metrics for Prometheus, of more processes the first; 0 is none"
+    )
+    processes: int = Field(
+        1, ge=1, description="processes of a worker, at most `partitions`; one of them uses one core"
+    )
 
     @field_validator(
         "policies",
@@ -184,6 +189,24 @@ class StreamsSettings(Settings):
         if "schedule" in self.policies and not self.schedule:
             raise ValueError("the policy schedule needs the setting schedule, such as 12h or 03:00")
         return self
+
+    @model_validator(mode="after")
+    def _processes_fit(self) -> Self:
+        if self.processes > self.partitions:
+            raise ValueError(
+                f"{self.processes} processes share {self.partitions} partitions: some had nothing to do"
+            )
+        if self.metrics_port and self.metrics_port + self.processes - 1 > 65_535:
+            raise ValueError(
+                f"{self.processes} processes need as many ports from metrics_port {self.metrics_port}"
+            )
+        return self
+
+    def part(self, number: int) -> Self:
+        """What process ``number`` of the worker goes by: its share of the memory, and a port of its own."""
+        port = self.metrics_port + number if self.metrics_port else 0
+        share = max(1, self.max_open_impressions // self.processes)
+        return self.model_copy(update={"metrics_port": port, "max_open_impressions": share})
 
     @field_validator("domain_minimums", "difficulty_minimums")
     @classmethod

@@ -25,8 +25,8 @@ import org.apache.kafka.streams.kstream.StreamJoined;
  * A peer for benchmarks/join.py: Kafka Streams joins queries with clicks by key within ten minutes and writes, for each
  * pair, the query, the clicked document and those above it. No trust, no weights, no revisions, no drift.
  *
- * <p>Arguments: bootstrap servers, queries' topic, clicks' topic, output topic, events in both, "changelog" or "plain".
- * Prints {"events", "examples", "seconds"}; the clock runs from the first record seen to the last.
+ * <p>Arguments: bootstrap servers, queries' topic, clicks' topic, output topic, events in both, "changelog" or "plain",
+ * threads. Prints {"events", "examples", "seconds"}; the clock runs from the first record seen to the last.
  */
 public final class KafkaStreamsJoin {
   private static final long PATIENCE_SECONDS = 180;
@@ -45,11 +45,12 @@ public final class KafkaStreamsJoin {
 
   public static void main(String[] arguments) throws Exception {
     new KafkaStreamsJoin(Long.parseLong(arguments[4]))
-        .run(arguments[0], arguments[1], arguments[2], arguments[3], arguments[5].equals("changelog"));
+        .run(arguments[0], arguments[1], arguments[2], arguments[3], arguments[5].equals("changelog"),
+            Integer.parseInt(arguments[6]));
   }
 
-  private void run(String servers, String queryTopic, String clickTopic, String output, boolean changelog)
-      throws Exception {
+  private void run(String servers, String queryTopic, String clickTopic, String output, boolean changelog,
+      int threads) throws Exception {
     Serde<byte[]> raw = Serdes.ByteArray();
     StreamsBuilder topology = new StreamsBuilder();
     KStream<byte[], byte[]> queries =
@@ -65,7 +66,7 @@ public final class KafkaStreamsJoin {
             changelog ? stores : stores.withLoggingDisabled())
         .to(output, Produced.with(raw, raw));
 
-    try (KafkaStreams streams = new KafkaStreams(topology.build(), settings(servers))) {
+    try (KafkaStreams streams = new KafkaStreams(topology.build(), settings(servers, threads))) {
       streams.start();
       if (!all.await(PATIENCE_SECONDS, TimeUnit.SECONDS)) {
         System.err.printf("%d of %d events within %d s%n", seen.get(), expected, PATIENCE_SECONDS);
@@ -77,12 +78,12 @@ public final class KafkaStreamsJoin {
     }
   }
 
-  private static Properties settings(String servers) throws IOException {
+  private static Properties settings(String servers, int threads) throws IOException {
     Properties settings = new Properties();
     settings.put(StreamsConfig.APPLICATION_ID_CONFIG, "peer-" + ProcessHandle.current().pid());
     settings.put(StreamsConfig.BOOTSTRAP_SERVERS_CONFIG, servers);
     settings.put(StreamsConfig.STATE_DIR_CONFIG, Files.createTempDirectory("kafka-streams-peer").toString());
-    settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, 1);
+    settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, threads);
     settings.put("auto.offset.reset", "earliest");
     return settings;
   }

@@ -1,4 +1,7 @@
-"""Two workers share eight partitions, one dies in mid-stream: the examples are those of an undisturbed run."""
+"""Two workers share eight partitions, or two processes four, and one dies in mid-stream.
+
+The examples are those of an undisturbed run.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from benchmarks.join import Load, fill
+from benchmarks.join import Load, Worker, fill, free_ports
 from clickloop import topics
 from clickloop.commands import Retrain
 from clickloop.events import ExampleFormed
 from clickloop.kafka import end_offsets
-from demo.processes import ProcessGroup
-from tests.streams_worker import last_revisions, read_all, undisturbed, until, worker
+from demo.processes import Process, ProcessGroup
+from tests.streams_worker import exit_code, last_revisions, read_all, undisturbed, until, worker
 
 LOAD = Load(queries=133_000, clicks=67_000)
 PARTITIONS = 8
+FEWER = Load(queries=20_000, clicks=10_000)
 
 
 async def formed(broker: Any) -> int:
@@ -48,6 +53,50 @@ async def test_join_of_200_000_events_by_two_workers_survives_the_death_of_one(
         assert so_far < len(expected), "killed in mid-stream"
         commands = await until(broker, topics.RETRAIN_COMMANDS, Retrain, bool, seconds=240)
         second.check()
+
+    assert last_revisions(await read_all(broker, topics.TRAINING_EXAMPLES, ExampleFormed)) == expected
+    assert [command.reason.figures["examples"] for command in commands] == [len(expected)], "each counted once"
+
+
+@pytest.mark.timeout(300)
+async def test_a_worker_ends_with_any_of_its_processes_and_the_next_one_goes_on(
+    any_broker: Any, tmp_path: Path
+) -> None:
+    broker = replace(any_broker, prefix=f"s{uuid.uuid4().hex[:8]}")
+    await fill(broker.bootstrap_servers, broker.prefix, FEWER)
+    expected = undisturbed(list(FEWER.messages()))
+    ports = free_ports(2)
+
+    def of_two(name: str) -> Process:
+        return worker(broker, tmp_path / name, threshold=len(expected), processes=2, metrics_port=ports[0])
+
+    async def told(metric: str) -> list[dict[str, float]]:
+        """By topic and partition, of each process."""
+        return [await Worker.read_of(port, metric) for port in ports]
+
+    with ProcessGroup() as processes:
+        first = processes.start(of_two("first"))
+        deadline = time.monotonic() + 120
+        while (so_far := await formed(broker)) < len(expected) // 10:
+            assert time.monotonic() < deadline
+        one, other = psutil.Process(first.pid).children()
+        one.kill()
+        assert so_far < len(expected), "killed in mid-stream"
+        assert await exit_code(first, seconds=30) == 137
+        assert not other.is_running()
+        second = processes.start(of_two("second"))
+        commands = await until(broker, topics.RETRAIN_COMMANDS, Retrain, bool, seconds=120)
+        second.check()
+        for metric in ("clickloop_streams_position", "clickloop_streams_lag", "clickloop_open_impressions"):
+            one_tells, other_tells = await told(metric)
+            assert one_tells, metric
+            assert other_tells, metric
+            assert not set(one_tells) & set(other_tells), "no process tells what is the other's by now"
+        lags = [lag for process in await told("clickloop_streams_lag") for lag in process.values()]
+        positions = [end for process in await told("clickloop_streams_position") for end in process.values()]
+        assert (sum(lags), sum(positions)) == (0, FEWER.events)
+        second.terminate()
+        assert await exit_code(second, seconds=30) == 0
 
     assert last_revisions(await read_all(broker, topics.TRAINING_EXAMPLES, ExampleFormed)) == expected
     assert [command.reason.figures["examples"] for command in commands] == [len(expected)], "each counted once"

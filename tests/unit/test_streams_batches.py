@@ -9,7 +9,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from faust.types import TP
 
-from streams.batches import BatchConsumer
+from streams.batches import BatchConsumer, Handled
 
 
 @pytest.mark.parametrize("subscribed", [True, False])
@@ -18,3 +18,21 @@ async def test_the_end_of_a_partition_that_was_taken_away_is_not_known(subscribe
     ours: Any = object.__new__(BatchConsumer)
     ours._thread = SimpleNamespace(highwater=consumer.highwater)
     assert ours.highwater(TP("queries", 0)) is None
+
+
+async def test_what_is_committed_together_is_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last owner's commit comes while the next one reads: with one half of it, examples count twice."""
+    queries, clicks = TP("queries", 0), TP("clicks", 0)
+    committed = {clicks: 0, queries: 0}
+    asked: list[TP] = []
+
+    async def answer(partition: Any) -> int:
+        asked.append(TP(*partition))
+        found = committed[asked[-1]]
+        if len(asked) == 1:
+            committed.update({clicks: 70, queries: 40})
+        return found
+
+    handled = Handled("nowhere:9092", group="handled")
+    monkeypatch.setattr(handled, "_with", lambda _: SimpleNamespace(committed=answer))
+    assert await handled.read([clicks, queries]) == {clicks: 70, queries: 40}
