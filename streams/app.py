@@ -144,6 +144,7 @@ class StreamsApp:
         async with self._producer, self._forgotten, self._handled, contextlib.AsyncExitStack() as stack:
             following = asyncio.create_task(self._forgotten.follow(self._forget))
             following.add_done_callback(self._forgets_no_more)
+            stack.callback(self._scratch.cleanup)
             stack.callback(following.cancel)
             stack.push_async_callback(self._caps.close)
             stack.callback(self._stop_sending)

@@ -33,6 +33,10 @@ async def formed(broker: Any) -> int:
     return sum(end for _, end in ends.values())
 
 
+def scratch_in(folder: Path) -> int:
+    return len(list(folder.glob("clickloop-streams-*")))
+
+
 @pytest.mark.timeout(600)
 async def test_join_of_200_000_events_by_two_workers_survives_the_death_of_one(
     any_broker: Any, tmp_path: Path
@@ -61,8 +65,9 @@ async def test_join_of_200_000_events_by_two_workers_survives_the_death_of_one(
 
 @pytest.mark.timeout(300)
 async def test_a_worker_ends_with_any_of_its_processes_and_the_next_one_goes_on(
-    any_broker: Any, tmp_path: Path
+    any_broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     broker = replace(any_broker, prefix=f"s{uuid.uuid4().hex[:8]}")
     await fill(broker.bootstrap_servers, broker.prefix, FEWER)
     expected = undisturbed(list(FEWER.messages()))
@@ -103,5 +108,6 @@ async def test_a_worker_ends_with_any_of_its_processes_and_the_next_one_goes_on(
         second.terminate()
         assert await exit_code(second, seconds=30) == 0
 
+    assert scratch_in(tmp_path) == 1, "nothing is left but what the killed one had"
     assert last_revisions(await read_all(broker, topics.TRAINING_EXAMPLES, ExampleFormed)) == expected
     assert [command.reason.figures["examples"] for command in commands] == [len(expected)], "each counted once"
