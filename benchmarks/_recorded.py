@@ -125,9 +125,13 @@ def ladder_in(work: Path) -> Ladder:
 
 def base_answers(world: World, work: Path) -> NDArray[np.int64]:
     """(clicking, SHOWN) what the base model shows for each clicking query; its vectors stay in ``work``."""
-    ladder = ladder_in(work)
+    return answers_of(ladder_in(work).base().version, world, work)
+
+
+def answers_of(version: str, world: World, work: Path) -> NDArray[np.int64]:
+    """(clicking, SHOWN) what a version of the store in ``work`` shows."""
     documents = [document_of(one) for one in world.documents]
-    model, vectors = ladder.loader.searched(ladder.base().version, documents, on_text=lambda *_: None)
+    model, vectors = ladder_in(work).loader.searched(version, documents, on_text=lambda *_: None)
     return top(model.encode_queries([query.text for query in world.clicking]), vectors, SHOWN)
 
 
@@ -136,10 +140,13 @@ def judged_of(world: World) -> list[Judged]:
     return [Judged(query=one.text, relevant=dict.fromkeys(one.relevant, 1.0)) for one in world.held_out]
 
 
-def traffic(world: World, answers: NDArray[np.int64], habits: Habits, *, seed: int) -> list[dict[str, Any]]:
-    """Wire messages: queries, and what came of them, each user's feedback after the answer.
+def traffic(
+    world: World, answers: NDArray[np.int64], habits: Habits, *, seed: int, start: datetime = START
+) -> list[dict[str, Any]]:
+    """Wire messages from ``start`` on: queries, and what came of them, each user's feedback after the answer.
 
-    ``answers`` are numbers of documents, best first; a negative one is none.
+    No two seeds' queries have an id in common. ``answers`` are numbers of documents, best first; a negative one is
+    none.
     """
     rng = random.Random(seed)
     people = [split_key(f"user-{n}") for n in range(USERS)]
@@ -148,7 +155,7 @@ def traffic(world: World, answers: NDArray[np.int64], habits: Habits, *, seed: i
     for number in range(habits.impressions):
         asked = rng.randrange(len(world.clicking))
         shown = [world.documents[d].doc_id for d in answers[asked].tolist() if d >= 0]
-        at = START + timedelta(seconds=SECONDS_BETWEEN * number)
+        at = start + timedelta(seconds=SECONDS_BETWEEN * number)
         bot = rng.random() < BOT_SHARE
         key, query_id = rng.choice(bots if bot else people), f"{seed}-{number}"
         results = [{"doc_id": doc_id, "position": place} for place, doc_id in enumerate(shown, start=1)]
@@ -200,8 +207,23 @@ def replayed(
     budget_seconds: float = 3600.0,
 ) -> Outcome:
     """Simulate, write, and replay the files as ``clickloop replay`` does."""
+    sent = traffic(world, answers, habits, seed=seed)
+    return replay_of(world, sent, kinds=kinds, work=work, seed=seed, say=say, budget_seconds=budget_seconds)
+
+
+def replay_of(
+    world: World,
+    sent: Sequence[dict[str, Any]],
+    *,
+    kinds: list[VersionKind],
+    work: Path,
+    seed: int,
+    say: Any,
+    budget_seconds: float = 3600.0,
+) -> Outcome:
+    """Write what was ``sent``, and replay the files as ``clickloop replay`` does."""
     documents, judged = write_world(world, work)
     events = work / f"events-{seed}.jsonl"
-    _write(events, traffic(world, answers, habits, seed=seed))
+    _write(events, sent)
     options = Options(documents, events, work, kinds, judged, budget_seconds=budget_seconds)
     return replay_files(options, PARTS, say=say)

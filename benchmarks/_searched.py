@@ -97,11 +97,10 @@ class Fused:
         self._truth = Truth(judged_of(world), [document_of(one) for one in world.documents])
         self._measured: dict[str, dict[str, Floats]] = {}
 
-    def answers(self) -> NDArray[np.int64]:
-        """(clicking, 10) what the base model's search shows."""
-        base = self._ladder.base().version
+    def answers(self, version: str = "") -> NDArray[np.int64]:
+        """(clicking, 10) what search with a version shows; with none, the base model's."""
         texts = [one.text for one in self._world.clicking]
-        return hybrid_top(self._ladder, base, self._world, texts)
+        return hybrid_top(self._ladder, version or self._ladder.base().version, self._world, texts)
 
     def change(self, before: str, after: str, metric: str = "mrr_at_10") -> Estimate:
         """What becomes of ``metric`` on the held-out truth from one version to the other."""

@@ -55,6 +55,8 @@ QUIET = 0.02
 """Share of the processor time that the host may give to others in a turn that counts by itself."""
 MOST_BYTES = 2**30
 """For a million open impressions."""
+REBALANCE_DELAY_MS = 3000
+"""Kafka's default: what starts together joins together, before the clock starts."""
 LOOK_SECONDS, LOOK_CLOSELY_SECONDS, LAST_SHARE = 0.25, 0.03, 0.95
 """Between two looks at how far a worker is, and when the clock is about to start or, with so much done, to stop. A
 look costs the worker some milliseconds."""
@@ -233,7 +235,10 @@ async def broker() -> AsyncIterator[tuple[ProcessGroup, str, Path, Path | None]]
         with ProcessGroup() as processes:
             if home is not None:
                 say(f"Apache Kafka from {home}")
-                yield processes, await start_kafka(processes, home=home, folder=folder), folder, home
+                servers = await start_kafka(
+                    processes, home=home, folder=folder, rebalance_delay_ms=REBALANCE_DELAY_MS
+                )
+                yield processes, servers, folder, home
             else:
                 say("KAFKA_HOME (or java) is not there: the embedded broker, without Kafka Streams")
                 yield processes, await start_broker(processes, logs=folder), folder, None

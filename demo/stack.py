@@ -75,8 +75,11 @@ def kafka_home() -> Path | None:
     return Path(home).resolve() if home and shutil.which("java") else None
 
 
-async def start_kafka(processes: ProcessGroup, *, home: Path, folder: Path) -> str:
-    """Start Apache Kafka (KRaft) from ``home`` as one node with its data in ``folder``; its ``host:port``."""
+async def start_kafka(processes: ProcessGroup, *, home: Path, folder: Path, rebalance_delay_ms: int = 0) -> str:
+    """Start Apache Kafka (KRaft) from ``home`` as one node with its data in ``folder``; its ``host:port``.
+
+    ``rebalance_delay_ms``: how long a new group waits for more members; Kafka's own default is 3000.
+    """
     port, controller = free_port(), free_port()
     data = folder / "kafka"
     data.mkdir(parents=True)
@@ -94,7 +97,7 @@ async def start_kafka(processes: ProcessGroup, *, home: Path, folder: Path) -> s
         "transaction.state.log.num.partitions": "3",
         "transaction.state.log.replication.factor": "1",
         "transaction.state.log.min.isr": "1",
-        "group.initial.rebalance.delay.ms": "0",
+        "group.initial.rebalance.delay.ms": str(rebalance_delay_ms),
     }
     config = data / "server.properties"
     config.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
