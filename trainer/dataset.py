@@ -53,7 +53,7 @@ class Corpus:
 class Clicks:
     """Positive evidence: one row for each pair of query text and document, whatever the number of clicks.
 
-    Rows are ordered by the query text's first impression, oldest first.
+    Rows are ordered by the query text's first impression, oldest first; what is synthetic stands before them all.
     """
 
     queries: list[str]
@@ -77,6 +77,8 @@ class Clicks:
     """Query index → its clicks on randomised traffic; see trainer/swaps.py"""
     debiased: bool = False
     """Methods learn from ``weight``, not from ``evidence``."""
+    synthetic: int = 0
+    """So many of the first queries no one has asked: they were made up from documents."""
     vectors: Vectors = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     """(queries, dim) float32: the parent's encoder's, normalised, without the adapter; empty until known"""
 
@@ -97,7 +99,10 @@ class Clicks:
 
     def facts(self) -> tuple[bytes, ...]:
         """All that training may depend on but the vectors, for telling one set of clicks from another."""
-        texts, against = "\0".join(self.queries).encode(), repr((self.debiased, self.unwanted)).encode()
+        texts, against = (
+            "\0".join(self.queries).encode(),
+            repr((self.debiased, self.synthetic, self.unwanted)).encode(),
+        )
         return (
             texts,
             against,
@@ -121,6 +126,7 @@ class Clicks:
             labels={int(number[q]): of_it for q, of_it in self.labels.items() if number[q] >= 0},
             votes={int(number[q]): of_it for q, of_it in self.votes.items() if number[q] >= 0},
             debiased=self.debiased,
+            synthetic=int((kept < self.synthetic).sum()),
             vectors=self.vectors[kept] if len(self.vectors) else self.vectors,
         )
 
@@ -275,6 +281,7 @@ def after_synthetic(synthetic: Clicks, clicks: Clicks) -> Clicks:
         labels={query + count: names for query, names in clicks.labels.items()},
         votes={query + count: votes for query, votes in clicks.votes.items()},
         debiased=clicks.debiased,
+        synthetic=count,
         vectors=np.concatenate([synthetic.vectors, clicks.vectors]),
     )
 
@@ -337,6 +344,7 @@ def joined(clicks: Clicks, others: Clicks) -> Clicks:
         examples=np.concatenate([clicks.counted(), np.zeros_like(others.counted())]),
         unwanted=clicks.unwanted,
         debiased=clicks.debiased,
+        synthetic=clicks.synthetic,
         vectors=np.concatenate([clicks.vectors, others.vectors]),
     )
 

@@ -75,8 +75,8 @@ class RungSettings(ArtifactSettings):
         0,
         ge=0,
         le=100,
-        description="epochs without a better MRR on the latest tenth of the queries, which is kept apart for it, "
-        "after which training ends with the best one's weights; 0 is no early stopping",
+        description="epochs without a better MRR on the latest tenth of the clicked queries, which is kept apart "
+        "for it, after which training ends with the best one's weights; 0 is no early stopping",
     )
     full_doubts: bool = Field(
         True,

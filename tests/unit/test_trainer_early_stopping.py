@@ -18,6 +18,7 @@ from clickloop.events import TrainingProgressed
 from tests.ranks_worker import small_job
 from tests.unit.full_facts import SMALL, bits, job_of, killed_and_resumed, one_thread, tiny_encoder
 from tests.unit.trainer_facts import START
+from trainer.dataset import after_synthetic
 from trainer.methods.base import Progress
 from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
 from trainer.progress import RunReport
@@ -97,6 +98,26 @@ def test_the_latest_tenth_of_the_queries_is_kept_apart_and_none_of_a_handful(enc
     assert set_apart(replace(unlike, vectors=alike))[1].queries == clicks.queries[-4:-1]
     known, apart = set_apart(unlike.of_queries(range(4)))
     assert (len(known), len(apart)) == (4, 0)
+
+
+def test_what_was_made_up_is_never_kept_apart_and_pushes_no_click_out_of_training(encoder: SentenceTransformer):
+    given = small_job(encoder, None, lambda _: None).clicks
+    clicks = replace(given, vectors=np.eye(len(given.queries), 500, dtype=np.float32))
+    made = replace(
+        clicks.of_queries([0]),
+        queries=[f"made {n}" for n in range(360)],
+        query=np.arange(360),
+        document=np.zeros(360, dtype=np.int64),
+        weight=np.full(360, 0.1, dtype=np.float32),
+        evidence=np.full(360, 0.1, dtype=np.float32),
+        examples=np.ones(360, dtype=np.int64),
+        vectors=np.eye(500, dtype=np.float32)[-360:],
+    )
+    known, apart = set_apart(after_synthetic(made, clicks))
+    assert known.queries == [*made.queries, *clicks.queries[:-4]]
+    assert apart.queries == clicks.queries[-4:]
+    only = after_synthetic(made, clicks.of_queries([]))
+    assert set_apart(only)[0].queries == made.queries, "nothing was clicked that could be kept apart"
 
 
 class Fixed:

@@ -17,7 +17,7 @@ from trainer.methods.base import Notes
 from trainer.methods.upper_layers import Layers, vectors_of
 
 APART = 0.1
-"""Share of the queries, the latest, that is kept apart."""
+"""Share of the clicked queries, the latest, that is kept apart."""
 CANDIDATES = 1000
 """Documents at most, beside the wanted ones, that those are ranked among: more take time and tell little."""
 _STATE = "early_stopping"
@@ -81,8 +81,9 @@ class EarlyStopping:
 
 def set_apart(clicks: Clicks) -> tuple[Clicks, Clicks]:
     """What is trained on, and the latest queries to measure by, without near-duplicates of earlier ones. With a
-    handful of queries none are kept apart. ``clicks.vectors`` is needed."""
+    handful of clicked queries none are kept apart, and synthetic ones never. ``clicks.vectors`` is needed."""
     asked = np.unique(clicks.query)
+    asked = asked[asked >= clicks.synthetic]
     count = round(APART * len(asked))
     if not count:
         return clicks, clicks.of_queries([])
