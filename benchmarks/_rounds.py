@@ -124,9 +124,8 @@ class Index:
             collector.keep(one)
         for one in older if sample else []:
             reservoir.keep(one)
-        old = reservoir.result()
-        both = with_replayed(collector.result(), old).examples
-        return data_of(both, self._documents, self.settings, replayed=len(old))
+        both = with_replayed(collector.result(), reservoir.result())
+        return data_of(both.examples, self._documents, self.settings, replayed=both.replayed)
 
     def _searched(self, live: Manifest) -> tuple[Model, Vectors]:
         if live.version not in self._loaded:

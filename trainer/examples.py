@@ -34,6 +34,8 @@ class ReadExamples:
     of_other_indexes: int = 0
     dropped: int = 0
     """Oldest examples beyond the memory bound."""
+    replayed: Set[str] = frozenset()
+    """Ids of those that are older than what was to be read."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,9 @@ class Reservoir:
 def with_replayed(new: ReadExamples, old: Sequence[ExampleFormed]) -> ReadExamples:
     """Both, each example in its last revision, oldest impression first."""
     known = {example.example_id for example in new.examples}
-    both = [*(example for example in old if example.example_id not in known), *new.examples]
-    return replace(new, examples=sorted(both, key=lambda e: (e.served_at, e.example_id)))
+    added = [example for example in old if example.example_id not in known]
+    both = sorted([*added, *new.examples], key=lambda e: (e.served_at, e.example_id))
+    return replace(new, examples=both, replayed=frozenset(example.example_id for example in added))
 
 
 def before(ranges: Iterable[OffsetRange], held: Mapping[int, tuple[int, int]]) -> list[OffsetRange]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -79,11 +79,12 @@ def data_of(
     *,
     given: Clicks | None = None,
     ranges: Sequence[OffsetRange] = (),
-    replayed: int = 0,
+    replayed: Set[str] = frozenset(),
     dropped: int = 0,
     source: Notes | None = None,
 ) -> Data:
-    """The examples, oldest impression first, as all rungs see them."""
+    """The examples, oldest impression first, as all rungs see them. ``replayed``: ids of those that are older than
+    the ranges."""
     prepared = prepare(
         examples,
         documents,
@@ -91,8 +92,9 @@ def data_of(
         clip=settings.propensity_clip,
         max_document_share=settings.max_document_share,
     )
-    share = replayed / len(examples) if replayed else 0.0
-    return Data(prepared, documents, given, list(ranges), replayed, share, dropped, source or {}, examples)
+    count = len(replayed)
+    share = count / len(examples) if count else 0.0
+    return Data(prepared, documents, given, list(ranges), count, share, dropped, source or {}, examples)
 
 
 @dataclass(frozen=True)

@@ -294,27 +294,27 @@ class Trainer:
         of_index: Any = {"prefix": prefix, "index": index, "forgotten": forgotten}
         read = await read_examples(where, ranges, most=self._settings.max_examples, **of_index)
         most = self._settings.replay_examples if preset.replay else 0
-        replayed = await read_before(where, ranges, most=most, **of_index)
+        older = await read_before(where, ranges, most=most, **of_index)
         documents, unreadable = await read_documents(
             where, prefix=prefix, index=command.index, sources=self._sources
         )
         await self._quarantine(read.unreadable + unreadable)
         brought = await asyncio.to_thread(taught, command, documents, seed=self._settings.seed)
-        examples = with_replayed(read, replayed).examples
+        both = with_replayed(read, older)
         data = data_of(
-            examples,
+            both.examples,
             documents,
             self._settings,
             given=brought.pairs if brought else None,
             source=brought.source if brought else {},
             ranges=ranges,
-            replayed=len(replayed),
+            replayed=both.replayed,
             dropped=read.dropped,
         )
         logger().info(
             "examples read",
             examples=len(read.examples),
-            replayed=len(replayed),
+            replayed=len(both.replayed),
             queries=len(data.prepared.clicks.queries),
             synthetic=len(data.prepared.synthetic),
             documents=len(documents),

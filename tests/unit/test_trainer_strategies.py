@@ -20,7 +20,9 @@ from trainer.dataset import Corpus, unlike
 from trainer.examples import Document, ReadExamples, Reservoir, before, with_replayed
 from trainer.methods.full import FullMethod
 from trainer.model import normalised
+from trainer.rung import data_of
 from trainer.rung_settings import RungSettings
+from trainer.settings import TrainerSettings
 from trainer.strategies import (
     PRESETS,
     believed_by_parent,
@@ -149,9 +151,20 @@ def test_the_sample_holds_last_revisions_and_nothing_unreadable():
 def test_replayed_examples_come_in_their_time_and_never_in_place_of_a_newer_revision():
     new = [example("a", "d1", number=5, revision=3)]
     old = [example("b", "d1", number=2), example("a", "d1", number=5, revision=1)]
-    both = with_replayed(ReadExamples(new), old).examples
-    assert [(e.query, e.revision) for e in both] == [("b", 1), ("a", 3)]
-    assert both[0].served_at == START + timedelta(seconds=2)
+    both = with_replayed(ReadExamples(new), old)
+    assert [(e.query, e.revision) for e in both.examples] == [("b", 1), ("a", 3)]
+    assert both.examples[0].served_at == START + timedelta(seconds=2)
+    assert both.replayed == {old[0].example_id}
+
+
+def test_history_that_was_imported_twice_is_not_told_as_replayed():
+    new = [example(f"query {n}", f"d{n:04}", number=n, revision=2) for n in range(200)]
+    old = [example(f"query {n}", f"d{n:04}", number=n) for n in range(200)]
+    more = example("older", "d0001", number=-1)
+    for lay_before, share in ((old, 0.0), ([more, *old], 1 / 201)):
+        read = with_replayed(ReadExamples(new), lay_before)
+        data = data_of(read.examples, documents(200), TrainerSettings(), replayed=read.replayed)
+        assert (data.replayed, data.replayed_share) == (len(lay_before) - 200, pytest.approx(share))
 
 
 def test_what_lies_before_the_ranges_is_what_their_partitions_hold_before_the_first():
