@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -355,22 +355,40 @@ def _weight_of_evidence(clicks: Clicks) -> float:
     return float(clicks.weight.sum()) / evidence if evidence > 0.0 else 1.0
 
 
-def moments(clicks: Clicks, *, share: float, count: int) -> list[tuple[Clicks, Clicks]]:
+def moments(
+    clicks: Clicks, *, share: float, count: int, older: Set[int] = frozenset()
+) -> list[tuple[Clicks, Clicks]]:
     """``count`` moments of the past, oldest first: what was known until then, and the ``share`` of rows after it.
 
     Time is that of a query's first impression, so what comes after a moment are queries that were new then, and
     no text is on both sides (rolling-origin evaluation, Tashman 2000). A query that has a near-duplicate before
     the moment leaves the later side, for it says nothing about queries never seen. ``clicks.vectors`` is needed.
     Moments with nothing on one of their sides are left out.
+
+    ``older``: the numbers of queries that the parent may have learnt from. They are known at every moment and
+    judge at none, and ``share`` is one of the others' rows: with few of those, moments are small, or fewer.
     """
+    new = [query for query in range(len(clicks.queries)) if query not in older]
+    rows_of_new = clicks.of_queries(new)
     found = []
     for number in range(count, 0, -1):
-        first, end = first_after(clicks, number * share), first_after(clicks, (number - 1) * share)
-        last = len(clicks.queries) if number == 1 else end
-        known, later = clicks.of_queries(range(first)), new_among(clicks, range(first), range(first, last))
+        first, end = (first_after(rows_of_new, left * share) for left in (number, number - 1))
+        last = len(new) if number == 1 else end
+        before = sorted([*older, *new[:first]])
+        known, later = clicks.of_queries(before), new_among(clicks, before, new[first:last])
         if len(known) and len(later):
             found.append((known, later))
     return found
+
+
+def too_few(clicks: Clicks, older: Set[int] = frozenset()) -> str:
+    """Why ``moments`` finds none."""
+    clicked = set(np.unique(clicks.query).tolist())
+    if clicked and clicked <= older:
+        return f"none of the {len(clicked)} clicked queries is new: older examples, learnt again, have them all"
+    named = f"{len(clicked)} distinct {'query' if len(clicked) == 1 else 'queries'}"
+    of_them = f", {len(clicked - older)} of them new," if older else ""
+    return f"clicks on {named}{of_them} are too few to train on some and hold others out"
 
 
 def first_after(clicks: Clicks, share: float) -> int:

@@ -25,9 +25,10 @@ from clickloop.errors import TooFewError, TrainingError
 from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
 from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published
+from clickloop.text import normal_text
 from trainer.beside import Beside, Candidate
 from trainer.cost import Served, cost_of
-from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, unlike
+from trainer.dataset import Clicks, Corpus, Prepared, after_synthetic, moments, prepare, too_few, unlike
 from trainer.examples import Document
 from trainer.gate import GoldenTrial, Side, Thresholds, Trial, judge, measure
 from trainer.loading import Loaded, Loader
@@ -64,6 +65,8 @@ class Data:
     """How many of the examples are older than the ranges."""
     replayed_share: float = 0.0
     """of all examples"""
+    older: Set[str] = frozenset()
+    """What those asked, as normal texts: the parent may have learnt it."""
     dropped: int = 0
     """The oldest examples, for which there was no room (``max_examples``)."""
     source: Notes = field(default_factory=dict)
@@ -94,7 +97,9 @@ def data_of(
     )
     count = len(replayed)
     share = count / len(examples) if count else 0.0
-    return Data(prepared, documents, given, list(ranges), count, share, dropped, source or {}, examples)
+    again = (example for example in examples if example.example_id in replayed and example.origin == "clicks")
+    older = frozenset(normal_text(example.query) for example in again)
+    return Data(prepared, documents, given, list(ranges), count, share, older, dropped, source or {}, examples)
 
 
 @dataclass(frozen=True)
@@ -380,14 +385,14 @@ def past_of(
         if not len(given):
             raise TrainingError("the parent believes no pair of query and document that was made")
         return [(given, unlike(given, loaded.clicks))]
-    # The sample of old examples is all known: it must not push new ones out of training into the hold-out.
-    share = settings.holdout_share * (1.0 - data.replayed_share)
-    past = moments(loaded.clicks, share=share, count=count)
+    # What the parent has learnt must not judge: it would be ahead of a candidate that is denied the same.
+    older = {number for number, text in enumerate(loaded.clicks.queries) if normal_text(text) in data.older}
+    past = moments(loaded.clicks, share=settings.holdout_share, count=count, older=older)
     if not past and len(loaded.synthetic):
         # Nothing to judge it by yet: the verdict will be inconclusive, and say so.
         past = [(loaded.clicks, loaded.clicks.of_queries([]))]
     if not past:
-        raise TooFewError(f"{len(loaded.clicks)} clicked pairs are too few to train on some and hold others out")
+        raise TooFewError(too_few(loaded.clicks, older))
     cap, debiased = settings.shared_evidence, settings.debiased_training
     told = [(replace(shared(known, cap=cap), debiased=debiased), later) for known, later in past]
     # What was made up must not be what clicks then judge by: no query is on both sides.

@@ -33,7 +33,7 @@ from clickloop.golden import GoldenSet
 from clickloop.recorded import Say
 from clickloop.text import normal_text
 from clickloop.tuning import LastPart, TrialResult, Tuned, Value
-from trainer.dataset import Clicks, Corpus, first_after, moments
+from trainer.dataset import Clicks, Corpus, first_after, moments, too_few
 from trainer.examples import Document
 from trainer.gate import GoldenTrial, Trial, among_all, judge
 from trainer.methods.base import Job, Parent, Trained
@@ -181,9 +181,7 @@ def _part(run: Recorded, examples: list[ExampleFormed], kind: VersionKind, told:
         start, run.documents, data.prepared.clicks, data.prepared.synthetic, on_text=told.encoding
     )
     if not moments(loaded.clicks, share=settings.holdout_share, count=1):
-        raise TrainingError(
-            f"{len(loaded.clicks)} clicked pairs are too few to learn from some and hold others out"
-        )
+        raise TrainingError(too_few(loaded.clicks))
     count = method_of(kind, STRATEGY, settings).moments
     past = past_of(loaded, data, settings, strategy=STRATEGY, count=count)
     return Part(loaded.parent, loaded.corpus, loaded.domain, past)

@@ -252,6 +252,31 @@ def test_a_near_duplicate_of_a_known_query_is_not_held_out():
     assert "query 99" not in later.queries
 
 
+def test_what_was_learnt_before_is_known_at_every_moment_and_in_no_share():
+    clicks, _ = world(queries=400)
+    # One of the older ones was asked after some of the new ones.
+    older = {*range(320), 350}
+    past = moments(clicks, share=0.25, count=3, older=older)
+    new_rows = int((~np.isin(clicks.query, sorted(older))).sum())
+    assert len(past) == 3
+    for known, later in past:
+        asked = {clicks.queries.index(q) for q in known.queries}
+        after = {clicks.queries.index(q) for q in later.queries}
+        assert asked >= older
+        assert not after & older
+        assert max(asked - older) < min(after)
+        assert len(later) / new_rows == pytest.approx(0.25, abs=0.05)
+
+
+def test_where_hardly_anything_is_new_there_are_fewer_moments_and_where_nothing_is_there_are_none():
+    clicks, _ = world(queries=100)
+    asked = np.unique(clicks.query).tolist()
+    [(known, later)] = moments(clicks, share=0.25, count=3, older=set(range(100)) - {asked[-1]})
+    assert later.queries == [clicks.queries[asked[-1]]]
+    assert len(known.queries) == 99
+    assert moments(clicks, share=0.25, count=3, older=set(range(100))) == []
+
+
 def test_a_log_too_small_to_cut_gives_no_moments():
     clicks, _ = world(queries=100)
     assert moments(clicks.of_queries([3]), share=0.25, count=3) == []

@@ -17,18 +17,19 @@ import pytest
 
 from clickloop.commands import Reason, Retrain
 from clickloop.errors import TooFewError, TrainingError
-from clickloop.events import GateResult, Verdict, VersionKind
+from clickloop.events import ExampleFormed, GateResult, Verdict, VersionKind
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.propensity import Examination
-from tests.unit.trainer_facts import START, world
+from tests.unit.trainer_facts import START, documents, example, world
 from tests.unit.version_facts import gate, put
 from trainer.beside import Candidate
 from trainer.dataset import Clicks, Prepared, moments
+from trainer.examples import ReadExamples, with_replayed
 from trainer.gate import Trial, beside_live
 from trainer.loading import Loaded
 from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.model import Adapter
-from trainer.rung import TRAINING_SHARE, Data, Ladder, past_of, with_parents
+from trainer.rung import TRAINING_SHARE, Data, Ladder, data_of, past_of, with_parents
 from trainer.sampling import at_most, chosen
 from trainer.settings import TrainerSettings
 
@@ -430,12 +431,57 @@ async def test_weights_that_are_no_numbers_are_not_published(
 
 def test_what_was_made_up_is_not_what_clicks_then_judge_by() -> None:
     clicks, corpus = world(queries=300)
-    data: Any = SimpleNamespace(given=None, replayed_share=0.0)
+    data: Any = SimpleNamespace(given=None, older=frozenset())
     loaded: Any = SimpleNamespace(clicks=clicks, synthetic=clicks, parent=None, corpus=corpus)
     [(known, later)] = past_of(loaded, data, TrainerSettings(), strategy="incremental", count=1)
     assert len(later.queries) > 20
     assert not set(known.queries) & set(later.queries)
     assert len(known.queries) > len(later.queries)
+
+
+def asked_by(*queries: tuple[int, int]) -> list[ExampleFormed]:
+    """Query ``n`` at second ``at``, for each pair of these."""
+    return [example(f"Query {n}", f"d{n:04}", number=at, trust=1.0) for n, at in queries]
+
+
+def past_with(
+    new: list[ExampleFormed], old: list[ExampleFormed], *, documents_of: int
+) -> list[tuple[Clicks, Clicks]]:
+    """The moments of an incremental run over these, no query like another."""
+    read = with_replayed(ReadExamples(new), old)
+    data = data_of(read.examples, documents(documents_of), TrainerSettings(), replayed=read.replayed)
+    clicks = data.prepared.clicks
+    vectors = np.eye(len(clicks.queries), documents_of, dtype=np.float32)
+    none = replace(data.prepared.synthetic, vectors=vectors[:0])
+    loaded: Any = SimpleNamespace(clicks=replace(clicks, vectors=vectors), synthetic=none)
+    return past_of(loaded, data, TrainerSettings(), strategy="incremental", count=3)
+
+
+@pytest.mark.parametrize("fresh", [40, 3, 1])
+def test_what_is_learnt_again_never_judges_however_often_the_new_examples_repeat_it(fresh: int) -> None:
+    old = asked_by(*((n, n) for n in range(200)))
+    again = [(n % 200, 1000 + n) for n in range(200 - fresh)]
+    new = asked_by(*again, *((200 + n, 2000 + n) for n in range(fresh)))
+    past = past_with(new, old, documents_of=240)
+    learnt, judging = {one.query for one in old}, [set(later.queries) for _, later in past]
+    assert 1 <= len(past) <= 3
+    for (known, _), asked in zip(past, judging, strict=True):
+        assert set(known.queries) >= learnt
+        assert not asked & learnt
+    assert sum(map(len, judging)) == len(set().union(*judging)) <= fresh
+    assert f"Query {199 + fresh}" in judging[-1], "the newest one judges"
+
+
+def test_where_no_query_is_new_the_reason_names_the_queries() -> None:
+    old = asked_by(*((n, n) for n in range(20)))
+    with pytest.raises(TooFewError, match=r"^none of the 20 clicked queries is new"):
+        past_with(asked_by(*((n, 100 + n) for n in range(20))), old, documents_of=20)
+
+
+def test_one_query_with_many_documents_is_told_as_one_query() -> None:
+    new = [example("Query 0", f"d{n:04}", number=n, trust=1.0) for n in range(53)]
+    with pytest.raises(TooFewError, match=r"^clicks on 1 distinct query are too few to train on some"):
+        past_with(new, [], documents_of=53)
 
 
 def test_a_command_that_is_given_again_at_another_time_goes_on_from_its_checkpoint() -> None:
