@@ -13,10 +13,11 @@ import torch
 
 from tests.unit.trainer_facts import job, mean_reciprocal_rank, world
 from trainer.belief import weighed
-from trainer.dataset import Clicks, Corpus
+from trainer.dataset import Clicks, Corpus, after_synthetic
+from trainer.gate import Side, Trial, measure
 from trainer.methods import methods_of
-from trainer.methods.adapter import ANEW_FROM, AdapterMethod, whitened
-from trainer.methods.base import Progress, StoppedError
+from trainer.methods.adapter import ANEW_FROM, RECIPES, AdapterMethod, whitened
+from trainer.methods.base import Progress, StoppedError, Trained
 from trainer.methods.checkpoint import Checkpoint, Checkpoints
 from trainer.methods.descent import Descended, Indexes, descend
 from trainer.methods.full import FullMethod
@@ -150,6 +151,27 @@ def test_with_older_examples_to_learn_again_a_map_is_learnt_anew_and_met_half_wa
     assert np.allclose(met.weight, (earlier.weight + anew.weight) / 2, atol=1e-6)
     assert np.array_equal(met.weight, barely.weight)
     assert np.linalg.norm(gone_on.weight - earlier.weight) < np.linalg.norm(gone_on.weight - anew.weight)
+
+
+def test_recipes_are_tried_on_clicks_that_no_step_has_seen_whatever_stands_in_front(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    clicks, corpus = world(queries=300)
+    made, _ = world(queries=150, seed=1)
+    made = replace(made, queries=[f"made {n}" for n in range(150)])
+    tried: list[list[str]] = []
+
+    def measured(since: Clicks, *sides: Side) -> Trial:
+        tried.append(since.queries)
+        return measure(since, *sides)
+
+    monkeypatch.setattr("trainer.methods.adapter.measure", measured)
+    earlier = Trained()
+    # At the second moment more was made up that may be learnt, and an older query is known that lies between.
+    for asked, of_made in (([*range(100), 250], 50), ([*range(200), 250], 150)):
+        known = after_synthetic(made.of_queries(range(of_made)), clicks.of_queries(asked))
+        earlier = AdapterMethod(epochs=1).train(replace(job(known, corpus), earlier=earlier))
+    assert tried == [clicks.queries[100:200]] * len(RECIPES)
 
 
 def test_a_handful_of_queries_whitens_next_to_nothing_and_many_do():

@@ -67,8 +67,8 @@ class Path:
     """the parent's map, or, where there is none or it is learnt anew, the encoder's own vectors, whitened"""
     domain: Adapter
     clicked: Adapter
-    queries: int
-    """So many of the oldest queries had their say in ``clicked``."""
+    queries: frozenset[str]
+    """Those that had their say in ``clicked``."""
     notes: Notes
     """Of the descents, for the lineage."""
     domain_steps: int
@@ -124,7 +124,7 @@ class AdapterMethod:
         # What is learnt anew owes nothing to the parent's map, nor to the mistakes that it has learnt.
         searched = replace(job.parent, adapter=gone_on_from)
         clicked, then = self.learn_clicks(replace(job, parent=searched), domain)
-        queries, notes = len(job.clicks.queries), before.notes | then.notes
+        queries, notes = frozenset(job.clicks.queries), before.notes | then.notes
         return Path(parent, start, domain, clicked, queries, notes, before.steps, then.steps, step)
 
     def learn_domain(self, job: Job, start: Adapter) -> tuple[Adapter, Descended]:
@@ -218,7 +218,9 @@ def shrunk_covariance(queries: Vectors) -> NDArray[np.float64]:
 
 def choose(job: Job, earlier: Path) -> str:
     """The recipe for this moment, tried on what was clicked since the earlier one."""
-    since = job.clicks.of_queries(range(earlier.queries, len(job.clicks.queries)))
+    # By name: from moment to moment another number of synthetic queries stands in front.
+    asked = range(job.clicks.synthetic, len(job.clicks.queries))
+    since = job.clicks.of_queries([n for n in asked if job.clicks.queries[n] not in earlier.queries])
     if not len(since):
         return "usual"
     before = Side(earlier.parent.apply(since.vectors), job.corpus.vectors)
