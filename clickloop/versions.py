@@ -10,6 +10,7 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -34,8 +35,8 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(versions_app, name="versions")
 
 
-def open_store(settings: ArtifactSettings, *, private_key: str = "") -> ModelStore:
-    return ModelStore(settings.store_url, public_key=settings.public_key, private_key=private_key)
+def open_store(settings: ArtifactSettings, *, cache: Path | None = None) -> ModelStore:
+    return ModelStore(settings.store_url, cache=cache, public_key=settings.public_key)
 
 
 def _open(store_url: str | None, **flags: Any) -> tuple[ModelStore, ArtifactSettings]:
@@ -187,15 +188,21 @@ def versions_diff(
 
 @versions_app.command("verify")
 def versions_verify(version: Version, store_url: cli.StoreUrl = None) -> None:
-    """Fetch a version and check every digest, and the signature where a public key is set."""
-    store, _ = _open(store_url)
+    """Read a version from the store and check every digest, and the signature where a public key is set."""
+    store, settings = _open(store_url)
     cli.checked(lambda: known_name(version))
+
+    def read_through() -> Manifest:
+        # A copy of another time would answer in place of the store.
+        with tempfile.TemporaryDirectory(prefix="clickloop-verify-") as cache:
+            return open_store(settings, cache=Path(cache)).fetch(version)[1]
+
     try:
-        folder, manifest = store.fetch(version)
+        manifest = read_through()
     except ArtifactError as error:
         typer.echo(f"refused: {error}", err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"{version}: {len(manifest.fetched)} files match their digests ({folder})")
+    typer.echo(f"{version}: {len(manifest.fetched)} files match their digests ({store.uri(version)})")
 
 
 def known_name(version: str) -> None:

@@ -206,6 +206,27 @@ def verified(store: ModelStore, version: str, public_key: str) -> int:
     return CliRunner(env={"CLICKLOOP_PUBLIC_KEY": public_key}).invoke(versions_app, arguments).exit_code
 
 
+@pytest.mark.parametrize("harmed", ["torn", "gone"])
+def test_what_is_harmed_in_the_store_is_refused_though_it_was_fine_when_it_was_looked_at_last(
+    store: ModelStore, family: dict[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harmed: str
+) -> None:
+    kept = tmp_path / "temporary"
+    kept.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(kept))
+    done = versions(store, "verify", "query-encoder-2")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("query-encoder-2: 3 files match their digests")
+    file = tmp_path / "store" / "versions" / "base-1" / "encoder" / "model.safetensors"
+    if harmed == "torn":
+        file.write_bytes(b"half")
+    else:
+        file.unlink()
+    done = versions(store, "verify", "query-encoder-2")
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith("refused: base-1: encoder/model.safetensors is")
+    assert list(kept.iterdir()) == [], "what was read is not kept"
+
+
 def test_a_base_that_is_there_unsigned_or_signed_by_another_is_signed(
     store: ModelStore, publish_base: Callable[..., Result], keys: tuple[str, str], tmp_path: Path
 ) -> None:
