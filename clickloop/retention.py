@@ -6,11 +6,11 @@ version whose files one of these is made of. So a prune can't take away an answe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from clickloop.events import SplitChanged
+from clickloop.events import ModelVersionPublished, SplitChanged
 from clickloop.manifest import Manifest
 
 LIVE, CANDIDATE = "live", "candidate"
@@ -23,7 +23,9 @@ class Traffic:
     serving: frozenset[str]
     """Versions that an index's newest split names."""
     earlier: frozenset[str] = frozenset()
-    """What was live before: the last other version of each index that had its traffic."""
+    """What was live before: the last other version of each index that had its traffic, as far as the log tells."""
+    followed: frozenset[str] = frozenset()
+    """What an app of one's own took, in an index that has no split: the version that passed last."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,30 @@ def traffic_of(splits: Sequence[SplitChanged]) -> Traffic:
     return Traffic(frozenset(serving), frozenset(earlier))
 
 
+def followed(
+    published: Iterable[ModelVersionPublished], *, split: Collection[str], held: Collection[str]
+) -> frozenset[str]:
+    """What passed last in each index that is not one of the ``split`` ones, of what the store has (``held``).
+
+    Where nothing has passed, that is what needed no gate: the base.
+    """
+    newest: dict[str, ModelVersionPublished] = {}
+    for event in published:
+        if event.index in split or event.version not in held or not _may_serve(event):
+            continue
+        if event.index not in newest or _turn(event) > _turn(newest[event.index]):
+            newest[event.index] = event
+    return frozenset(event.version for event in newest.values())
+
+
+def _may_serve(event: ModelVersionPublished) -> bool:
+    return event.gate is None or event.gate.verdict == "pass"
+
+
+def _turn(event: ModelVersionPublished) -> tuple[bool, datetime]:
+    return event.gate is not None, event.published_at
+
+
 def live_of(split: SplitChanged) -> str:
     return next((arm.version for arm in split.arms if arm.name == LIVE), "")
 
@@ -69,10 +95,11 @@ def plan(
             why.setdefault(name, reason)
 
     stays(set(traffic.serving), "gets traffic")
+    stays(set(traffic.followed), "passed last in an index without splits")
     stays(set(traffic.earlier), "was live before")
     stays(set(by_age[-keep:]) if keep else set(), f"one of the {keep} newest")
     # Of several indexes, one may wait for what passed long before another's live version was made.
-    since = min((created[name] for name in traffic.serving if name in created), default=None)
+    since = min((created[name] for name in traffic.serving | traffic.followed if name in created), default=None)
     for name in by_age:
         gate = manifests[name].gate
         if gate is not None and gate.verdict == "pass" and (since is None or created[name] >= since):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +21,10 @@ from clickloop import accounts, cli, codec, topics
 from clickloop.admin import Json, read_topic, show_table
 from clickloop.base_model import base_model_folder
 from clickloop.errors import ArtifactError, BrokerError, ClickloopError, SettingsError
-from clickloop.events import SplitChanged
+from clickloop.events import ModelVersionPublished, SplitChanged
 from clickloop.manifest import MANIFEST, SIGNATURE, VERSION_NAME, Manifest, sign
 from clickloop.model_store import ModelStore, Published
-from clickloop.retention import Traffic, newest_splits, plan, traffic_of
+from clickloop.retention import Traffic, followed, newest_splits, plan, traffic_of
 from clickloop.settings import ArtifactSettings
 
 versions_app = typer.Typer(help="List, compare, verify and prune model versions.", no_args_is_help=True)
@@ -168,6 +169,10 @@ async def _splits(settings: ArtifactSettings) -> list[SplitChanged]:
     return [split for _, split in await read_topic(settings, topics.TRAFFIC_SPLITS, SplitChanged)]
 
 
+async def _published(settings: ArtifactSettings) -> list[ModelVersionPublished]:
+    return [event for _, event in await read_topic(settings, topics.MODEL_VERSIONS, ModelVersionPublished)]
+
+
 @versions_app.command("diff")
 def versions_diff(
     version: Version,
@@ -295,10 +300,13 @@ def _named(live: list[str], manifests: dict[str, Manifest]) -> Traffic:
 
 
 def _traffic(settings: ArtifactSettings, store: ModelStore, manifests: dict[str, Manifest]) -> Traffic:
-    """What the splits say of every index. Raises SettingsError where that doesn't tell what is live."""
+    """What the splits say of every index; of one that has none, what passed last.
+
+    Raises SettingsError where that doesn't tell what is live.
+    """
     advice = "name what gets traffic by --live VERSION"
     try:
-        splits = asyncio.run(_splits(settings))
+        splits, published = asyncio.run(_splits(settings)), asyncio.run(_published(settings))
     except BrokerError as error:
         raise SettingsError(f"what is live can't be told: {error}; {advice}") from None
     newest = newest_splits(splits)
@@ -313,4 +321,4 @@ def _traffic(settings: ArtifactSettings, store: ModelStore, manifests: dict[str,
             )
         if gone:
             typer.echo(f"nothing that index {index!r} serves is in {store.url}: another store?", err=True)
-    return traffic_of(splits)
+    return replace(traffic_of(splits), followed=followed(published, split=newest, held=manifests))

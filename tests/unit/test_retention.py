@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from clickloop.events import LiveResult
+from clickloop.commands import Rollback
+from clickloop.events import LiveResult, SplitChanged
 from clickloop.manifest import Manifest
-from clickloop.retention import Traffic, plan, traffic_of
-from tests.unit.version_facts import START, manifest, split
+from clickloop.retention import Traffic, followed, live_of, plan, traffic_of
+from streams.rollout import Rollout
+from tests.unit.version_facts import START, manifest, published, split
 
 BASE = manifest("base-1", "full", None)
 Kinds = st.sampled_from(["adapter", "query_encoder", "full"])
@@ -124,6 +127,59 @@ def test_every_index_of_a_store_keeps_what_it_serves() -> None:
     traffic = traffic_of([split(7, "shoes", index="shoes"), split(2, "books", index="books")])
     kept, _ = fates(made, keep=1, traffic=traffic)
     assert kept["shoes"] == kept["books"] == "gets traffic"
+
+
+def test_an_index_without_splits_keeps_what_passed_last_and_what_that_is_made_of() -> None:
+    made = history(
+        ("shoes-full", "full", "base-1", "pass"),
+        ("shoes-1", "query_encoder", "shoes-full", "pass"),
+        ("shoes-2", "adapter", "shoes-1", "pass"),
+        ("shoes-3", "adapter", "shoes-2", "fail"),
+        ("live", "adapter", "base-1", "pass"),
+        ("last", "adapter", "base-1", "fail"),
+    )
+    announced = [published(one, index="shoes", hours=n) for n, one in enumerate(made.values())][:5]
+    found = followed(reversed(announced), split={"default"}, held=made)
+    assert found == {"shoes-2"}
+    kept, gone = fates(made, keep=1, traffic=Traffic(frozenset({"live"}), followed=found))
+    assert kept["shoes-2"] == "passed last in an index without splits"
+    assert kept["shoes-1"] == "parent of shoes-2"
+    assert kept["shoes-full"] == "shoes-1 is made of it" or kept["shoes-full"] == "shoes-2 is made of it"
+    assert gone == ["shoes-3"]
+
+
+def test_an_index_without_splits_follows_the_base_until_something_passes_and_only_what_the_store_has() -> None:
+    made = history(("a", "adapter", "base-1", "inconclusive"), ("b", "adapter", "base-1", "pass"))
+    announced = [published(one, index="shoes", hours=9 - n) for n, one in enumerate(made.values())]
+    assert followed(announced[:2], split=set(), held=made) == {"base-1"}
+    assert followed(announced, split=set(), held=made) == {"b"}, "the base is announced again by all that start"
+    assert followed(announced, split=set(), held={"base-1", "a"}) == {"base-1"}
+    assert followed(announced, split={"shoes"}, held=made) == frozenset()
+
+
+@pytest.mark.parametrize("against", ["what was live", "its parent"])
+def test_where_a_rollback_goes_stays_though_the_log_holds_the_newest_split_alone(against: str) -> None:
+    made = history(
+        ("before", "adapter", "base-1", "pass"),
+        ("next", "adapter", "before", "pass"),
+        ("last", "adapter", "base-1", "fail"),
+    )
+    if against == "what was live":
+        gate = made["next"].gate
+        assert gate is not None
+        gate = replace(gate, live=LiveResult(version="before"))
+        made["next"] = replace(made["next"], parent="base-1", gate=gate)
+    rollout = Rollout("default", steps=[100], min_queries=1, max_wait=1)
+    for hours, one in enumerate(made.values()):
+        rollout.version(published(one, hours=hours))
+    compacted = [split(9, "next")]
+    rollout.split(compacted[0])
+    wish = Rollback(command_id="c", index="default", issued_at=START + timedelta(hours=99), reason="")
+    back = rollout.rollback(wish, now=START.timestamp() + 99 * 3600)
+    assert isinstance(back, SplitChanged)
+    assert live_of(back) == "before"
+    kept, _ = fates(made, keep=1, traffic=traffic_of(compacted))
+    assert live_of(back) in kept
 
 
 def test_an_older_split_that_comes_late_does_not_count() -> None:

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner, Result
 
 from clickloop.errors import ArtifactError
-from clickloop.events import SplitChanged
+from clickloop.events import ModelVersionPublished, SplitChanged
 from clickloop.model_store import Manifest, ModelStore
 from clickloop.versions import versions_app
-from tests.unit.version_facts import make_base_model, put, split
+from tests.unit.version_facts import make_base_model, published, put, split
 
 NO_BROKER = "127.0.0.1:9"
 
@@ -294,7 +294,11 @@ def test_prune_wants_all_that_an_index_of_this_store_serves(
         async def told(_: object) -> list[SplitChanged]:
             return list(splits)
 
+        async def none(_: object) -> list[ModelVersionPublished]:
+            return []
+
         monkeypatch.setattr("clickloop.versions._splits", told)
+        monkeypatch.setattr("clickloop.versions._published", none)
         return versions(store, "prune", "--keep", "1")
 
     live = split(1, "adapter-1")
@@ -307,6 +311,34 @@ def test_prune_wants_all_that_an_index_of_this_store_serves(
     assert other.exit_code == 0, other.stderr
     assert f"nothing that index 'shoes' serves is in {store.url}" in other.stderr
     assert sorted(store.versions()) == sorted(family)
+
+
+def test_prune_leaves_what_an_app_of_ones_own_took_where_no_node_asks_for_splits(
+    store: ModelStore, family: dict[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = family["base-1"]
+    old = put(store, tmp_path, "adapter-of-shoes-1", "adapter", base, hours=0.3)
+    live = put(store, tmp_path, "adapter-of-shoes-2", "adapter", base, hours=0.4)
+    failed = put(store, tmp_path, "adapter-of-shoes-3", "adapter", base, hours=0.5, verdict="fail")
+    newest = put(store, tmp_path, "adapter-4", "adapter", base, hours=4)
+
+    async def splits(_: object) -> list[SplitChanged]:
+        return [split(1, "base-1"), split(2, "adapter-4")]
+
+    async def announced(_: object) -> list[ModelVersionPublished]:
+        # As compaction leaves them: in no order that tells.
+        of_shoes = [published(m, index="shoes", hours=h) for m, h in ((live, 0.4), (old, 0.3), (failed, 0.5))]
+        return [*of_shoes, published(base, index="shoes", hours=9), published(newest, hours=4)]
+
+    monkeypatch.setattr("clickloop.versions._splits", splits)
+    monkeypatch.setattr("clickloop.versions._published", announced)
+    done = versions(store, "prune", "--keep", "1")
+    assert done.exit_code == 0, done.stderr
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in done.stdout.splitlines()}
+    assert rows["adapter-of-shoes-2"][0] == "stays"
+    assert rows["adapter-of-shoes-2"][2] == "passed last in an index without splits"
+    assert rows["adapter-of-shoes-1"][0] == "removed"
+    assert "adapter-of-shoes-2" in store.versions()
 
 
 def test_dry_run_says_what_would_go_and_leaves_it(store: ModelStore, family: dict[str, Manifest]) -> None:

@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from clickloop.events import Arm, Estimate, GateResult, Lineage, OffsetRange, SplitChanged, Verdict, VersionKind
+from clickloop.events import (
+    Arm,
+    Estimate,
+    GateResult,
+    Lineage,
+    ModelVersionPublished,
+    OffsetRange,
+    SplitChanged,
+    Verdict,
+    VersionKind,
+)
 from clickloop.model_store import Manifest, ModelStore
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -118,6 +128,22 @@ def split(sequence: int, live: str, candidate: str = "", *, index: str = "defaul
         changed_at=START + timedelta(hours=sequence),
         sequence=sequence,
         reason="first share",
+    )
+
+
+def published(made: Manifest, *, index: str = "default", hours: float = 0) -> ModelVersionPublished:
+    """What was announced of a version, ``hours`` after START."""
+    return ModelVersionPublished(
+        event_id=f"{index}/{made.version}",
+        index=index,
+        version=made.version,
+        kind=made.kind,
+        space=made.space,
+        artifact_uri=f"file:///store/versions/{made.version}",
+        digest="0" * 64,
+        published_at=START + timedelta(hours=hours),
+        parent=made.parent,
+        gate=made.gate,
     )
 
 
