@@ -6,6 +6,7 @@ So this module knows no service, and ``clickloop --help`` loads neither torch no
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Callable, Coroutine
 from importlib.metadata import entry_points
@@ -65,6 +66,13 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
 def console() -> Console:
     """It prints data as they are: by itself rich reads ``[word]`` and ``:word:``, and fails on ``[/word]``."""
     return Console(highlight=False, markup=False, emoji=False)
+
+
+def finite(value: float) -> float:
+    """What an option's ``min`` and ``max`` let through: nan is below nothing, and inf is no end."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
 
 
 def printable(text: str) -> str:

@@ -242,7 +242,8 @@ def replay(
         "adapter,query_encoder"
     ),
     budget: Annotated[
-        float, typer.Option(min=1.0, help="Longest encoding and training in seconds, of all rungs.")
+        float,
+        typer.Option(min=1.0, callback=cli.finite, help="Longest encoding and training in seconds, of all rungs."),
     ] = 3600.0,
     json_file: JsonFile = None,
     base_model: BaseModel = None,

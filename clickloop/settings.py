@@ -21,6 +21,9 @@ from pydantic_settings import SettingsError as UnreadableSettingsError
 from clickloop.errors import SettingsError
 from clickloop.sources import Mapping, mappings_of
 
+MAX_SEED = 2**31 - 1
+"""Every random generator takes it, with a small number on top."""
+
 
 def _toml_file() -> tuple[Path, dict[str, Any]]:
     """Where the TOML file is, and what is in it; nothing where there is none. Raises SettingsError."""
@@ -79,7 +82,13 @@ class _TomlSource(PydanticBaseSettingsSource):
 class Settings(BaseSettings):
     """What every service needs: where the broker is, and which index this is about."""
 
-    model_config = SettingsConfigDict(env_prefix="CLICKLOOP_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CLICKLOOP_",
+        extra="forbid",
+        frozen=True,
+        # No manifest can hold them, and a bound that is none lets everything through.
+        allow_inf_nan=False,
+    )
     table: ClassVar[str] = "clickloop"
 
     bootstrap_servers: str = Field("localhost:9092", description="Kafka's host:port list")
@@ -144,7 +153,7 @@ class GenerateSettings(Settings):
         0.1, gt=0.0, le=1.0, description="what a synthetic example counts, in parts of a fully trusted click"
     )
     min_examples: int = Field(100, ge=1, description="fewer pairs than this are not sent")
-    seed: int = Field(0, ge=0, description="seed of the choice among a document's queries")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the choice among a document's queries")
 
 
 class ArtifactSettings(Settings):

@@ -256,7 +256,9 @@ def tune(
     work: Annotated[Path, typer.Option(help="Folder for trials and vectors; a later run goes on from it.")],
     rung: Annotated[str, typer.Option(help="adapter, query_encoder or full.")] = "adapter",
     trials: Annotated[int, typer.Option(min=1, max=10_000, help="Settings to try, earlier runs' included.")] = 20,
-    budget: Annotated[float, typer.Option(min=1.0, help="No trial begins after so many seconds.")] = 3600.0,
+    budget: Annotated[
+        float, typer.Option(min=1.0, callback=cli.finite, help="No trial begins after so many seconds.")
+    ] = 3600.0,
     json_file: JsonFile = None,
     base_model: BaseModel = None,
     index: OneIndex = "",

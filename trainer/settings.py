@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, SecretStr
 
 from clickloop.propensity import Correction
+from clickloop.settings import MAX_SEED
 from trainer.rung_settings import RungSettings
 
 
@@ -26,7 +27,9 @@ class TrainerSettings(RungSettings):
     private_key: SecretStr = Field(
         SecretStr(""), description="Ed25519 private key, base64; set, every manifest is signed"
     )
-    seed: int = Field(0, ge=0, description="seed of every random choice in training and gate")
+    seed: int = Field(
+        0, ge=0, le=MAX_SEED, description="seed of every random choice in training and gate, up to 2147483647"
+    )
     max_examples: int = Field(
         200_000, ge=100, description="most examples one run holds in memory; beyond it the oldest go"
     )
@@ -67,7 +70,10 @@ class TrainerSettings(RungSettings):
         0.03, ge=0.0, le=1.0, description="share of its parent's MRR on one domain that it may lose beyond chance"
     )
     gate_max_slowdown: float = Field(
-        1.5, ge=1.0, description="times as long as its parent that a version may take for a query, beyond chance"
+        1.5,
+        ge=1.0,
+        description="times as long as its parent that a version may take for a query, beyond chance; "
+        "a large number, such as 1e9, lets it take any",
     )
 
     position_bias: Correction = Field(
@@ -75,7 +81,10 @@ class TrainerSettings(RungSettings):
         description="how clicks are corrected for their position: estimated from swaps, inverse_rank, or off",
     )
     propensity_clip: float = Field(
-        10.0, ge=1, description="no click weighs more than this many times a click on the first result"
+        10.0,
+        ge=1,
+        description="no click weighs more than this many times a click on the first result; "
+        "a large number, such as 1e9, lets it",
     )
     debiased_training: bool = Field(
         default=False,
@@ -90,7 +99,8 @@ class TrainerSettings(RungSettings):
     shared_evidence: float = Field(
         1.0,
         ge=0.0,
-        description="clicks that a rare query borrows at most from near-duplicates of it; 0 lets each learn alone",
+        description="clicks that a rare query borrows at most from near-duplicates of it; 0 lets each learn "
+        "alone, a large number, such as 1e9, lets it borrow all",
     )
 
     tracker: Literal["none", "mlflow", "wandb"] = Field(

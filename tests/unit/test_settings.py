@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import typer
 from pydantic import Field
 
+from clickloop import replay, tuning
 from clickloop.errors import SettingsError
-from clickloop.settings import ArtifactSettings, Settings
+from clickloop.settings import ArtifactSettings, GenerateSettings, Settings
+from search.settings import SearchSettings
+from streams.settings import StreamsSettings
+from trainer.settings import TrainerSettings
 
 
 class ProbeSettings(ArtifactSettings):
@@ -82,6 +87,48 @@ def test_bad_value_is_named_with_its_setting_in_one_line(flags: dict[str, object
     message = one_line(flags)
     assert f"setting {named}:" in message
     assert value in message
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+@pytest.mark.parametrize(
+    ("service", "name"),
+    [
+        (TrainerSettings, "gate_max_slowdown"),
+        (TrainerSettings, "propensity_clip"),
+        (TrainerSettings, "holdout_share"),
+        (TrainerSettings, "adapter_learning_rate"),
+        (StreamsSettings, "window_seconds"),
+        (SearchSettings, "dense_weight"),
+    ],
+)
+def test_number_that_is_not_finite_is_refused_before_anything_goes_by_it(
+    service: type[Settings], name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest can't hold it, so that every version would be trained for nothing."""
+    monkeypatch.setenv(f"CLICKLOOP_{name.upper()}", value)
+    with pytest.raises(SettingsError, match=rf"setting {name}: .*finite number") as caught:
+        service.load()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("service", [TrainerSettings, GenerateSettings])
+def test_seed_is_one_that_every_random_generator_takes(service: type[Settings]) -> None:
+    assert service.load(seed=2**31 - 1)
+    for seed in (2**31, 2**40, 2**64):
+        with pytest.raises(SettingsError, match="setting seed"):
+            service.load(seed=seed)
+
+
+@pytest.mark.parametrize("command", ["replay", "tune"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_budget_that_is_not_finite_is_refused(command: str, value: str, tmp_path: Path) -> None:
+    app = typer.Typer()
+    replay.add_to(app)
+    tuning.add_to(app)
+    (tmp_path / "empty.jsonl").touch()
+    of_files = ["--documents", "empty.jsonl", "--events", "empty.jsonl", "--work", "w"]
+    with pytest.raises(typer.BadParameter, match=r"no finite number|Input should be"):
+        app([command, *of_files, "--budget", value], standalone_mode=False)
 
 
 def test_bad_value_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
