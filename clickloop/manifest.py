@@ -96,23 +96,34 @@ def entry_of(path: Path) -> FileEntry:
 
 def sign(manifest: bytes, private_key: str) -> str:
     """Ed25519 signature of the manifest's bytes, base64. ``private_key`` is 32 bytes in base64."""
-    try:
-        key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(private_key, validate=True))
-    except (ValueError, binascii.Error):
-        raise SettingsError("the signing key is not an Ed25519 private key (32 bytes, base64)") from None
-    return base64.b64encode(key.sign(manifest)).decode()
+    return base64.b64encode(_private_key_of(private_key).sign(manifest)).decode()
 
 
 def verify(manifest: bytes, signature: str, public_key: str) -> None:
     """Raises ArtifactError where ``signature`` is not ``public_key``'s over ``manifest``."""
-    key = public_key_of(public_key)
+    key = _public_key_of(public_key)
     try:
         key.verify(base64.b64decode(signature, validate=True), manifest)
     except (InvalidSignature, ValueError, binascii.Error):
         raise ArtifactError("the signature is not by the configured public key") from None
 
 
-def public_key_of(text: str) -> Ed25519PublicKey:
+def check_keys(private_key: str, public_key: str) -> None:
+    """Raises SettingsError for a key that is none, and where both are given and don't belong together."""
+    public = _public_key_of(public_key) if public_key else None
+    private = _private_key_of(private_key) if private_key else None
+    if public and private and private.public_key() != public:
+        raise SettingsError("private_key and public_key don't belong together: what is signed would be refused")
+
+
+def _private_key_of(text: str) -> Ed25519PrivateKey:
+    try:
+        return Ed25519PrivateKey.from_private_bytes(base64.b64decode(text, validate=True))
+    except (ValueError, binascii.Error):
+        raise SettingsError("the signing key is not an Ed25519 private key (32 bytes, base64)") from None
+
+
+def _public_key_of(text: str) -> Ed25519PublicKey:
     try:
         return Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
     except (ValueError, binascii.Error):

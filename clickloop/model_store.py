@@ -43,10 +43,10 @@ from clickloop.manifest import (
     SIGNATURE,
     VERSION_NAME,
     check_file,
+    check_keys,
     entry_of,
     inside,
     parse,
-    public_key_of,
     sha256_file,
     sign,
     verify,
@@ -102,8 +102,7 @@ class ModelStore:
             self._fs, root = fsspec.core.url_to_fs(url.rstrip("/"))
         except (ValueError, ImportError) as error:
             raise SettingsError(f"store_url {url!r} can't be used: {error}") from None
-        if public_key:
-            public_key_of(public_key)
+        check_keys(private_key, public_key)
         self._root = str(root).rstrip("/")
         self._is_local = "file" in (
             [self._fs.protocol] if isinstance(self._fs.protocol, str) else self._fs.protocol

@@ -337,12 +337,21 @@ def test_local_copy_does_not_bypass_the_signature(
 
 
 @pytest.mark.parametrize("key", ["abc", "AAAA", "ü" * 32])
-def test_key_that_is_none_is_a_settings_error(key: str, store: ModelStore, folder: Path) -> None:
+def test_key_that_is_none_is_a_settings_error_before_anything_is_trained(key: str, store: ModelStore) -> None:
     with pytest.raises(SettingsError, match="public key"):
         ModelStore(store.url, public_key=key)
     with pytest.raises(SettingsError, match="signing key"):
-        ModelStore(store.url, private_key=key).publish(folder, MANIFEST)
-    assert not store.has(VERSION)
+        ModelStore(store.url, private_key=key)
+
+
+def test_keys_that_dont_belong_together_are_refused_before_anything_is_signed(
+    keys: tuple[str, str], url: str
+) -> None:
+    """The trainer would publish versions, and refuse each of them as a parent."""
+    stranger = base64.b64encode(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).decode()
+    with pytest.raises(SettingsError, match="don't belong together"):
+        ModelStore(url, private_key=keys[0], public_key=stranger)
+    ModelStore(url, private_key=keys[0], public_key=keys[1])
 
 
 # Crashes and races
