@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import sqlite3
 from collections.abc import Callable, Coroutine
 from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar
@@ -45,7 +46,10 @@ StoreUrl = Annotated[
 
 
 def checked(work: Callable[[], T]) -> T:
-    """Do ``work``; a user's mistake ends the process with one line and 2, a failure with one line and 1."""
+    """Do ``work``; a user's mistake ends the process with one line and 2, a failure with one line and 1.
+
+    So does what the disk refuses, be it full or another's: where that is told apart, it is not left to this.
+    """
     try:
         return work()
     except SettingsError as error:
@@ -53,6 +57,9 @@ def checked(work: Callable[[], T]) -> T:
         raise typer.Exit(2) from None
     except ClickloopError as error:
         typer.echo(f"clickloop: {error}", err=True)
+        raise typer.Exit(1) from None
+    except (OSError, sqlite3.Error) as error:
+        typer.echo(f"clickloop: {str(error) or type(error).__name__}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

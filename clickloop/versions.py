@@ -199,14 +199,14 @@ def versions_verify(version: Version, store_url: cli.StoreUrl = None) -> None:
 
     def read_through() -> Manifest:
         # A copy of another time would answer in place of the store.
-        with tempfile.TemporaryDirectory(prefix="clickloop-verify-") as cache:
-            return open_store(settings, cache=Path(cache)).fetch(version)[1]
+        try:
+            with tempfile.TemporaryDirectory(prefix="clickloop-verify-") as cache:
+                return open_store(settings, cache=Path(cache)).fetch(version)[1]
+        except ArtifactError as error:
+            typer.echo(f"refused: {error}", err=True)
+            raise typer.Exit(1) from None
 
-    try:
-        manifest = read_through()
-    except ArtifactError as error:
-        typer.echo(f"refused: {error}", err=True)
-        raise typer.Exit(1) from None
+    manifest = cli.checked(read_through)
     typer.echo(f"{version}: {len(manifest.fetched)} files match their digests ({store.uri(version)})")
 
 

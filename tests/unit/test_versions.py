@@ -227,6 +227,16 @@ def test_what_is_harmed_in_the_store_is_refused_though_it_was_fine_when_it_was_l
     assert list(kept.iterdir()) == [], "what was read is not kept"
 
 
+def test_a_temporary_folder_that_cannot_be_made_is_one_line(
+    store: ModelStore, family: dict[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    done = versions(store, "verify", "base-1")
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith("clickloop: [Errno ")
+
+
 def test_a_base_that_is_there_unsigned_or_signed_by_another_is_signed(
     store: ModelStore, publish_base: Callable[..., Result], keys: tuple[str, str], tmp_path: Path
 ) -> None:
