@@ -23,6 +23,7 @@ import msgspec
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from clickloop.commands import Strategy
@@ -268,9 +269,9 @@ def open_study(path: Path, name: str) -> optuna.Study:
     """The study of this name in the file, ready to go on. Raises SettingsError where the file is none."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = optuna.create_study(
-            storage=f"sqlite:///{path.resolve()}", study_name=name, direction="maximize", load_if_exists=True
-        )
+        # A name may hold what ends a path in a URL.
+        storage = URL.create("sqlite", database=str(path.resolve())).render_as_string()
+        study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         # What a killed process was at.
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)

@@ -89,6 +89,13 @@ def searched(study: optuna.Study, of: Bench, trials: int) -> list[dict[str, Any]
     return [{"settings": trial.settings, "change": trial.mrr_at_10.change} for trial in results(study)]
 
 
+@pytest.mark.parametrize("name", ["what?", "50%20#1", "{x}"])
+def test_trials_lie_in_the_folder_that_was_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    open_study(tmp_path / name / "tune.sqlite", "s")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name / "tune.sqlite"]
+
+
 def test_a_search_finds_what_learns_where_todays_settings_hardly_do(tmp_path: Path) -> None:
     of = bench(**BAD)
     study = open_study(tmp_path / "tune.sqlite", "s")
