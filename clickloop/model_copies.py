@@ -6,6 +6,7 @@ dot before its name.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -22,6 +23,21 @@ _STAGING = re.compile(r"\.[a-z0-9][a-z0-9_.-]*-[a-z0-9_]{8}")
 
 def folder_name(version: str, digest: str) -> str:
     return f"{version}-{digest[:16]}"
+
+
+def own_folder(cache: Path) -> None:
+    """Make a folder that is this user's alone. Raises ArtifactError where another user made it, or it is none.
+
+    Whoever may write there could exchange weights between their check and their use.
+    """
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if cache.lstat().st_uid == os.getuid() and not cache.is_symlink():
+            cache.chmod(0o700)
+            return
+    except OSError as error:
+        raise ArtifactError(f"{cache} can't hold copies of versions: {error.strerror or error}") from None
+    raise ArtifactError(f"{cache} was made by another user, so no version is loaded from it; set TMPDIR")
 
 
 def remove_others(cache: Path, versions: Collection[str], *, before: datetime) -> None:

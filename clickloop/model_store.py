@@ -55,7 +55,7 @@ from clickloop.manifest import FileEntry as FileEntry
 from clickloop.manifest import Manifest as Manifest
 from clickloop.manifest import SharedFile as SharedFile
 from clickloop.manifest import check_files as check_files
-from clickloop.model_copies import folder_name, remove_others
+from clickloop.model_copies import folder_name, own_folder, remove_others
 
 ENCODER = "encoder/"
 LEFT_BEHIND = timedelta(hours=1)
@@ -110,6 +110,7 @@ class ModelStore:
         # Announced to processes with another working directory, so never relative.
         self.url = f"file://{self._root}" if self._is_local else url.rstrip("/")
         self._cache = cache or Path(tempfile.gettempdir()) / f"clickloop-models-{os.getuid()}"
+        self._is_default = cache is None
         self._private_key = private_key
         self._public_key = public_key
 
@@ -227,6 +228,8 @@ class ModelStore:
         if self._public_key:
             verify(raw, self.published(version).signature, self._public_key)
         manifest = parse(raw, version)
+        if self._is_default:
+            own_folder(self._cache)
         target = self._cache / folder_name(version, found)
         if target.is_dir():
             try:

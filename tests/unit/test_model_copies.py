@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from clickloop.errors import ArtifactError
 from clickloop.model_store import ModelStore
 from tests.unit.version_facts import put
 
@@ -76,3 +78,18 @@ def test_a_folder_that_is_not_there_or_not_ours_to_empty_is_no_error(
     monkeypatch.setattr("shutil.rmtree", refuse)
     store.keep_copies(set())
     assert "base-1" in copies(cache)
+
+
+def test_a_default_folder_that_another_user_made_is_refused_and_ones_own_is_closed(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    user = os.getuid()
+    (tmp_path / f"clickloop-models-{user}").mkdir(mode=0o777)
+    folder, _ = ModelStore(store.url).fetch("base-1")
+    assert folder.parent == tmp_path / f"clickloop-models-{user}"
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    folder.parent.rename(tmp_path / f"clickloop-models-{user + 1}")
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    with pytest.raises(ArtifactError, match="made by another user"):
+        ModelStore(store.url).fetch("base-1")
