@@ -1,7 +1,7 @@
 """The edge to Kafka: topics, producers and consumers, with aiokafka behind them.
 
-Only what lies beneath it (``cluster``, ``offsets``, ``records``) imports aiokafka as well; nothing else in
-``clickloop``, ``search`` and ``trainer`` does. (``streams`` reads through Faust.)
+Only what lies beneath it (``cluster``, ``offsets``, ``records``, ``standby``) imports aiokafka as well; nothing
+else in ``clickloop``, ``search`` and ``trainer`` does. (``streams`` reads through Faust.)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import stamina
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from clickloop import codec, offsets, topics
@@ -26,6 +27,7 @@ from clickloop.events import Message, OffsetRange
 from clickloop.letters import letter_of
 from clickloop.logs import logger
 from clickloop.records import read_any_header_name
+from clickloop.standby import StandBy
 
 read_any_header_name()
 
@@ -364,13 +366,18 @@ async def group_consumer(
     group: str,
     session_timeout_seconds: float = 10.0,
 ) -> AsyncIterator[AIOKafkaConsumer]:
-    """A consumer-group member that commits by hand, for work that must be done once: retrain commands."""
+    """A consumer-group member that commits by hand, for work that must be done once: retrain commands.
+
+    Who has the partitions keeps them; the others stand by. A rebalance hands out again what is not committed yet.
+    """
     consumer = AIOKafkaConsumer(
         topic.name(prefix),
         bootstrap_servers=bootstrap_servers,
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
+        # A member of an earlier release knows the second one alone.
+        partition_assignment_strategy=(StandBy(), RoundRobinPartitionAssignor),
         fetch_max_wait_ms=FETCH_WAIT_MS,
         session_timeout_ms=int(session_timeout_seconds * 1000),
         heartbeat_interval_ms=int(session_timeout_seconds * 1000 / 3),

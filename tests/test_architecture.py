@@ -34,6 +34,7 @@ MAY_IMPORT_AIOKAFKA = {
     "clickloop/kafka.py",
     "clickloop/offsets.py",
     "clickloop/records.py",
+    "clickloop/standby.py",
 }
 MAY_IMPORT_FAUST = {"streams/app.py", "streams/batches.py", "streams/__main__.py"}
 IO_LIBRARIES = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Set
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -28,6 +29,7 @@ from clickloop.logs import logger
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources
+from trainer.alone import alone
 from trainer.examples import (
     Unreadable,
     follow_live_version,
@@ -50,6 +52,8 @@ from trainer.strategies import PRESETS, taught
 from trainer.trackers import Tracking, build_tracking
 
 SERVICE = "trainer"
+MOST_DONE = 100
+"""Commands that are remembered as done, should they come again; committing fails for fewer in a row."""
 LEAVING_SECONDS = 20.0
 """In which rank 0 ends after a signal; torchrun kills what is left after 30."""
 
@@ -129,12 +133,18 @@ class Trainer:
         self._ladder = Ladder(settings, store, ranks)
         self._stopping = threading.Event()
         self._quarantined: set[tuple[str, int, int]] = set()
+        self._done: deque[Record] = deque(maxlen=MOST_DONE)
 
     async def serve(self, stop: asyncio.Event) -> None:
-        """Do commands as they come until ``stop`` is set.
+        """Do commands as they come until ``stop`` is set, once no other trainer of the index uses ``work_dir``.
 
-        Raises BrokerError where no broker answers, RankLostError.
+        Raises BrokerError where no broker answers, SettingsError where ``work_dir`` can't be used, RankLostError.
         """
+        async with alone(self._settings.work_dir, self._settings.index, stop) as ours:
+            if ours:
+                await self._serve(stop)
+
+    async def _serve(self, stop: asyncio.Event) -> None:
         settings = self._settings
         torch.set_num_threads(settings.threads or os.cpu_count() or 1)
         lookers = [asyncio.create_task(self._watch(stop))]
@@ -156,8 +166,10 @@ class Trainer:
                         self._ranks.check()
                     for partition, records in (await consumer.getmany(timeout_ms=500, max_records=1)).items():
                         for r in records:
-                            done = await self.handle(Record(r.topic, r.partition, r.offset, r.key, r.value))
-                            if done:
+                            record = Record(r.topic, r.partition, r.offset, r.key, r.value)
+                            # A rebalance during a run gives out again what was not committed by then.
+                            if record in self._done or await self.handle(record):
+                                self._done.append(record)
                                 await _commit(consumer, partition, r.offset + 1)
         finally:
             for looker in lookers:
