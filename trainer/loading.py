@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from clickloop.errors import TrainingError
+from clickloop.logs import logger
 from clickloop.model_store import Manifest, ModelStore
 from clickloop.vector_store import VectorStore
 from trainer.dataset import Clicks, Corpus
@@ -126,7 +127,7 @@ class Loader:
     def keep(self, space: str, documents: Sequence[Document], vectors: Vectors) -> None:
         """Leave a new space's vectors where the nodes look for them, so that their backfill only reads."""
         store = VectorStore(self._store.url, space)
-        store.add({document.digest: vectors[i] for i, document in enumerate(documents)})
+        _kept(store, {document.digest: vectors[i] for i, document in enumerate(documents)})
 
     def _in_space(
         self, space: str, documents: Sequence[Document], encoder: SentenceTransformer, on_text: OnText
@@ -154,7 +155,7 @@ class Loader:
                 lambda rows, vectors: done.update(zip((missing[i] for i in rows), vectors, strict=True)),
             )
         finally:
-            store.add(done)
+            _kept(store, done)
         return store
 
     def _asked(self, version: str, queries: list[str], encoder: SentenceTransformer, on_text: OnText) -> Vectors:
@@ -198,6 +199,15 @@ def within(seconds_left: SecondsLeft, on_text: OnText) -> OnText:
             )
 
     return counted
+
+
+def _kept(store: VectorStore, vectors: Mapping[bytes, Vectors]) -> None:
+    """For others, too. Where the store takes nothing now, they encode again: no reason to end, or to hide why one
+    ends."""
+    try:
+        store.add(vectors)
+    except OSError as error:
+        logger().warning("vectors not kept in the store", vectors=len(vectors), reason=str(error))
 
 
 def _stacked(store: VectorStore, digests: Sequence[bytes], dim: int) -> Vectors:

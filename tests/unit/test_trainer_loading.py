@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from clickloop.base_model import base_model_folder
 from clickloop.errors import TrainingError
@@ -16,6 +17,7 @@ from tests.unit.trainer_facts import world as made_up
 from trainer.dataset import Clicks
 from trainer.examples import Document
 from trainer.loading import Loader
+from trainer.methods.base import StoppedError
 from trainer.model import encode, load_encoder
 
 TEXTS = [
@@ -53,6 +55,28 @@ def test_encoding_ends_when_the_time_is_up_and_goes_on_from_there(store: ModelSt
     assert told[:3] == [(32, 72), (64, 72), (72, 72)], "the rest of the documents, and nothing before"
     whole = encode(load_encoder(base_model_folder("all-MiniLM-L6-v2"), "cpu"), [d.text for d in TEXTS])
     assert np.allclose(loaded.corpus.vectors, whole, atol=1e-2)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_store_that_takes_no_vectors_hides_no_stop_and_ends_no_training(
+    stopped: bool, store: ModelStore, base: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was stopped does the command again; a failure would be the end of it."""
+
+    def away(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    def on_text(*_: object) -> None:
+        if stopped:
+            raise StoppedError("stopped")
+
+    loader = Loader(store, "cpu", seed=0)
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", away)
+    if stopped:
+        with pytest.raises(StoppedError):
+            load(loader, base, on_text=on_text)
+    else:
+        assert len(load(loader, base).corpus.vectors) == len(TEXTS)
 
 
 def test_a_version_to_compare_with_is_encoded_no_longer_than_there_is_time(
