@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from structlog.testing import capture_logs
 
 from tests.unit.trainer_facts import job, mean_reciprocal_rank, world
 from trainer.belief import weighed
@@ -251,6 +253,26 @@ def test_a_checkpoint_of_another_training_or_a_torn_one_is_thrown_away(tmp_path:
     path.write_bytes(path.read_bytes()[:-5])
     assert Checkpoint(path, "one").load() is None
     assert not path.exists()
+
+
+def test_a_training_goes_on_where_there_is_no_room_for_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(_: object, path: Path, **__: object) -> None:
+        path.write_bytes(b"a part")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    checkpoint = Checkpoint(tmp_path / "c" / "moment-1.safetensors", "one")
+    checkpoint.save({"w": torch.ones(3)}, {"step": 7})
+    with monkeypatch.context() as patched, capture_logs() as told:
+        patched.setattr("trainer.methods.checkpoint.save_file", full)
+        checkpoint.save({"w": torch.ones(3)}, {"step": 8})
+        checkpoint.save({"w": torch.ones(3)}, {"step": 9})
+    assert [line["event"] for line in told] == ["no checkpoint kept"]
+    assert [path.name for path in checkpoint.path.parent.iterdir()] == ["moment-1.safetensors"]
+    found = checkpoint.load()
+    assert found is not None
+    assert found[1] == {"step": 7}, "the last one that had room"
 
 
 def test_only_the_version_in_the_making_keeps_its_checkpoints(tmp_path: Path):

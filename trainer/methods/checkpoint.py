@@ -32,6 +32,7 @@ class Checkpoint:
     identity: str
     now: Callable[[], float] = time.monotonic
     _saved_at: float = field(init=False)
+    _refused: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._saved_at = self.now()
@@ -44,14 +45,23 @@ class Checkpoint:
         return self.now() - self._saved_at >= EVERY_SECONDS
 
     def save(self, tensors: Mapping[str, torch.Tensor], counts: Mapping[str, int]) -> None:
-        """Replaces the file in one move, so that at any instant a whole one is there."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Replaces the file in one move, so that at any instant a whole one is there.
+
+        Where there is no room for it, the training goes on without.
+        """
         temporary = self.path.with_suffix(".tmp")
         metadata = {"identity": self.identity, "counts": json.dumps(dict(counts))}
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata
-        )
-        temporary.replace(self.path)
+        whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(whole, temporary, metadata=metadata)
+            temporary.replace(self.path)
+        except (SafetensorError, OSError) as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if not self._refused:
+                logger().warning("no checkpoint kept", path=str(self.path), reason=str(error))
+            self._refused = True
         self._saved_at = self.now()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, int]] | None:
