@@ -65,9 +65,10 @@ class RunReport:
         message: str = "",
     ) -> None:
         """Enter a stage, and say so at once. Raises CancelledError."""
+        self._state = _State(kind, stage, version, verdict, message)
+        # What is said next, that the run failed, is of the rung that was to begin, and not of the one that is done.
         if self._cancelled.is_set() and stage not in ENDS:
             raise CancelledError("cancelled")
-        self._state = _State(kind, stage, version, verdict, message)
         await self._send()
 
     async def failed(self, message: str, *, verdict: Verdict | None = None) -> None:
