@@ -31,6 +31,10 @@ class BrokerError(ClickloopError):
     """The Kafka cluster can't be reached, or refuses what was asked."""
 
 
+class RangeGoneError(BrokerError):
+    """The log no longer holds the records that were asked for: another try is in vain."""
+
+
 class ArtifactError(ClickloopError):
     """A model artifact is missing, torn, altered or signed by a stranger. It is never loaded."""
 

@@ -22,7 +22,7 @@ from clickloop.cluster import START_SECONDS, answering, has_idempotence, unreach
 from clickloop.cluster import check_servers as check_servers
 from clickloop.cluster import create_topics as create_topics
 from clickloop.cluster import list_topics as list_topics
-from clickloop.errors import BrokerError, MessageError
+from clickloop.errors import BrokerError, MessageError, RangeGoneError
 from clickloop.events import Message, OffsetRange
 from clickloop.letters import letter_of
 from clickloop.logs import logger
@@ -433,7 +433,7 @@ async def offsets_since(bootstrap_servers: str, topic_name: str, since: float) -
 async def read_range(bootstrap_servers: str, wanted: OffsetRange, *, on_record: Callable[[Record], None]) -> None:
     """Hand every record with an offset in ``[start, end)`` to ``on_record``, in order.
 
-    Raises BrokerError when the broker no longer holds the whole range, or doesn't answer.
+    Raises RangeGoneError when the broker no longer holds the whole range, BrokerError when it doesn't answer.
     """
     limits = {"auto_offset_reset": "none", "max_partition_fetch_bytes": 4 * codec.MAX_MESSAGE_BYTES}
     async with _one_look(bootstrap_servers, **limits) as consumer:
@@ -442,18 +442,20 @@ async def read_range(bootstrap_servers: str, wanted: OffsetRange, *, on_record: 
         first = (await consumer.beginning_offsets([partition]))[partition]
         last = (await offsets.end_offsets(consumer, [partition]))[partition]
         if wanted.start < first or wanted.end > last:
-            raise BrokerError(
+            raise RangeGoneError(
                 f"{wanted.topic}/{wanted.partition} holds offsets {first} to {last}, "
                 f"not {wanted.start} to {wanted.end}: its retention is shorter than the buffer"
             )
         consumer.seek(partition, wanted.start)
         position = wanted.start
         while position < wanted.end:
-            got = await consumer.getmany(partition, timeout_ms=10_000, max_records=2000)
+            got = await consumer.getmany(partition, timeout_ms=int(1000 * SILENT_SECONDS), max_records=2000)
             records = got.get(partition, [])
             position = max([position, await consumer.position(partition)])
             for r in records:
                 if r.offset < wanted.end:
                     on_record(_record(r))
             if not records and position < wanted.end:
-                raise BrokerError(f"{wanted.topic}/{wanted.partition}: no record at {position} within 10 s")
+                raise BrokerError(
+                    f"{wanted.topic}/{wanted.partition}: no record at {position} within {SILENT_SECONDS:.0f} s"
+                )

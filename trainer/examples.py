@@ -197,7 +197,8 @@ async def read_examples(
 ) -> ReadExamples:
     """Every example of the ranges, in its last revision, but those of split keys that are to be forgotten.
 
-    Raises TrainingError for ranges of another topic, BrokerError where the log no longer holds them.
+    Raises TrainingError for ranges of another topic, RangeGoneError where the log no longer holds them, and
+    BrokerError.
     """
     expected = topics.TRAINING_EXAMPLES.name(prefix)
     collector = ExampleCollector(index=index, most=most, forgotten=forgotten)
@@ -242,25 +243,23 @@ async def read_documents(
     documents: dict[str, Document] = {}
     unreadable: list[Unreadable] = []
     async with Follower(bootstrap_servers, [topics.DOCUMENTS], prefix=prefix) as follower:
-        # Not until nothing comes: where documents change all the time that would be never.
-        while not await follower.caught_up():
-            for _, record in await follower.batch(timeout_seconds=0.2):
-                if record.value is None:
-                    documents.pop((record.key or b"").decode(errors="replace"), None)
-                    continue
-                try:
-                    change: DocumentChanged = sources.read(
-                        record.value, record.headers, topics.DOCUMENTS, logged=codec.now().timestamp()
-                    )
-                except MessageError as error:
-                    unreadable.append((record, error))
-                    continue
-                if change.index != index:
-                    continue
-                if change.deleted:
-                    documents.pop(change.doc_id, None)
-                    continue
-                documents[change.doc_id] = document_of(change)
+        async for _, record in follower.held():
+            if record.value is None:
+                documents.pop((record.key or b"").decode(errors="replace"), None)
+                continue
+            try:
+                change: DocumentChanged = sources.read(
+                    record.value, record.headers, topics.DOCUMENTS, logged=codec.now().timestamp()
+                )
+            except MessageError as error:
+                unreadable.append((record, error))
+                continue
+            if change.index != index:
+                continue
+            if change.deleted:
+                documents.pop(change.doc_id, None)
+                continue
+            documents[change.doc_id] = document_of(change)
     return [documents[name] for name in sorted(documents)], unreadable
 
 
@@ -271,8 +270,8 @@ async def read_live_version(bootstrap_servers: str, *, prefix: str, index: str) 
     """
     newest: SplitChanged | None = None
     async with Follower(bootstrap_servers, [topics.TRAFFIC_SPLITS], prefix=prefix) as follower:
-        while not await follower.caught_up():
-            newest = _newest(await follower.batch(timeout_seconds=0.2), newest, index)
+        async for one in follower.held():
+            newest = _newest([one], newest, index)
     return (candidate_of(newest) or live_of(newest)) if newest else ""
 
 
@@ -280,13 +279,12 @@ async def read_passed_versions(bootstrap_servers: str, *, prefix: str, index: st
     """The versions of the index that passed their gate, the newest first."""
     found: dict[str, datetime] = {}
     async with Follower(bootstrap_servers, [topics.MODEL_VERSIONS], prefix=prefix) as follower:
-        while not await follower.caught_up():
-            for _, record in await follower.batch(timeout_seconds=0.2):
-                # What can't be read, or was deleted, is no one's to start from.
-                with suppress(MessageError):
-                    event = codec.decode(record.value, ModelVersionPublished)
-                    if event.index == index and event.gate is not None and event.gate.verdict == "pass":
-                        found[event.version] = event.published_at
+        async for _, record in follower.held():
+            # What can't be read, or was deleted, is no one's to start from.
+            with suppress(MessageError):
+                event = codec.decode(record.value, ModelVersionPublished)
+                if event.index == index and event.gate is not None and event.gate.verdict == "pass":
+                    found[event.version] = event.published_at
     return sorted(found, key=found.__getitem__, reverse=True)
 
 

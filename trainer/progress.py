@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from clickloop import codec, topics
 from clickloop.commands import Retrain
@@ -19,7 +20,11 @@ from trainer.methods.base import Progress, StoppedError
 from trainer.publish import run_name
 from trainer.trackers import Tracking
 
+T = TypeVar("T")
+
 EVERY_SECONDS = 1.0
+LOOK_SECONDS = 0.2
+"""After so long does someone who waits for a broker look whether the run is to end."""
 ENDS = ("done", "failed")
 
 
@@ -66,7 +71,7 @@ class RunReport:
     ) -> None:
         """Enter a stage, and say so at once. Raises CancelledError."""
         self._state = _State(kind, stage, version, verdict, message)
-        # What is said next, that the run failed, is of the rung that was to begin, and not of the one that is done.
+        # What is said next, that the run failed, is of the rung that was to begin, not of the one that is done.
         if self._cancelled.is_set() and stage not in ENDS:
             raise CancelledError("cancelled")
         await self._send()
@@ -84,14 +89,32 @@ class RunReport:
         """End the run at its next step."""
         self._cancelled.set()
 
-    def from_thread(self, progress: Progress) -> None:
-        """Note how far it is; the next event says it.
+    async def while_wanted(self, work: Coroutine[Any, Any, T]) -> T:
+        """What ``work`` returns; it is broken off where the run or the process is to end.
 
-        Raises StoppedError where the process is to stop, and CancelledError where the run is."""
+        For what waits for others, e.g. a broker, and may not end by itself. Raises StoppedError, CancelledError.
+        """
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                self._check()
+                await asyncio.wait({task}, timeout=LOOK_SECONDS)
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _check(self) -> None:
         if self._cancelled.is_set():
             raise CancelledError("cancelled")
         if self._stopping.is_set():
             raise StoppedError("stopped before the end of training; it starts anew with the next start")
+
+    def from_thread(self, progress: Progress) -> None:
+        """Note how far it is; the next event says it.
+
+        Raises StoppedError where the process is to stop, and CancelledError where the run is."""
+        self._check()
         state = self._state
         first, since = state.first, state.since
         if state.stage != progress.stage or first is None or progress.steps != first.steps:

@@ -22,9 +22,9 @@ import torch
 
 from clickloop import codec, topics
 from clickloop.commands import Cancel, ForgetUser, Retrain
-from clickloop.errors import BrokerError, ClickloopError, MessageError, TooFewError
+from clickloop.errors import BrokerError, ClickloopError, MessageError, RangeGoneError, TooFewError
 from clickloop.events import Verdict
-from clickloop.kafka import Follower, Producer, Record, group_consumer
+from clickloop.kafka import FLUSH_SECONDS, Follower, Producer, Record, group_consumer
 from clickloop.logs import logger
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.settings import load_mappings
@@ -54,6 +54,8 @@ from trainer.trackers import Tracking, build_tracking
 SERVICE = "trainer"
 MOST_DONE = 100
 """Commands that are remembered as done, should they come again; committing fails for fewer in a row."""
+STOPPING_SECONDS = 5.0
+"""For what is still to be sent after a signal."""
 LEAVING_SECONDS = 20.0
 """In which rank 0 ends after a signal; torchrun kills what is left after 30."""
 
@@ -152,7 +154,7 @@ class Trainer:
             lookers.append(asyncio.create_task(self._tell_what_is_live()))
         try:
             async with (
-                self.producer,
+                self._sending(stop),
                 group_consumer(
                     settings.bootstrap_servers,
                     topics.RETRAIN_COMMANDS,
@@ -177,6 +179,15 @@ class Trainer:
             await asyncio.gather(*lookers, return_exceptions=True)
             await asyncio.to_thread(self.tracking.close)
 
+    @asynccontextmanager
+    async def _sending(self, stop: asyncio.Event) -> AsyncIterator[None]:
+        await self.producer.start()
+        try:
+            yield
+        finally:
+            # Who is told to end is killed after a while; what was not said is said again at the next start.
+            await self.producer.stop(timeout_seconds=STOPPING_SECONDS if stop.is_set() else FLUSH_SECONDS)
+
     async def _watch(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self.stop()
@@ -198,7 +209,7 @@ class Trainer:
     async def handle(self, record: Record) -> bool:
         """Do what one record asks for. True where it is dealt with, one way or the other.
 
-        Raises BrokerError where no broker answers, RankLostError.
+        Raises BrokerError where a broker is away or falls silent, RankLostError; then it is not dealt with.
         """
         try:
             command = codec.decode(record.value, Retrain)
@@ -217,10 +228,11 @@ class Trainer:
             return False
         except RankLostError:
             raise
-        except BrokerError as error:
-            if "no Kafka broker answers" in str(error):
-                raise
+        except RangeGoneError as error:
             await self._failed(report, command, str(error))
+        except BrokerError:
+            # Whatever else a broker does or doesn't do, the command can be done later.
+            raise
         except TooFewError as error:
             await self._failed(report, command, str(error), verdict="inconclusive")
         except (ClickloopError, OSError) as error:
@@ -241,8 +253,7 @@ class Trainer:
         forgotten: set[str] = set()
         hear = partial(_hear, command=command, report=report, forgotten=forgotten)
         async with Follower(where, [topics.COMMANDS], prefix=prefix) as follower:
-            while not await follower.caught_up():
-                hear(await follower.batch(timeout_seconds=0.2))
+            await report.while_wanted(_hear_what_is_held(follower, hear))
             listening = asyncio.create_task(_listen(follower, hear))
             try:
                 yield forgotten
@@ -254,11 +265,11 @@ class Trainer:
         """One command from top to bottom. Nothing of ``forgotten`` split keys is trained on."""
         await report.stage(command.kinds[0], "reading")
         # Who names a parent says what to compare with: without splits, it may be what an app went back to.
-        before = "" if command.parent else await self._live_version(command.index)
+        before = "" if command.parent else await report.while_wanted(self._live_version(command.index))
         live = None if command.parent else partial(self._live_by_now, command.index, before)
         parent = await self._parent_of(command, before)
         async for published in self._ladder.climb(
-            command, parent, partial(self._read, command, forgotten), report, live=live
+            command, parent, lambda: report.while_wanted(self._read(command, forgotten)), report, live=live
         ):
             await self._announce(published)
             self.tracking.published(published)
@@ -369,6 +380,11 @@ def _hear(batch: list[tuple[Any, Record]], *, command: Retrain, report: RunRepor
                     forgotten.add(wish.split_key)
                 case Cancel(index=command.index, retrain=command.command_id):
                     report.cancel()
+
+
+async def _hear_what_is_held(follower: Follower, hear: Callable[[list[tuple[Any, Record]]], None]) -> None:
+    async for one in follower.held():
+        hear([one])
 
 
 async def _listen(follower: Follower, hear: Callable[[list[tuple[Any, Record]]], None]) -> None:

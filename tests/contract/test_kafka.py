@@ -15,7 +15,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaTimeoutError
 
 from clickloop import FeedbackProducer, ModelSubscriber, codec, topics
-from clickloop.errors import BrokerError, InvalidMessageError, UnreadableMessageError
+from clickloop.errors import BrokerError, InvalidMessageError, RangeGoneError, UnreadableMessageError
 from clickloop.events import (
     GateResult,
     MessageQuarantined,
@@ -228,7 +228,7 @@ async def test_exactly_the_offsets_of_a_range_are_read(any_broker: Broker, produ
     await read_range(any_broker.bootstrap_servers, wanted, on_record=got.append)
     assert [r.offset for r in got] == list(range(5, 12))
     beyond = OffsetRange(topic=records[0].topic, partition=partition, start=5, end=99)
-    with pytest.raises(BrokerError, match="not 5 to 99"):
+    with pytest.raises(RangeGoneError, match="not 5 to 99"):
         await read_range(any_broker.bootstrap_servers, beyond, on_record=got.append)
 
 
