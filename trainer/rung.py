@@ -16,12 +16,13 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
+import stamina
 import torch
 
 import clickloop
 from clickloop.base_model import base_model_folder
 from clickloop.commands import Retrain, Strategy
-from clickloop.errors import TooFewError, TrainingError
+from clickloop.errors import StoreUnavailableError, TooFewError, TrainingError
 from clickloop.events import ExampleFormed, Lineage, OffsetRange, Verdict, VersionKind
 from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published
@@ -48,6 +49,8 @@ COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full":
 """How the budget is shared among a command's rungs, as measured on CPUs."""
 TRAINING_SHARE = 0.9
 """Part of a rung's time that training may take, and what it must encode; the rest is for gate and publishing."""
+STORE_SECONDS = 300.0
+"""For so long is a store that is away asked again to take what was trained."""
 EPOCH = datetime.fromtimestamp(0.0, UTC)
 
 
@@ -237,6 +240,7 @@ class Ladder:
             parent,
             below if manifest.lineage.command_id == command.command_id else None,
         )
+        golden_set = await asyncio.to_thread(self._golden)
         started = time.monotonic()
         checkpoints = Checkpoints(settings.work_dir, settings.index, version)
         trained, trials, then = Trained(), list[Trial](), dict[int, Adapter]()
@@ -274,7 +278,6 @@ class Ladder:
                 trials.append(await asyncio.to_thread(measure, later, before, after))
             if trained.adapter and trained.encoder is None:
                 then[len(past) - 1 - number] = trained.adapter
-        golden_set = self._golden()
         golden = await asyncio.to_thread(golden_trial, golden_set, parent, trained, corpus, told)
         asked = past[-1].later.queries or past[-1].known.queries
         served = Served.of(parent, trained)
@@ -334,9 +337,13 @@ class Ladder:
         )
         new = describe(version=version, kind=kind, parent=manifest, lineage=lineage, gate=gate)
         enclosed = data.examples if not lineage.ranges else ()
-        published = await asyncio.to_thread(
-            publish, self._store, settings.work_dir, new, parent, trained, examples=enclosed
-        )
+        async for attempt in stamina.retry_context(StoreUnavailableError, timeout=STORE_SECONDS, attempts=None):
+            with attempt:
+                if attempt.num > 1:
+                    told.from_thread(Progress("publishing", message="the store is away; it is asked again"))
+                published = await asyncio.to_thread(
+                    publish, self._store, settings.work_dir, new, parent, trained, examples=enclosed
+                )
         checkpoints.remove()
         # A space's vectors are those of the encoder that defines it, and of no other. Who dies before this leaves
         # none, and who comes second to another trainer's version has trained another encoder.

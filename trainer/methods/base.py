@@ -18,7 +18,7 @@ from trainer.methods.checkpoint import Checkpoint
 from trainer.model import Adapter, LowRank, Vectors
 from trainer.ranks import Ranks
 
-Stage = Literal["training", "encoding"]
+Stage = Literal["training", "encoding", "publishing"]
 Notes = dict[str, str | int | float | bool]
 
 
