@@ -236,7 +236,9 @@ class Ladder:
         parent, corpus = loaded.parent, loaded.corpus
         method = method_of(kind, command.strategy, settings)
         past = with_parents(
-            past_of(loaded, data, settings, strategy=command.strategy, count=method.moments),
+            await asyncio.to_thread(
+                past_of, loaded, data, settings, strategy=command.strategy, count=method.moments
+            ),
             parent,
             below if manifest.lineage.command_id == command.command_id else None,
         )

@@ -324,7 +324,8 @@ class Trainer:
         await self._quarantine(read.unreadable + unreadable)
         brought = await asyncio.to_thread(taught, command, documents, seed=self._settings.seed)
         both = with_replayed(read, older)
-        data = data_of(
+        data = await asyncio.to_thread(
+            data_of,
             both.examples,
             documents,
             self._settings,
