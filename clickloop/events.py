@@ -169,6 +169,9 @@ class ExampleFormed(Event, frozen=True, kw_only=True, omit_defaults=True):
     """Probability with which the node's exploration policy shows this document at this position."""
     swapped: Position | None = None
     """As in its impression."""
+    worse: dict[Id, Weight] = field(default_factory=dict)
+    """Those of ``negatives`` that were named as the worse one of two, and how far that is believed, times its
+    strength."""
 
 
 class Measurement(Struct, frozen=True, kw_only=True, omit_defaults=True):

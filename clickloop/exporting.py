@@ -47,41 +47,50 @@ PRAGMA synchronous = OFF;
 CREATE TABLE documents (doc_id TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID;
 CREATE TABLE examples (
     example_id TEXT PRIMARY KEY, revision INT, query_id TEXT, query TEXT, doc_id TEXT, label TEXT, weight REAL,
-    served_at REAL, origin TEXT, negatives TEXT
+    served_at REAL, origin TEXT, negatives TEXT, worse TEXT
 );
 CREATE INDEX of_query ON examples (query_id, doc_id);
 """
 _ADD = """
-INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (example_id) DO UPDATE SET
-    (revision, query_id, query, doc_id, label, weight, served_at, origin, negatives)
+INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (example_id) DO UPDATE SET
+    (revision, query_id, query, doc_id, label, weight, served_at, origin, negatives, worse)
     = (excluded.revision, excluded.query_id, excluded.query, excluded.doc_id, excluded.label, excluded.weight,
-       excluded.served_at, excluded.origin, excluded.negatives)
+       excluded.served_at, excluded.origin, excluded.negatives, excluded.worse)
 WHERE excluded.revision > examples.revision
 """
-_WANTED = "weight > 0 AND weight >= :least AND served_at >= :since AND served_at < :until"
+_SERVED = "weight > 0 AND served_at >= :since AND served_at < :until"
+_WANTED = f"{_SERVED} AND weight >= :least"
 _COUNT = f"SELECT count(*) FROM examples WHERE {_WANTED}"  # noqa: S608 - nothing in it comes from outside
 _GONE = f"{_COUNT} AND doc_id NOT IN (SELECT doc_id FROM documents)"  # noqa: S608 - nor in it
 _PAIRS = f"""
 SELECT e.query, d.text, e.label = 'positive', e.weight, e.query_id, e.doc_id, e.origin
 FROM examples e JOIN documents d USING (doc_id) WHERE {_WANTED} ORDER BY e.served_at, e.example_id
 """  # noqa: S608 - nothing in it comes from outside
-# What was passed over, and what was rated low for the same query; not what is a positive of it as well.
+# What was named as worse, and weighs what that says. Then what was passed over, and what was rated low for the
+# same query; not what is a positive of it as well.
 _COMPARED = f"""
 WITH wanted AS (SELECT * FROM examples WHERE {_WANTED}),
-compared AS (
-    SELECT e.example_id, n.value AS doc_id FROM wanted e, json_each(e.negatives) n WHERE e.label = 'positive'
+implied AS (
+    SELECT e.example_id, e.query_id, n.value AS doc_id, e.weight FROM wanted e, json_each(e.negatives) n
+    WHERE e.label = 'positive' AND NOT EXISTS (SELECT 1 FROM json_each(e.worse) w WHERE w.key = n.value)
     UNION
-    SELECT e.example_id, x.doc_id FROM wanted e JOIN wanted x USING (query_id)
+    SELECT e.example_id, e.query_id, x.doc_id, e.weight FROM wanted e JOIN wanted x USING (query_id)
     WHERE e.label = 'positive' AND x.label = 'negative' AND x.doc_id <> e.doc_id
+    AND NOT EXISTS (SELECT 1 FROM json_each(e.worse) w WHERE w.key = x.doc_id AND w.value > 0)
+),
+compared AS (
+    SELECT e.example_id, w.key AS doc_id, w.value AS weight FROM examples e, json_each(e.worse) w
+    WHERE {_SERVED} AND w.value > 0 AND w.value >= :least
+    UNION ALL
+    SELECT i.example_id, i.doc_id, i.weight FROM implied i WHERE NOT EXISTS (
+        SELECT 1 FROM wanted o WHERE o.query_id = i.query_id AND o.doc_id = i.doc_id AND o.label = 'positive'
+    )
 )
-SELECT e.query, good.text, bad.text, e.weight, e.query_id, good.doc_id, bad.doc_id, e.origin
+SELECT e.query, good.text, bad.text, c.weight, e.query_id, good.doc_id, bad.doc_id, e.origin
 FROM compared c
-JOIN wanted e USING (example_id)
+JOIN examples e USING (example_id)
 JOIN documents good ON good.doc_id = e.doc_id
 JOIN documents bad ON bad.doc_id = c.doc_id
-WHERE NOT EXISTS (
-    SELECT 1 FROM wanted o WHERE o.query_id = e.query_id AND o.doc_id = c.doc_id AND o.label = 'positive'
-)
 ORDER BY e.served_at, e.example_id, bad.doc_id
 """  # noqa: S608 - nothing in it comes from outside
 
@@ -144,9 +153,9 @@ class Collected:
 
     def _example(self, e: ExampleFormed) -> None:
         if e.index == self._index:
-            negatives = msgspec.json.encode(e.negatives).decode()
+            negatives, worse = (msgspec.json.encode(told).decode() for told in (e.negatives, e.worse))
             row = (e.example_id, e.revision, e.query_id, e.query, e.doc_id, e.label, e.weight)
-            self._database.execute(_ADD, (*row, e.served_at.timestamp(), e.origin, negatives))
+            self._database.execute(_ADD, (*row, e.served_at.timestamp(), e.origin, negatives, worse))
 
     def counts(self, wanted: Filter) -> tuple[int, int]:
         """Examples that are wanted, and those of them whose document is not there."""

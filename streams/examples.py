@@ -237,11 +237,13 @@ def _example(
     if not believed:
         judged = Judged(judged.label, 0.0, "everything")
     negatives: list[str] = []
+    worse: dict[str, float] = {}
     if judged.label == "positive":
         negatives = passed_over
         if result.preferred_over:
-            above = [shown for shown in passed_over if shown not in result.preferred_over]
-            negatives = above + [shown for shown in impression.results if shown in result.preferred_over]
+            named = [shown for shown in impression.results if shown in result.preferred_over][-MAX_NEGATIVES:]
+            worse = {shown: round(result.preferred_over[shown][0], 6) for shown in named}
+            negatives = [shown for shown in passed_over if shown not in result.preferred_over] + named
         negatives = negatives[-MAX_NEGATIVES:]
     weight = judged.trust
     if not judged.is_opinion:
@@ -273,6 +275,7 @@ def _example(
         domain=impression.domain,
         propensity=_propensity(impression, position),
         swapped=impression.swapped or None,
+        worse=worse,
     )
 
 

@@ -206,11 +206,9 @@ def prepare(
         trust = example.trust
         if trust is None:
             trust = min(example.weight / told.get(example.position or 0, example.weight), 1.0)
-        # Nothing was clicked nor rated: one was preferred to the others.
-        is_choice = not example.clicks and example.rating is None
         for other in example.negatives:
             if other in position:
-                against[query, position[other]] += trust * (1.0 if is_choice else PASSED_OVER)
+                against[query, position[other]] += example.worse.get(other, trust * PASSED_OVER)
         if example.label == "negative":
             against[query, document] += trust * RATED
         else:

@@ -56,9 +56,13 @@ def _of_label(label: Label, examples: Sequence[ExampleFormed], max_share: float)
             chosen.append(example)
         elif example.example_id in kept:
             # Its key did nothing wrong: what the stream took away for the document's sake is given back.
-            shared = example.reason in SHARES
-            chosen.append(replace(example, weight=1.0, trust=1.0, reason="") if shared else example)
+            chosen.append(_given_back(example) if example.reason in SHARES else example)
     return chosen
+
+
+def _given_back(example: ExampleFormed) -> ExampleFormed:
+    worse = {doc_id: strength or 1.0 for doc_id, strength in example.worse.items()}
+    return replace(example, weight=1.0, trust=1.0, reason="", worse=worse)
 
 
 def _is_claim(example: ExampleFormed, label: Label) -> bool:

@@ -44,13 +44,13 @@ def vote_of(example: ExampleFormed, position: Mapping[str, int]) -> Vote | None:
     right above was clicked, too. ``position`` numbers the documents; one that it doesn't know has no vote.
 
     Documents that were passed over are in the order in which they were shown, so where they are as many as there
-    are places above, the last is the neighbour.
+    are places above, the last is the neighbour. What was named as worse stands behind them, wherever it was shown.
     """
     place, neighbour = example.position or 0, (example.position or 0) - 1
     is_click = example.label == "positive" and example.clicks > 0 and example.rating is None
     if not is_click or example.origin != "clicks" or not 0.0 < example.propensity < 1.0:
         return None
-    if place < 2 or len(example.negatives) != place - 1:
+    if place < 2 or len(example.negatives) != place - 1 or example.worse:
         return None
     clicked, other = (position.get(doc_id) for doc_id in (example.doc_id, example.negatives[-1]))
     if clicked is None or other is None:

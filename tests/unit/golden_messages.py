@@ -328,6 +328,7 @@ GOLDEN["ExampleFormed.v1-3"] = replace(
     propensity=0.0022,
     swapped=2,
 )
+GOLDEN["ExampleFormed.v1-4"] = replace(GOLDEN["ExampleFormed.v1-3"], worse={"sku-4": 0.6})
 GOLDEN["ModelVersionPublished.v1-2"] = replace(
     GOLDEN["ModelVersionPublished.v1"],
     gate=e.GateResult(

@@ -116,6 +116,27 @@ def test_a_positive_was_preferred_to_what_was_passed_over_and_to_what_was_rated_
     assert len(rows(found, "triplets")) == 4
 
 
+def test_what_was_named_as_worse_is_rejected_whatever_else_was_clicked_and_weighs_its_own(
+    found: Collected,
+) -> None:
+    fill(found, *(document(d) for d in "abcde"))
+    worse = {"b": 0.7, "c": 0.3, "d": 0.0, "e": 0.9}
+    fill(
+        found,
+        example("q", "a", weight=0.1, negatives=["b", "c", "d", "e"], worse=worse),
+        example("q", "b", negatives=["d"]),
+        example("q", "e", label="negative", rating=1.0),
+    )
+
+    def told(wanted: Filter) -> list[tuple[str, str, float]]:
+        found_rows = rows(found, "preferences", wanted)
+        return [(row["chosen_id"], row["rejected_id"], row["weight"]) for row in found_rows]
+
+    named = [("a", "b", 0.7), ("a", "c", 0.3), ("a", "e", 0.9)]
+    assert told(Filter()) == [*named, ("b", "d", 0.5), ("b", "e", 0.5)]
+    assert told(Filter(min_weight=0.5)) == [named[0], named[2], ("b", "d", 0.5), ("b", "e", 0.5)]
+
+
 def test_examples_are_chosen_by_time_and_weight(found: Collected) -> None:
     fill(found, *(document(d) for d in "abc"))
     day = timedelta(days=1)

@@ -219,26 +219,6 @@ def test_a_low_rating_turns_a_click_into_a_negative_and_a_high_one_makes_a_posit
     assert lower.negatives == ["a", "b"]
 
 
-def test_a_preference_makes_an_example_against_the_alternative_that_weighs_its_strength() -> None:
-    feed = log()
-    feed.put(query())
-    (example,) = feed.put(preference("b", "d", strength=0.6))
-    assert (example.doc_id, example.label, example.weight, example.trust) == ("b", "positive", 0.6, 0.6)
-    assert example.negatives == ["a", "d"], "what was passed over, and what was worse"
-    (stronger,) = feed.put(preference("b", "d", strength=0.9, when=5.0))
-    assert (stronger.weight, stronger.revision, stronger.negatives) == (0.9, 2, ["a", "d"])
-    (clicked,) = feed.put(click("b"))
-    assert (clicked.weight, clicked.clicks) == (0.2, 1), "what was clicked is believed whole, and is biased"
-
-
-def test_a_preference_over_what_was_not_shown_is_impossible() -> None:
-    feed = log()
-    feed.put(query(docs=("a", "b")))
-    assert feed.put(preference("a", "z")) == []
-    ((_, reason),) = feed.impossible
-    assert "'z'" in reason
-
-
 def test_a_positive_whose_own_ratings_are_low_weighs_nothing_and_says_which() -> None:
     feed = log()
     feed.put(query())
@@ -375,7 +355,7 @@ def last_revisions(examples: list[ExampleFormed]) -> dict[str, tuple[Any, ...]]:
         if e.example_id not in last or e.revision > last[e.example_id].revision:
             last[e.example_id] = e
     return {
-        i: (e.revision, e.label, e.clicks, e.rating, e.dwell_seconds, tuple(e.negatives), e.weight)
+        i: (e.revision, e.label, e.clicks, e.rating, e.dwell_seconds, tuple(e.negatives), e.weight, e.worse)
         for i, e in last.items()
     }
 

@@ -206,11 +206,32 @@ def test_what_was_passed_over_or_rated_low_is_unwanted_as_far_as_it_was_not_clic
 
 def test_of_two_results_the_worse_one_is_unwanted_as_far_as_the_preference_is_strong():
     chosen = example("one", "d0002", position=3, negatives=("d0000", "d0001"), clicks=0, trust=0.6)
+    chosen = msgspec.structs.replace(chosen, worse={"d0000": 0.6, "d0001": 0.6})
     rated = example("one", "d0001", number=2, label="negative", rating=1, weight=1.0)
     clicks = prepare(
         [chosen, rated, *[example("one", "d0001", number=3 + n) for n in range(2)]], documents(5)
     ).clicks
     assert clicks.unwanted == {0: {0: 0.6, 1: pytest.approx(0.6 + RATED - 2.0)}}
+
+
+@pytest.mark.parametrize("clicks", [0, 1], ids=["preferred alone", "clicked as well"])
+def test_what_was_named_as_worse_counts_what_that_weighs_and_what_was_passed_over_a_tenth(clicks: int):
+    chosen = example("one", "d0002", position=3, negatives=("d0000", "d0001"), clicks=clicks, trust=1.0)
+    chosen = msgspec.structs.replace(chosen, worse={"d0001": 0.7})
+    assert prepare([chosen], documents(5)).clicks.unwanted == {0: {0: PASSED_OVER, 1: 0.7}}
+
+
+def test_an_example_from_before_preferences_were_named_speaks_against_all_its_negatives_alike():
+    chosen = example("one", "d0002", position=3, negatives=("d0000", "d0001"), clicks=0, trust=1.0)
+    assert prepare([chosen], documents(5)).clicks.unwanted == {0: {0: PASSED_OVER, 1: PASSED_OVER}}
+
+
+def test_what_was_preferred_to_a_document_is_given_back_with_what_was_taken_for_its_sake():
+    made = {"weight": 0.0, "trust": 0.0, "reason": "document_share", "clicks": 0}
+    chosen = claims("d0040", 1, "user", first=4000, negatives=["d0001", "d0002"], **made)
+    chosen = [msgspec.structs.replace(one, worse={"d0001": 0.0, "d0002": 0.4}) for one in chosen]
+    found = proportionate([*crowd(5), *claims("d0040", 100, "farm", first=1000), *chosen], max_share=0.02)
+    assert [one.worse for one in found if one.doc_id == "d0040"] == [{"d0001": 1.0, "d0002": 0.4}]
 
 
 def test_examples_of_documents_that_are_gone_are_counted():

@@ -116,6 +116,8 @@ def test_the_gate_fails_a_version_that_swapped_traffic_speaks_against():
         {"swapped": 3},
         {"doc_id": "unknown"},
         {"negatives": ["d0001", "unknown"]},
+        {"negatives": ["d0002", "d0001"], "worse": {"d0001": 1.0}},
+        {"negatives": ["d0001", "d0004"], "worse": {"d0004": 0.0}},
     ],
     ids=str,
 )
