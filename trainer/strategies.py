@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import fsspec
 import msgspec
@@ -33,7 +34,12 @@ from trainer.rung_settings import RungSettings
 QUERIES_PER_DOCUMENT = 3
 LEAST_BELIEF = 0.05
 """A pseudo-query that the parent believes less is about another document as well, or about none."""
+SHORTEST_SECRET = 4
+"""Characters; a shorter part of a user or a query is found in any text, and guards nothing."""
 _BLOCK = 512
+_CHAIN = re.compile(r"::(?=[A-Za-z][\w+.-]*://)")
+_SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*", re.DOTALL)
+_URI = re.compile(r"""[A-Za-z][\w+.-]*://[^\s'"<>()]+""")
 _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -124,16 +130,17 @@ def pairs_of_file(uri: str, documents: Sequence[Document]) -> Taught:
         raise TrainingError("fine_tune needs a file of pairs (pairs_uri)")
     position = {document.doc_id: number for number, document in enumerate(documents)}
     found: list[tuple[str, int, float]] = []
+    named = without_secrets(uri)
     with tempfile.TemporaryDirectory(prefix="clickloop-pairs-") as folder:
-        path = Path(folder) / Path(uri).name
+        path = Path(folder) / Path(named).name
         try:
             files, source = fsspec.url_to_fs(uri)
             files.get_file(source, str(path))
-        except (OSError, ValueError, ImportError) as error:
-            raise TrainingError(f"{uri} can't be read: {error}") from None
-        origin: Notes = {"pairs_uri": without_secrets(uri), "pairs_sha256": sha256_file(path)}
+        except Exception as error:  # noqa: BLE001 - each kind of storage raises errors of its own
+            raise TrainingError(f"{named} can't be read: {reason(error, uri)}") from None
+        origin: Notes = {"pairs_uri": named, "pairs_sha256": sha256_file(path)}
         for row in rows(path):
-            place = f"{uri}, row {row.place.rpartition(':')[2]}"
+            place = f"{named}, row {row.place.rpartition(':')[2]}"
             if row.value is None:
                 raise TrainingError(f"{place}: {row.reason}")
             try:
@@ -143,16 +150,21 @@ def pairs_of_file(uri: str, documents: Sequence[Document]) -> Taught:
             if pair.doc_id in position:
                 found.append((pair.query, position[pair.doc_id], pair.weight))
     if not found:
-        raise TrainingError(f"{uri} names no document of the index")
+        raise TrainingError(f"{named} names no document of the index")
     return Taught(of_pairs(found), origin)
 
 
 def without_secrets(uri: str) -> str:
-    """The URI without what may let a reader in: its user and its query."""
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    """The URI, or each of a chain of them, without what may let a reader in: its user and its query."""
+    return "::".join(_SECRETS.sub("", part) if "://" in part else part for part in _CHAIN.split(uri))
+
+
+def reason(error: Exception, uri: str) -> str:
+    """What a library says of a URI, with no URI's secrets in it; where it may still hold one, only its type."""
+    said = _URI.sub(lambda found: without_secrets(found[0]), str(error).replace(uri, without_secrets(uri)))
+    secrets = [word for part in _SECRETS.findall(uri) if "://" in uri for word in re.split(r"[?#&=:@]", part)]
+    told = any(len(word) >= SHORTEST_SECRET and (word in said or unquote(word) in said) for word in secrets)
+    return type(error).__name__ if told else said or type(error).__name__
 
 
 def of_pairs(pairs: Sequence[tuple[str, int, float]]) -> Clicks:

@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from http import HTTPStatus
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import get_args
+from threading import Thread
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -30,6 +35,7 @@ from trainer.strategies import (
     of_pairs,
     pairs_of_file,
     pseudo_queries,
+    reason,
     without_secrets,
 )
 
@@ -114,10 +120,78 @@ def test_a_file_that_is_not_there_and_none_at_all_are_refused():
         ("s3://bucket/pairs.csv", "s3://bucket/pairs.csv"),
         ("https://me:secret@host:81/a/pairs.csv?token=x#y", "https://host:81/a/pairs.csv"),
         ("/data/who?/pairs#1.csv", "/data/who?/pairs#1.csv"),
+        ("simplecache::https://me:secret@host/a.csv?x=y", "simplecache::https://host/a.csv"),
+        ("zip://pairs.csv::https://me:secret@host/a.zip?x=y", "zip://pairs.csv::https://host/a.zip"),
+        ("http://[::1]:81/pairs.csv?x=y", "http://[::1]:81/pairs.csv"),
     ],
 )
 def test_a_lineage_says_where_pairs_come_from_and_not_how_to_get_in(uri: str, kept: str):
     assert without_secrets(uri) == kept
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """``host:port`` of a server that has three files of pairs, and refuses what is named late."""
+
+    class Files(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+        def send_head(self) -> Any:
+            if "late" not in self.path:
+                return super().send_head()
+            self.send_error(HTTPStatus.FORBIDDEN)
+            return None
+
+    (tmp_path / "pairs.csv").write_text("query,doc_id\nshoes,d0001\n")
+    (tmp_path / "useless.csv").write_text("query,doc_id,weight\nshoes,d0001,7\n")
+    (tmp_path / "strange.csv").write_text("query,doc_id\nshoes,strange\n")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(tmp_path)))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+SIGNED = "X-Amz-Credential=wh%2Fo&X-Amz-Signature=deadbeef"
+
+
+def test_pairs_are_read_from_a_signed_url(served: str):
+    taught = pairs_of_file(f"http://{served}/pairs.csv?{SIGNED}", documents(3))
+    assert taught.source["pairs_uri"] == f"http://{served}/pairs.csv"
+    assert taught.pairs.queries == ["shoes"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        ("missing.csv", "can't be read"),
+        ("late.csv", "can't be read.*403"),
+        ("useless.csv", "row 2 is no pair"),
+        ("strange.csv", "names no document"),
+    ],
+)
+def test_a_refusal_says_where_pairs_should_have_been_and_not_how_to_get_in(served: str, rest: str, said: str):
+    with pytest.raises(TrainingError, match=said) as refused:
+        pairs_of_file(f"http://me:secret@{served}/{rest}?{SIGNED}", documents(3))
+    assert f"http://{served}/{rest}" in str(refused.value)
+    assert not [secret for secret in ("secret", "deadbeef", "Amz") if secret in str(refused.value)]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("no https://b.example/pairs.csv?sig=deadbeef", "no https://b.example/pairs.csv"),
+        ("403, url='https://other.example/x?token=elsewhere'", "403, url='https://other.example/x'"),
+        ("no such path: /pairs.csv?sig=deadbeef", "OSError"),
+        ("access denied for me:pass/word", "OSError"),
+        ("", "OSError"),
+        ("[Errno 2] No such file: '/a'", "[Errno 2] No such file: '/a'"),
+    ],
+)
+def test_what_a_library_says_is_told_without_any_secret(said: str, kept: str):
+    assert reason(OSError(said), "https://me:pass%2Fword@b.example/pairs.csv?sig=deadbeef") == kept
 
 
 def records(count: int, *, revision: int = 1) -> list[Record]:
