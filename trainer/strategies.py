@@ -46,7 +46,8 @@ _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 class _Pair(msgspec.Struct):
     query: Annotated[str, Meta(min_length=1, pattern=r"\S")]
     doc_id: str
-    weight: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    weight: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    """None, as an empty cell has it, is 1."""
 
 
 _decoder = msgspec.json.Decoder(_Pair, strict=False)  # a cell of CSV is text
@@ -148,7 +149,8 @@ def pairs_of_file(uri: str, documents: Sequence[Document]) -> Taught:
             except msgspec.DecodeError as error:
                 raise TrainingError(f"{place} is no pair: {error}") from None
             if pair.doc_id in position:
-                found.append((pair.query, position[pair.doc_id], pair.weight))
+                weight = 1.0 if pair.weight is None else pair.weight
+                found.append((pair.query, position[pair.doc_id], weight))
     if not found:
         raise TrainingError(f"{named} names no document of the index")
     return Taught(of_pairs(found), origin)

@@ -13,6 +13,8 @@ from threading import Thread
 from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clickloop import codec
@@ -88,6 +90,19 @@ def test_pairs_are_read_from_a_file_and_those_of_strange_documents_are_left_out(
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert taught.source == {"pairs_uri": f"file://{path}", "pairs_sha256": digest}
     assert (found.queries, found.document.tolist(), found.evidence.tolist()) == (["a b"], [1], [0.5])
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv", "pairs.parquet"])
+def test_a_pair_whose_weight_is_left_empty_counts_whole(name: str, tmp_path: Path):
+    path = tmp_path / name
+    given = [{"query": "a", "doc_id": "d0001", "weight": None}, {"query": "b", "doc_id": "d0002", "weight": 0.5}]
+    if name.endswith("jsonl"):
+        path.write_text("\n".join(json.dumps(row) for row in given))
+    elif name.endswith("csv"):
+        path.write_text("query,doc_id,weight\na,d0001,\nb,d0002,0.5\n")
+    else:
+        pq.write_table(pa.Table.from_pylist(given), path)
+    assert pairs_of_file(str(path), documents(3)).pairs.evidence.tolist() == [1.0, 0.5]
 
 
 @pytest.mark.parametrize(
