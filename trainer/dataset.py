@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -130,6 +130,18 @@ class Clicks:
             vectors=self.vectors[kept] if len(self.vectors) else self.vectors,
         )
 
+    def of_rows(self, kept: NDArray[np.bool_]) -> Clicks:
+        """Only these rows, ``kept`` (rows,), and the queries that still have one. A row counts as one example."""
+        part = replace(
+            self,
+            query=self.query[kept],
+            document=self.document[kept],
+            weight=self.weight[kept],
+            evidence=self.evidence[kept],
+            examples=np.bincount(self.query[kept], minlength=len(self.queries)),
+        )
+        return part.of_queries(np.unique(part.query))
+
 
 class First(NamedTuple):
     """The first impression of a query that the examples tell of."""
@@ -240,7 +252,7 @@ def prepare(
         labels={query: frozenset(names) for query, names in labelled.items() if names},
         votes=votes,
     )
-    synthetic = _synthetic(made, position)
+    synthetic = of_pairs([(example.query, position[example.doc_id], example.weight) for example in made])
     return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown, examination, first)
 
 
@@ -250,16 +262,28 @@ def slices_of(example: ExampleFormed) -> list[str]:
     return domain + ([f"difficulty {example.difficulty}"] if example.difficulty else [])
 
 
-def _synthetic(made: Sequence[ExampleFormed], position: Mapping[str, int]) -> Clicks:
-    """Each example a query with one document, and its weight as the evidence, in parts of a trusted click."""
-    weight = np.asarray([example.weight for example in made], dtype=np.float32)
+def of_pairs(pairs: Sequence[tuple[str, int, float]]) -> Clicks:
+    """Query texts, documents and weights as evidence, in parts of a trusted click; one query a normal text."""
+    texts: dict[str, str] = {}
+    rows: dict[tuple[int, int], float] = {}
+    number: dict[str, int] = {}
+    of_query = Counter[int]()
+    for text, document, weight in pairs:
+        normal = normal_text(text) or text
+        query = number.setdefault(normal, len(number))
+        texts.setdefault(normal, text)
+        rows[query, document] = rows.get((query, document), 0.0) + weight
+        of_query[query] += 1
+    ordered = sorted(rows)
+    numbers = np.asarray(ordered, dtype=np.int64).reshape(-1, 2)
+    evidence = np.asarray([rows[row] for row in ordered], dtype=np.float32)
     return Clicks(
-        queries=[example.query for example in made],
-        query=np.arange(len(made), dtype=np.int64),
-        document=np.asarray([position[example.doc_id] for example in made], dtype=np.int64),
-        weight=weight,
-        evidence=weight,
-        examples=np.ones(len(made), dtype=np.int64),
+        queries=list(texts.values()),
+        query=numbers[:, 0],
+        document=numbers[:, 1],
+        weight=evidence,
+        evidence=evidence,
+        examples=np.asarray([of_query[query] for query in range(len(texts))], dtype=np.int64),
     )
 
 

@@ -438,8 +438,9 @@ def check_enough(data: Data, settings: TrainerSettings, *, first: bool) -> None:
     if not any(document.text.strip() for document in data.documents):
         raise TooFewError(f"the documents of index {settings.index!r} have no text")
     if data.given is not None:
-        if len(data.given) < settings.min_examples:
-            raise TooFewError(f"{len(data.given)} pairs, {settings.min_examples} are needed (min_examples)")
+        pairs = int(data.given.counted().sum())
+        if pairs < settings.min_examples:
+            raise TooFewError(f"{pairs} pairs, {settings.min_examples} are needed (min_examples)")
         return
     if not len(prepared.clicks) and not len(prepared.synthetic):
         raise TooFewError("there is no positive example of a document in the index")

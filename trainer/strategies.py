@@ -22,7 +22,7 @@ from clickloop.events import DocumentChanged, VersionKind
 from clickloop.files import rows
 from clickloop.generating import generate
 from clickloop.manifest import sha256_file
-from trainer.dataset import Clicks, Corpus
+from trainer.dataset import Clicks, Corpus, of_pairs
 from trainer.examples import Document
 from trainer.methods import methods_of
 from trainer.methods.base import Method, Notes
@@ -169,19 +169,6 @@ def reason(error: Exception, uri: str) -> str:
     return type(error).__name__ if told else said or type(error).__name__
 
 
-def of_pairs(pairs: Sequence[tuple[str, int, float]]) -> Clicks:
-    """Each pair a query text of its own, with its weight as the evidence."""
-    weight = np.asarray([weight for _, _, weight in pairs], dtype=np.float32)
-    return Clicks(
-        queries=[query for query, _, _ in pairs],
-        query=np.arange(len(pairs), dtype=np.int64),
-        document=np.asarray([document for _, document, _ in pairs], dtype=np.int64),
-        weight=weight,
-        evidence=weight,
-        examples=np.ones(len(pairs), dtype=np.int64),
-    )
-
-
 def believed_by_parent(pairs: Clicks, asked: Vectors, corpus: Corpus) -> Clicks:
     """Pseudo-queries as far as the parent finds their documents: its score is the label (after GPL, Wang et al.
     2022, with the parent as the teacher; round trips as in Promptagator, Dai et al. 2023).
@@ -196,5 +183,4 @@ def believed_by_parent(pairs: Clicks, asked: Vectors, corpus: Corpus) -> Clicks:
         own = scores[np.arange(len(scores)), pairs.document[part]]
         belief[part] = np.exp(SCALE * (own - scores.max(axis=1)))
     evidence = pairs.evidence * belief
-    kept = np.flatnonzero(belief >= LEAST_BELIEF)
-    return replace(pairs, evidence=evidence, weight=evidence).of_queries(pairs.query[kept])
+    return replace(pairs, evidence=evidence, weight=evidence).of_rows(belief >= LEAST_BELIEF)

@@ -332,6 +332,17 @@ def test_synthetic_examples_are_never_held_out_and_weigh_what_they_say():
         assert not any(query.startswith("made") for query in later.queries)
 
 
+def test_synthetic_examples_of_one_text_are_one_query_and_count_each():
+    made = [
+        example(text, f"d{n:04}", number=n, weight=0.1, origin="synthetic")
+        for n, text in enumerate(("Trail shoe", "tent", "trail shoe"))
+    ]
+    synthetic = prepare(made, documents(3)).synthetic
+    assert synthetic.queries == ["Trail shoe", "tent"]
+    assert rows(synthetic).keys() == {("Trail shoe", 0), ("Trail shoe", 2), ("tent", 1)}
+    assert synthetic.counted().tolist() == [2, 1]
+
+
 def test_examples_are_counted_by_label_for_the_minimums():
     prepared = prepare(
         [

@@ -23,9 +23,10 @@ from clickloop.errors import TrainingError
 from clickloop.events import OffsetRange
 from clickloop.kafka import Record
 from tests.unit.trainer_facts import START, documents, example
-from trainer.dataset import Corpus, unlike
+from trainer.dataset import Corpus, of_pairs, unlike
 from trainer.examples import Document, ReadExamples, Reservoir, before, with_replayed
 from trainer.methods.full import FullMethod
+from trainer.methods.pairs import Pairs
 from trainer.model import normalised
 from trainer.rung import data_of
 from trainer.rung_settings import RungSettings
@@ -34,7 +35,6 @@ from trainer.strategies import (
     PRESETS,
     believed_by_parent,
     method_of,
-    of_pairs,
     pairs_of_file,
     pseudo_queries,
     reason,
@@ -75,6 +75,30 @@ def test_a_pseudo_query_counts_as_far_as_the_parent_finds_its_document():
     assert found.queries == ["on top", "nearly"]
     assert found.evidence[0] == pytest.approx(1.0)
     assert 0.5 < found.evidence[1] < 1.0
+
+
+def test_two_documents_of_one_query_are_no_negatives_for_one_another():
+    found = of_pairs([("Red shoes", 1, 1.0), ("tent", 2, 1.0), ("red  SHOES!", 0, 0.5), ("Red shoes", 1, 0.5)])
+    assert found.queries == ["Red shoes", "tent"]
+    assert list(zip(found.query.tolist(), found.document.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 2)]
+    assert found.evidence.tolist() == [0.5, 1.5, 1.0]
+    assert found.counted().tolist() == [3, 1]
+    rows = np.arange(3)
+    same = Pairs(found, rows, found.document, np.zeros((3, 0), dtype=np.int64)).same(rows)
+    assert same.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+
+
+def test_signs_that_are_no_words_are_queries_of_their_own():
+    assert of_pairs([("???", 0, 1.0), ("!!", 1, 1.0)]).queries == ["???", "!!"]
+
+
+def test_of_a_query_with_two_documents_the_one_that_the_parent_does_not_believe_goes():
+    vectors = normalised(np.array([[1.0, 0.0], [0.0, 1.0]]))
+    pairs = of_pairs([("shoes", 0, 1.0), ("shoes", 1, 1.0), ("about another", 1, 1.0)])
+    pairs = replace(pairs, vectors=normalised(np.array([[1.0, 0.0], [1.0, 0.0]])))
+    found = believed_by_parent(pairs, pairs.vectors, Corpus(documents(2), vectors))
+    assert (found.queries, found.query.tolist(), found.document.tolist()) == (["shoes"], [0], [0])
+    assert (found.counted().tolist(), len(found.vectors)) == ([1], 1)
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv"])
