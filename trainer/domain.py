@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clickloop.text import masked
 from trainer.dataset import Clicks
 from trainer.examples import Document
 
@@ -23,16 +24,18 @@ SHORTEST, LONGEST = 5, 12
 MOST_CHARACTERS = 200
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_WORD = re.compile(r"[^\W_]{2,}|\d")
+# On masked text, where "_" is a mark; behind one, a joiner is within a word.
+_WORD = re.compile(r"[^\W_](?:\w|(?<=_)[\u200c\u200d](?=\w))+|\d")
 
 
 def words(text: str) -> list[str]:
-    """Words as people type them: identifiers fall apart, case and punctuation go.
+    """Words as people type them: identifiers fall apart, case and punctuation go, combining marks stay.
 
     >>> words("BaseEventLoop.run_forever(self)")
     ['base', 'event', 'loop', 'run', 'forever', 'self']
     """
-    return [word.lower() for word in _WORD.findall(_CAMEL.sub(" ", text))]
+    apart = _CAMEL.sub(" ", text).replace("_", " ")
+    return [apart[found.start() : found.end()].lower() for found in _WORD.finditer(masked(apart))]
 
 
 def pieces(document: Document) -> list[str]:
