@@ -297,7 +297,8 @@ class Judged(NamedTuple):
     trust: float
     reason: str = ""
     is_opinion: bool = False
-    """It was said, not clicked, and so is not subject to position bias."""
+    """It was said, not clicked: its weight is its trust. Whether it was seen at all hangs on the position all the
+    same, which the trainer corrects for."""
 
 
 def _judge(result: ResultFeedback, forming: Forming) -> Judged:

@@ -48,6 +48,16 @@ def test_a_good_rating_on_top_weighs_a_few_clicks_and_not_as_much_as_a_click_far
     assert clicks.weight[1] == pytest.approx(RATED * clicks.weight[0])
 
 
+def test_an_opinion_without_a_click_is_corrected_for_position_as_a_click_is():
+    given = [
+        example(f"q{n}", f"d{n:04}", number=n, position=place, rating=5, clicks=0, weight=1.0, trust=1.0)
+        for n, place in enumerate((1, 4))
+    ]
+    clicks = prepare(given, documents(3)).clicks
+    assert clicks.weight[1] == pytest.approx(4 * clicks.weight[0])
+    assert clicks.evidence.tolist() == [RATED, RATED]
+
+
 def test_a_distrusted_click_is_less_evidence():
     clicks = prepare(
         [
