@@ -30,6 +30,8 @@ def gate_rows(gate: GateResult) -> Iterator[Row]:
     if gate.golden is not None:
         for name, m in gate.golden.metrics.items():
             yield _row(f"golden {name}", m)
+        if not gate.golden.queries:
+            yield [f"golden set, none of {gate.golden.left_out} queries tried", "-", "-", "-", "-"]
     if gate.live is not None and gate.live.metrics:
         beside = f"beside {gate.live.version}, which is live ({gate.live.queries} queries)"
         yield _row(f"mrr_at_10 {beside}", gate.live.metrics["mrr_at_10"])

@@ -114,8 +114,8 @@ def first_answered(
 
 
 def _golden(candidate: Candidate, theirs: Parent, documents: Vectors, corpus: Corpus) -> GoldenTrial | None:
-    if candidate.golden_trial is None:
-        return None
+    if candidate.golden_trial is None or not candidate.golden_trial.before:
+        return None  # there is none, or nothing to try, of which the gate has told
     judged = candidate.golden.within({document.doc_id for document in corpus.documents})
     asked = theirs.searched_with(encode(theirs.query_encoder, [one.query for one in judged]))
     before = Truth(judged, corpus.documents).of_top(top(asked, documents, DEPTH))

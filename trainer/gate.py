@@ -103,7 +103,7 @@ class GoldenTrial:
     left_out: int
     """Queries none of whose relevant documents are in the corpus."""
     before: dict[str, Floats]
-    """Metric → (queries,)"""
+    """Metric → (queries,); empty where all queries are left out."""
     after: dict[str, Floats]
 
 
@@ -155,7 +155,7 @@ def judge(
 
     What loses on the golden set, or beyond chance on one domain or on neighbours that were swapped at random, or
     is too slow, fails whatever it wins elsewhere. The golden set is no sample but what operators want to hold, so
-    there the figure itself counts.
+    there the figure itself counts; one on which nothing can be tried is told, and decides nothing.
 
     ``on_top``: the parent is the rung below of the same command, which has just passed; then a one-sided test is
     enough (``LADDER_CONFIDENCE``). ``apart``: the candidate is no small change of the version before, and must not
@@ -165,8 +165,9 @@ def judge(
     queries = sum(len(t.weight) for t in trials)
     of_golden = _golden(golden, seed) if golden is not None else None
     lost = [*_lost_on_golden(of_golden, thresholds), *_too_slow(cost, thresholds)]
+    untried = list(_not_tried(of_golden))
     if not queries:
-        reasons = [*lost, nothing]
+        reasons = [*lost, nothing, *untried]
         empty: Verdict = "fail" if lost else "inconclusive"
         return GateResult(verdict=empty, queries=0, reasons=reasons, golden=of_golden, cost=cost)
     weight = np.concatenate([t.weight for t in trials])
@@ -193,7 +194,7 @@ def judge(
         verdict="fail" if lost else verdict,
         queries=queries,
         metrics=metrics,
-        reasons=lost + reasons,
+        reasons=lost + reasons + untried,
         golden=of_golden,
         slices=slices,
         cost=cost,
@@ -270,6 +271,11 @@ def _lost_on_golden(golden: GoldenResult | None, thresholds: Thresholds) -> Iter
             f"MRR@10 {mrr.change:+.1%} on the {golden.queries} queries of the golden set, "
             f"at most {thresholds.max_golden_loss:.1%} may be lost"
         )
+
+
+def _not_tried(golden: GoldenResult | None) -> Iterator[str]:
+    if golden is not None and not golden.queries:
+        yield f"the golden set guards nothing: none of its {golden.left_out} queries has a document in the index"
 
 
 def _slices(trials: Sequence[Trial], weight: Floats, *, fewest: int, seed: int) -> list[SliceResult]:

@@ -467,10 +467,13 @@ def thresholds_of(settings: TrainerSettings) -> Thresholds:
 def golden_trial(
     golden: GoldenSet, parent: Parent, trained: Trained, corpus: Corpus, told: Told
 ) -> GoldenTrial | None:
-    """The golden set as parent and candidate answer it; None where it has no query for this corpus."""
+    """The golden set as parent and candidate answer it, without figures where none of its queries has a document
+    in this corpus; None where there is no set."""
+    if not golden.judged:
+        return None
     judged = golden.within({document.doc_id for document in corpus.documents})
     if not judged:
-        return None
+        return GoldenTrial(golden.digest, len(golden.judged), {}, {})
     texts = [one.query for one in judged]
     none = np.zeros(0, dtype=np.int64)
     of_parent = encode(parent.query_encoder, texts, on_batch=lambda n: told.encoding(n, len(texts)))

@@ -270,3 +270,11 @@ def test_it_may_not_lose_on_the_golden_set_beside_the_live_version() -> None:
     assert found.verdict == "fail"
     assert "on the 40 queries of the golden set" in found.reasons[1]
     assert beside(Known(sees, minute(39)), mixed).verdict == "pass"
+
+
+def test_a_golden_set_that_could_not_be_tried_needs_no_trial_beside_the_live_version() -> None:
+    """The gate has told of it, and there is nothing to encode."""
+    trial = GoldenTrial("ab" * 32, 1, {}, {})
+    gone = GoldenSet([Judged("tent", {"sku-4": 1.0})])
+    found = beside(Known(raw, START), PERFECT, golden=gone, trial=trial)
+    assert found == beside(Known(raw, START), PERFECT)
