@@ -90,7 +90,7 @@ def _checked(one: Judged) -> Judged:
     if not normal_text(one.query):
         raise SettingsError(f"{one.query!r} is no query")
     try:
-        msgspec.json.encode(one)
+        written = msgspec.json.encode(one)
     except UnicodeEncodeError:
         raise SettingsError(f"{one.query!r}: the query or a document's id is no UTF-8") from None
     if not one.relevant:
@@ -98,7 +98,10 @@ def _checked(one: Judged) -> Judged:
     for doc_id, grade in one.relevant.items():
         if not doc_id or not (math.isfinite(grade) and grade > 0.0):
             raise SettingsError(f"{one.query!r}: document {doc_id!r} with grade {grade:g}; a grade is above 0")
-    return one
+    try:
+        return msgspec.json.decode(written, type=Judged)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{one.query[:40]!r} could not be read again: {error}") from None
 
 
 def add_to(app: typer.Typer) -> None:

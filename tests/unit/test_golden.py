@@ -71,6 +71,7 @@ def test_a_golden_set_may_be_a_table(store: ModelStore, tmp_path: Path) -> None:
         ["add"],
         ["add", "q"],
         ["add", "?!", "--document", "d"],
+        ["add", "x" * 10_001, "--document", "d"],
         ["add", "q", "--document", "d=nan"],
         ["add", "q", "--document", "d=-1"],
         ["add", "q", "--document", "=1"],
@@ -79,7 +80,7 @@ def test_a_golden_set_may_be_a_table(store: ModelStore, tmp_path: Path) -> None:
         ["add", "--file", "x.txt"],
         ["remove", "not there"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:40],
 )
 def test_what_makes_no_sense_is_one_line_and_2(arguments: list[str], store: ModelStore) -> None:
     golden(store, "add", "kept", "--document", "d")
