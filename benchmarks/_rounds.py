@@ -25,7 +25,8 @@ from streams.recorded import form_examples
 from trainer.examples import Document, ExampleCollector, Reservoir, document_of, with_replayed
 from trainer.methods.base import Progress
 from trainer.model import Model, Vectors
-from trainer.rung import Data, Ladder, data_of
+from trainer.past import Data, data_of
+from trainer.rung import Ladder
 from trainer.settings import TrainerSettings
 from trainer.truth import Truth, top
 

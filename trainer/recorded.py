@@ -23,7 +23,8 @@ from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.recorded import Climbed, Judged, RungResult, Say
 from trainer.examples import Document, ExampleCollector, document_of
 from trainer.methods.base import Progress, StoppedError
-from trainer.rung import Data, Ladder, data_of
+from trainer.past import Data, data_of
+from trainer.rung import Ladder
 from trainer.sampling import chosen
 from trainer.settings import TrainerSettings
 from trainer.truth import Measured, Truth, comparison

@@ -43,10 +43,11 @@ from trainer.examples import (
 )
 from trainer.methods.base import StoppedError
 from trainer.methods.spread import follow
+from trainer.past import Data, data_of
 from trainer.progress import RunReport
 from trainer.publish import announcement
 from trainer.ranks import Place, RankLostError, Ranks
-from trainer.rung import Data, Ladder, data_of
+from trainer.rung import Ladder
 from trainer.settings import TrainerSettings
 from trainer.strategies import PRESETS, taught
 from trainer.trackers import Tracking, build_tracking

@@ -38,8 +38,9 @@ from trainer.dataset import Clicks, Corpus, first_after, moments, too_few
 from trainer.examples import Document
 from trainer.gate import GoldenTrial, Trial, among_all, judge
 from trainer.methods.base import Job, Parent, Trained
+from trainer.past import check_enough, data_of, past_of
 from trainer.recorded import Lines, Recorded, recorded
-from trainer.rung import Told, check_enough, data_of, golden_trial, past_of, thresholds_of, tried
+from trainer.rung import Told, golden_trial, thresholds_of, tried
 from trainer.settings import TrainerSettings
 from trainer.strategies import method_of
 

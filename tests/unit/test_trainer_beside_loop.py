@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_trainer_rung import Climbs, climbs
-from trainer.rung import past_of
+from trainer.past import past_of
 
 __all__ = ["climbs"]
 

@@ -29,7 +29,8 @@ from trainer.gate import Trial, beside_live
 from trainer.loading import Loaded
 from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.model import Adapter
-from trainer.rung import TRAINING_SHARE, Data, Ladder, data_of, past_of, with_parents
+from trainer.past import Data, data_of, past_of, with_parents
+from trainer.rung import TRAINING_SHARE, Ladder
 from trainer.sampling import at_most, chosen
 from trainer.settings import TrainerSettings
 

@@ -28,7 +28,7 @@ from trainer.examples import Document, ReadExamples, Reservoir, before, with_rep
 from trainer.methods.full import FullMethod
 from trainer.methods.pairs import Pairs
 from trainer.model import normalised
-from trainer.rung import data_of
+from trainer.past import data_of
 from trainer.rung_settings import RungSettings
 from trainer.settings import TrainerSettings
 from trainer.strategies import (
