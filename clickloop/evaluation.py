@@ -49,7 +49,8 @@ def compare(
     """Weighted means of one metric for the same queries, with an interval of the relative change.
 
     Paired bootstrap over queries (Efron and Tibshirani 1993, percentile interval): both systems are
-    resampled together. Where ``before`` is zero throughout, the change is 0 with an infinite-free interval [0, 0].
+    resampled together. A resample without anything before has the sign of its difference, told in parts of the
+    mean of ``before``. Where that is 0 itself (or below, as a mean similarity may be), all is the difference.
     """
     if before.shape != after.shape or before.ndim != 1:
         raise ValueError(f"paired samples of one shape are needed, got {before.shape} and {after.shape}")
@@ -57,14 +58,14 @@ def compare(
     if before.size == 0 or w.sum() <= 0:
         return Estimate(before=0.0, after=0.0, change=0.0, low=0.0, high=0.0)
     b, a = float(np.average(before, weights=w)), float(np.average(after, weights=w))
-    if b <= 0.0:
-        return Estimate(before=b, after=a, change=0.0, low=0.0, high=0.0)
+    unit = b if b > 0.0 else 1.0
     rng = np.random.default_rng(seed)
     both = np.stack([before * w, after * w], axis=1)
     changes = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
         times = np.bincount(rng.integers(0, before.size, before.size), minlength=before.size)
         base, new = times @ both
-        changes[i] = new / base - 1.0 if base > 0.0 else 0.0
+        changes[i] = new / base - 1.0 if base > 0.0 < b else (new - base) / (unit * w.sum())
     low, high = np.quantile(changes, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
-    return Estimate(before=b, after=a, change=a / b - 1.0, low=float(low), high=float(high))
+    change = a / b - 1.0 if b > 0.0 else a - b
+    return Estimate(before=b, after=a, change=change, low=float(low), high=float(high))

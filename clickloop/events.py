@@ -256,7 +256,10 @@ class TrainingProgressed(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A metric before and after, and its relative change (0.06 is +6 %) with a 95 % interval."""
+    """A metric before and after, and its relative change (0.06 is +6 %) with a 95 % interval.
+
+    Where it was 0 before, there is nothing to relate to: change and interval are of the difference.
+    """
 
     before: float
     after: float

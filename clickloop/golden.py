@@ -7,7 +7,6 @@ It is one JSON Lines object an index in the model store, ``golden/<index>.jsonl`
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from clickloop.admin import Json, show_table
 from clickloop.errors import ArtifactError, SettingsError
 from clickloop.files import rows
 from clickloop.model_store import ModelStore
-from clickloop.recorded import Judged, judged_of
+from clickloop.recorded import GRADES, MOST_GRADE, Judged, judged_of
 from clickloop.settings import ArtifactSettings
 from clickloop.text import normal_text
 
@@ -96,8 +95,8 @@ def _checked(one: Judged) -> Judged:
     if not one.relevant:
         raise SettingsError(f"{one.query!r} has no relevant document")
     for doc_id, grade in one.relevant.items():
-        if not doc_id or not (math.isfinite(grade) and grade > 0.0):
-            raise SettingsError(f"{one.query!r}: document {doc_id!r} with grade {grade:g}; a grade is above 0")
+        if not doc_id or not 0.0 < grade <= MOST_GRADE:
+            raise SettingsError(f"{one.query!r}: document {doc_id!r} with grade {grade:g}; {GRADES}")
     try:
         return msgspec.json.decode(written, type=Judged)
     except msgspec.ValidationError as error:

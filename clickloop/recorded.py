@@ -7,7 +7,6 @@ which wait in unnamed files and are merged.
 from __future__ import annotations
 
 import heapq
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +49,11 @@ Event = QueryServed | ResultClicked | ResultRated | ResultPreferred
 Unusable = Callable[[str, str], None]
 """Told the place and the reason of each row that can't be used."""
 Say = Callable[[str], None]
+
+
+MOST_GRADE = 1e9
+GRADES = f"a grade is above 0, and at most {MOST_GRADE:,.0f}"
+"""Sums of larger ones would be no numbers."""
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -195,11 +199,7 @@ def read_judged(path: Path, known: Iterable[str], *, unusable: Unusable) -> list
         except SettingsError as error:
             unusable(row.place, str(error))
             continue
-        relevant = {
-            doc_id: grade
-            for doc_id, grade in judged.relevant.items()
-            if 0.0 < grade < math.inf and doc_id in there
-        }
+        relevant = {doc_id: grade for doc_id, grade in judged.relevant.items() if grade > 0.0 and doc_id in there}
         if judged.query.strip() and relevant:
             found.append(msgspec.structs.replace(judged, relevant=relevant))
         else:
@@ -213,9 +213,13 @@ def judged_of(value: bytes) -> Judged:
         row = msgspec.json.decode(value)
         if isinstance(row, dict) and "relevant" in row:
             row["relevant"] = _grades(row["relevant"])
-        return msgspec.convert(row, Judged, strict=False)
+        judged = msgspec.convert(row, Judged, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, MessageError) as error:
         raise SettingsError(f"not a judged query: {error}") from None
+    for doc_id, grade in judged.relevant.items():
+        if grade > MOST_GRADE:
+            raise SettingsError(f"{judged.query!r}: document {doc_id!r} with grade {grade:g}; {GRADES}")
+    return judged
 
 
 def _grades(relevant: Any) -> Any:

@@ -325,6 +325,8 @@ def decide(
     """Verdict and reasons from the figures alone. ``kept`` is the guard's share of documents still found, None
     where they are too few to tell; ``one_sided`` has the interval that decides on a rung on top of another."""
     said = f"MRR@10 {mrr.change:+.1%}, 95 % interval {mrr.low:+.1%} to {mrr.high:+.1%}"
+    if mrr.before <= 0.0:
+        said = f"MRR@10 {mrr.after:.3f}, 95 % interval {mrr.low:.3f} to {mrr.high:.3f}, where {other} finds none"
     if one_sided is not None:
         said += f", {100 * LADDER_CONFIDENCE:g} % interval {one_sided.low:+.1%} to {one_sided.high:+.1%}"
     lost = 0.0 if kept is None else 1.0 - kept

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from clickloop.propensity import Correction
 from clickloop.settings import MAX_SEED
@@ -57,7 +57,10 @@ class TrainerSettings(RungSettings):
         50, ge=2, description="fewer held-out queries than this give an inconclusive verdict"
     )
     gate_max_queries: int = Field(
-        0, ge=0, description="held-out queries that the gate measures at most, a sample by the seed; 0 is all"
+        0,
+        ge=0,
+        description="held-out queries that the gate measures at most, a sample by the seed, and no fewer than "
+        "`gate_min_queries`; 0 is all",
     )
     gate_max_lost_recall: float = Field(
         0.1, ge=0.0, le=1.0, description="share of surely wanted documents that a version may lose from its top 10"
@@ -107,6 +110,15 @@ class TrainerSettings(RungSettings):
         "none", description="experiment tracker that is told of every version: mlflow, wandb or none"
     )
     tracker_uri: str = Field("", description="MLflow's tracking URI; empty leaves it to MLflow's own variables")
+
+    @model_validator(mode="after")
+    def _gate_can_tell(self) -> Self:
+        if 0 < self.gate_max_queries < self.gate_min_queries:
+            raise ValueError(
+                f"a gate that measures {self.gate_max_queries} queries (gate_max_queries) and needs "
+                f"{self.gate_min_queries} (gate_min_queries) can never tell anything"
+            )
+        return self
 
     def for_lineage(self) -> dict[str, str | int | float | bool]:
         """What a reader of the artifact needs to train it again. No secrets, no addresses."""

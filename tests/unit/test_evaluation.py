@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from ir_measures import RR, Success
 from scipy import stats
 
-from clickloop.evaluation import NOT_FOUND, Floats, Ranks, compare, per_query_metrics, recall, reciprocal_rank
+from clickloop.evaluation import (
+    NOT_FOUND,
+    RESAMPLES,
+    Floats,
+    Ranks,
+    compare,
+    per_query_metrics,
+    recall,
+    reciprocal_rank,
+)
 
 
 def ranked(ranks: list[int | None], depth: int = 20) -> tuple[list[ir_measures.Qrel], list[ir_measures.ScoredDoc]]:
@@ -112,3 +121,30 @@ def test_no_figure_is_ever_infinite_or_missing(before: list[float], after: list[
 def test_samples_of_different_queries_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="paired"):
         compare(np.zeros(3), np.zeros(4))
+
+
+def test_where_something_was_found_before_the_figures_are_those_of_the_ratio() -> None:
+    before, after = sample()
+    weights = np.random.default_rng(1).uniform(0.1, 3.0, len(before))
+    found, rng = compare(before, after, weights=weights), np.random.default_rng(0)
+    changes = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(rng.integers(0, len(before), len(before)), minlength=len(before))
+        base, new = times @ np.stack([before * weights, after * weights], axis=1)
+        changes.append(new / base - 1.0)
+    assert [found.low, found.high] == np.quantile(changes, [0.025, 0.975]).tolist()
+
+
+@pytest.mark.parametrize("known", [0, 1, 3])
+def test_what_is_found_where_next_to_nothing_was_is_better_beyond_chance(known: int) -> None:
+    before, after = np.zeros(400), np.full(400, 0.9)
+    before[:known] = 1.0
+    for one, sign in ((compare(before, after), 1.0), (compare(after, before), -1.0)):
+        assert np.sign([one.change, one.low, one.high]).tolist() == [sign] * 3
+        assert np.isfinite([one.change, one.low, one.high]).all()
+
+
+def test_two_that_find_nothing_are_level() -> None:
+    nothing = np.zeros(50)
+    found = compare(nothing, nothing)
+    assert (found.change, found.low, found.high) == (0.0, 0.0, 0.0)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from clickloop.errors import ArtifactError
 from clickloop.golden import GoldenSet, golden_app, read_golden
 from clickloop.model_store import ModelStore
-from clickloop.recorded import Judged
+from clickloop.recorded import GRADES, Judged
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_file_is_added_whole_or_not_at_all(store: ModelStore, tmp_path: Path) 
     assert "2 added" in golden(store, "add", "--file", "good.jsonl").stdout
     done = golden(store, "add", "--file", "bad.jsonl")
     assert done.exit_code == 2
-    assert done.stderr == "clickloop: bad.jsonl:2: 'x': document 'd' with grade 0; a grade is above 0\n"
+    assert done.stderr == f"clickloop: bad.jsonl:2: 'x': document 'd' with grade 0; {GRADES}\n"
     assert len(read_golden(store, "default").judged) == 2
 
 
@@ -74,6 +74,7 @@ def test_a_golden_set_may_be_a_table(store: ModelStore, tmp_path: Path) -> None:
         ["add", "x" * 10_001, "--document", "d"],
         ["add", "q", "--document", "d=nan"],
         ["add", "q", "--document", "d=-1"],
+        ["add", "q", "--document", "d=1e308"],
         ["add", "q", "--document", "=1"],
         ["add", "q", "--file", "x.jsonl"],
         ["add", "--file", "nowhere.jsonl"],

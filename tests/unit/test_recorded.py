@@ -179,12 +179,13 @@ def test_judged_queries_keep_the_relevant_documents_that_are_there(tmp_path: Pat
         {"query": "two", "relevant": {"gone": 1}},
         {"query": " ", "relevant": {"a": 1}},
         {"query": "three"},
+        {"query": "four", "relevant": {"a": 1e308, "b": 1e308}},
     ]
     told: list[str] = []
     path = written(tmp_path / "q.jsonl", rows)
     found = read_judged(path, ["a", "b"], unusable=lambda place, _: told.append(place))
     assert [(j.query, j.relevant, j.slice) for j in found] == [("one", {"a": 2.0}, "hard")]
-    assert told == [f"{path}:{line}" for line in (2, 3, 4)]
+    assert told == [f"{path}:{line}" for line in (2, 3, 4, 5)]
 
 
 WANTED = [("trail shoes", {"sku-1": 2.0}, None), ("rain jacket", {"sku-2": 1.0, "7": 3.0}, "wet")]
@@ -244,7 +245,7 @@ def test_judged_queries_are_the_same_from_every_kind_of_file(
         ("a", "not a judged query: JSON is malformed"),
         ('"{}"', "got `str`"),
         (None, "got `null`"),
-        ({"a": "inf"}, "no relevant document"),
+        ({"a": "inf"}, "with grade inf; a grade is above 0"),
     ],
 )
 def test_what_names_no_grades_is_no_judged_query(tmp_path: Path, relevant: Any, reason: str) -> None:

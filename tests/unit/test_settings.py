@@ -173,3 +173,10 @@ def test_a_broker_that_is_no_host_and_port_is_one_line(servers: str) -> None:
 @pytest.mark.parametrize("servers", ["kafka", "kafka:9092", "a:1, b:2", "[::1]:9092"])
 def test_brokers_are_named_as_kafka_clients_take_them(servers: str) -> None:
     assert Settings.load(bootstrap_servers=servers).bootstrap_servers == servers
+
+
+def test_a_gate_that_measures_fewer_than_it_needs_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"20 queries \(gate_max_queries\) and needs 50 \(gate_min_queries\)"):
+        TrainerSettings.load(gate_max_queries=20)
+    assert TrainerSettings.load(gate_max_queries=0).gate_max_queries == 0
+    assert TrainerSettings.load(gate_max_queries=20, gate_min_queries=20).gate_max_queries == 20

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clickloop.evaluation import compare
 from clickloop.events import Estimate, GateResult, Verdict
 from tests.unit.trainer_facts import errs_elsewhere, world
 from trainer.dataset import Clicks
@@ -191,6 +192,14 @@ def test_reasons_name_the_figures():
     assert "+1.0% to +9.0%" in reasons[0]
     assert reasons[1] == "2.0% of the documents that users surely want are no longer found"
     assert decide(estimate(0.05, -0.01, 0.09), 200, 0.98, THRESHOLDS, one_sided=mrr)[1][1] == reasons[1]
+
+
+def test_where_the_parent_finds_nothing_the_reason_says_so():
+    found, reasons = decide(compare(np.zeros(200), np.full(200, 0.5)), 200, None, THRESHOLDS)
+    assert found == "pass"
+    assert reasons == [
+        "better than its parent: MRR@10 0.500, 95 % interval 0.500 to 0.500, where its parent finds none"
+    ]
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.0])

@@ -18,7 +18,7 @@ from trainer.belief import weighed
 from trainer.dataset import Clicks, Corpus, after_synthetic
 from trainer.gate import Side, Trial, measure
 from trainer.methods import methods_of
-from trainer.methods.adapter import ANEW_FROM, RECIPES, AdapterMethod, whitened
+from trainer.methods.adapter import ANEW_FROM, FEWEST_TRIED, RECIPES, AdapterMethod, clearly_best, whitened
 from trainer.methods.base import Progress, StoppedError, Trained
 from trainer.methods.checkpoint import Checkpoint, Checkpoints
 from trainer.methods.descent import Descended, Indexes, descend
@@ -514,3 +514,14 @@ def test_a_training_that_the_clock_steered_says_so_after_a_restart_too(tmp_path:
     again = run(1e9)
     assert (again.steps, again.notes) == (40, cut.notes)
     assert NOT_REPRODUCIBLE in again.notes
+
+
+@pytest.mark.parametrize("tried", [1, 2, FEWEST_TRIED - 1, FEWEST_TRIED])
+def test_a_handful_of_clicks_that_gained_alike_change_no_recipe(tried: int):
+    def trial(gained: float) -> Trial:
+        return Trial(
+            np.ones(tried), {}, {"mrr_at_10": np.full(tried, 0.5 + gained)}, found_before=0, found_after=0
+        )
+
+    trials = {"usual": trial(0.0), "far": trial(0.1)}
+    assert clearly_best(trials, usual="usual") == ("far" if tried >= FEWEST_TRIED else "usual")

@@ -54,6 +54,8 @@ ANEW_FROM = 0.2
 """Least share of older examples in a run; with fewer, a map learnt anew would know too little of them."""
 STEP = 0.5
 """How far to go from the parent's map to one that was learnt anew."""
+FEWEST_TRIED = 20
+"""Clicked pairs on which recipes are told apart at all."""
 CLEARLY = 2.0
 """Standard errors by which another recipe must beat the usual one (after Breiman's rule, with several to try)."""
 
@@ -241,14 +243,16 @@ def between(start: Adapter, end: Adapter, share: float) -> Adapter:
 def clearly_best(trials: Mapping[Choice, Trial], *, usual: Choice) -> Choice:
     """The choice with the best MRR among those that beat ``usual`` by CLEARLY standard errors, else ``usual``.
 
-    All trials are of the same clicks.
+    All trials are of the same clicks. With a handful of them, which may have gained alike, an error tells nothing.
     """
     best, best_gain = usual, 0.0
+    if len(trials[usual].weight) < FEWEST_TRIED:
+        return usual
     for choice, trial in trials.items():
         share = trial.weight / trial.weight.mean()
         gains = share * (trial.after[METRIC] - trials[usual].after[METRIC])
         gain = float(gains.mean())
-        error = float(gains.std()) / np.sqrt(len(gains))
+        error = float(gains.std(ddof=1)) / np.sqrt(len(gains))
         if gain > CLEARLY * error and gain > best_gain:
             best, best_gain = choice, gain
     return best
