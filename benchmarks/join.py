@@ -30,6 +30,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -179,7 +180,8 @@ class Worker:
         url = f"http://127.0.0.1:{port}/metrics"
         try:
             page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
-        except OSError:
+        except (OSError, HTTPException):
+            # Not there yet; where nothing listens, a connection may even reach itself.
             return {}
         lines = [line.rpartition(" ") for line in page.splitlines() if line.split("{")[0] == metric]
         return {name.partition("{")[2]: float(value) for name, _, value in lines}
