@@ -11,7 +11,8 @@ are on: the worker's clock runs from the first record that it reads to the last 
 acknowledged.
 
 The worker has a process a core (its setting ``processes``), and Kafka Streams a thread a core. A bare Faust loop
-is one process, so a worker of one process is measured as well, in the same turns.
+is one process, so a worker of one process is measured as well, in the same turns. Growth and memory are those of
+workers of one process, as they are unless told otherwise.
 """
 
 from __future__ import annotations
@@ -435,7 +436,9 @@ def command(
     quick: Quick = False,
     count: Annotated[
         int | None,
-        typer.Option("--processes", min=1, max=PARTITIONS, help="Of the worker.", show_default="one a core"),
+        typer.Option(
+            "--processes", min=1, max=PARTITIONS, help="Of the worker.", show_default="one a core; for memory one"
+        ),
     ] = None,
     grow: Annotated[bool, typer.Option("--scale", help="Workers, results an impression, rebuild.")] = False,
     held: Annotated[int, typer.Option("--open", min=0, help="Open impressions to hold and to rebuild.")] = 0,
@@ -443,16 +446,16 @@ def command(
     """Measure the join. Figures are compared within one run only."""
     cli.checked(check_home)
     load = Load(15_000, 7_500) if quick else Load(200_000, 100_000)
-    count = count or min(PARTITIONS, psutil.cpu_count() or 1)
+    of_cores = count or min(PARTITIONS, psutil.cpu_count() or 1)
     if held:
-        figures = asyncio.run(open_impressions(held, count))
+        figures = asyncio.run(open_impressions(held, count or 1))
     elif grow:
-        kept = open_impressions(20_000 if quick else 1_000_000, count)
+        kept = open_impressions(20_000 if quick else 1_000_000, count or 1)
         figures = asyncio.run(scale(load)) | asyncio.run(kept)
     elif quick:
-        figures = asyncio.run(throughput(load, count, turns=1, most=1, stretch=False))
+        figures = asyncio.run(throughput(load, of_cores, turns=1, most=1, stretch=False))
     else:
-        figures = asyncio.run(throughput(load, count))
+        figures = asyncio.run(throughput(load, of_cores))
     finish(figures, json_file=json_file)
     for name, target in TARGETS.items():
         if figures.get(name) is not None:
