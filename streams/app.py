@@ -18,11 +18,10 @@ import contextlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import faust
-from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
 from clickloop import codec, topics
@@ -42,10 +41,9 @@ from streams.control import CONTROL, Control
 from streams.dead_letters import DeadLetterLimit
 from streams.forgotten import Forgotten
 from streams.partition import INPUTS, QUERIES, Partition
+from streams.sending import until_sent
 from streams.settings import StreamsSettings
 from streams.trigger import NotNow
-
-T = TypeVar("T")
 
 FEEDBACK = (topics.QUERIES, topics.CLICKS, topics.RATINGS)
 CONTROL_PARTITION = 0
@@ -196,6 +194,8 @@ class StreamsApp:
             await asyncio.get_running_loop().create_future()
 
     def _fail(self, error: ClickloopError) -> None:
+        # What a rule failed on may be half counted. The worker goes on for a moment, and must not report it.
+        self._ending = True
         if not self._failure.done():
             self._failure.set_exception(error)
 
@@ -255,7 +255,7 @@ class StreamsApp:
         number = partition.number
         if examples:
             name = topics.TRAINING_EXAMPLES.name(self._settings.topic_prefix)
-            parts = await self._until_sent(
+            parts = await until_sent(
                 "examples", lambda: self._producer.send_batch(topics.TRAINING_EXAMPLES, examples, partition=number)
             )
             for start, end in parts:
@@ -300,17 +300,14 @@ class StreamsApp:
     async def tick(self) -> None:
         for number in list(self._partitions) or [CONTROL_PARTITION]:
             async with self._lock:
-                if self._ending or not await self._enter(self._consumer.ready_generation):
-                    return
-                if number in self._partitions:
+                if await self._goes_on() and number in self._partitions:
                     await self._tick_partition(self._partitions[number], time.time())
         async with self._lock:
-            if (
-                self._control is not None
-                and not self._ending
-                and await self._enter(self._consumer.ready_generation)
-            ):
+            if await self._goes_on() and self._control is not None:
                 await self._tick_control(self._control, time.time())
+
+    async def _goes_on(self) -> bool:
+        return not self._ending and await self._enter(self._consumer.ready_generation)
 
     async def _tick_partition(self, partition: Partition, now: float) -> None:
         number = partition.number
@@ -405,7 +402,10 @@ class StreamsApp:
             )
             for number in numbers
         }
-        self._gauges = {number: metrics.OfPartition(one) for number, one in self._partitions.items()}
+        self._gauges = {
+            number: metrics.OfPartition(one, {s: self._consumer.starts[self._tp(s, number)] for s in INPUTS})
+            for number, one in self._partitions.items()
+        }
         control = {topic: self._tp(topic.suffix, CONTROL_PARTITION) for topic in CONTROL}
         self._control = (
             Control(self._settings, handled={topic: handled[tp] for topic, tp in control.items()})
@@ -436,10 +436,10 @@ class StreamsApp:
     def _consumer(self) -> Any:
         return self._app.consumer
 
-    # Sending. A broker that is away is waited for: nothing is committed meanwhile.
+    # Sending.
 
     async def _send(self, topic: topics.Topic, message: Message) -> None:
-        await self._until_sent(topic.suffix, lambda: self._producer.send_and_wait(topic, message))
+        await until_sent(topic.suffix, lambda: self._producer.send_and_wait(topic, message))
 
     async def _commit_handled(self, offsets: dict[TP, int]) -> None:
         if self._consumer.ready_generation != self._generation:
@@ -470,23 +470,12 @@ class StreamsApp:
     async def _send_letters(self, unusable: Sequence[tuple[Record, MessageError]]) -> None:
         if not unusable:
             return
-        await self._until_sent(
+        await until_sent(
             "dead letters",
             lambda: self._producer.quarantine(*unusable, service="streams", index=self._settings.index),
         )
         for record, error in unusable:
             metrics.QUARANTINED.labels(self._topics[record.topic].suffix, type(error).__name__).inc()
-
-    async def _until_sent(self, what: str, send: Callable[[], Awaitable[T]]) -> T:
-        while True:
-            try:
-                return await send()
-            except (KafkaError, BrokerError) as error:
-                if isinstance(error.__cause__ or error, MessageSizeTooLargeError):
-                    # It will never be taken, and nothing after it would come about.
-                    raise ClickloopError(f"{what}: the broker takes no message that large: {error!r}") from error
-                logger().warning("not sent, trying again", what=what, reason=repr(error))
-                await asyncio.sleep(1.0)
 
     def _forgets_no_more(self, following: asyncio.Task[None]) -> None:
         """Who asks to be forgotten must be heard: a worker that can't hear them must not go on."""

@@ -70,9 +70,12 @@ class CounterFeed:
 class OfPartition:
     """How one partition does, told again and again."""
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, partition: Partition, starts: Mapping[str, int]) -> None:
+        """``starts`` by input: the offset that reading begins at."""
         self._partition = partition
         self._joined, self._distrusted = CounterFeed(FEEDBACK), CounterFeed(DISTRUSTED)
+        for suffix, start in starts.items():
+            POSITION.labels(suffix, str(partition.number)).set(start)
 
     def tell(self, lags: Mapping[str, int | None]) -> None:
         """``lags`` by input; None is one that is not known yet."""

@@ -202,12 +202,6 @@ class StreamsSettings(Settings):
             )
         return self
 
-    def part(self, number: int) -> Self:
-        """What process ``number`` of the worker goes by: its share of the memory, and a port of its own."""
-        port = self.metrics_port + number if self.metrics_port else 0
-        share = max(1, self.max_open_impressions // self.processes)
-        return self.model_copy(update={"metrics_port": port, "max_open_impressions": share})
-
     @field_validator("domain_minimums", "difficulty_minimums")
     @classmethod
     def _are_counts(cls, value: list[str]) -> list[str]:
@@ -228,3 +222,9 @@ class StreamsSettings(Settings):
         if sorted(set(value)) != value or value[-1] != 100.0:
             raise ValueError("the shares must grow and end with 100")
         return value
+
+    def part(self, number: int) -> Self:
+        """What process ``number`` of the worker goes by: its share of the memory, and a port of its own."""
+        port = self.metrics_port + number if self.metrics_port else 0
+        share = max(1, self.max_open_impressions // self.processes)
+        return self.model_copy(update={"metrics_port": port, "max_open_impressions": share})

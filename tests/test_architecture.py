@@ -28,6 +28,7 @@ SHELL = {
     "streams/settings.py",
     "streams/caps.py",
     "streams/forgotten.py",
+    "streams/sending.py",
 }
 MAY_IMPORT_AIOKAFKA = {
     "clickloop/cluster.py",

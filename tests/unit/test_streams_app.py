@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, Topi
 
 from clickloop.errors import BrokerError, ClickloopError
 from streams.app import StreamsApp
+from streams.sending import until_sent
 from tests.unit.streams_facts import NOON, partition, query
 
 
@@ -25,9 +26,8 @@ async def test_a_broker_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPat
 
     async def at_once(_: float) -> None: ...
 
-    monkeypatch.setattr("streams.app.asyncio.sleep", at_once)
-    worker: Any = None
-    assert await StreamsApp._until_sent(worker, "a report", at_last) == "sent"
+    monkeypatch.setattr("streams.sending.asyncio.sleep", at_once)
+    assert await until_sent("a report", at_last) == "sent"
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
@@ -37,9 +37,8 @@ async def test_what_the_broker_will_never_take_is_not_tried_for_ever(wrapped: bo
             raise BrokerError("not acknowledged") from MessageSizeTooLargeError()
         raise MessageSizeTooLargeError
 
-    worker: Any = None
     with pytest.raises(ClickloopError, match="drift-reports: the broker takes no message that large"):
-        await StreamsApp._until_sent(worker, "drift-reports", too_large)
+        await until_sent("drift-reports", too_large)
 
 
 async def test_a_worker_that_cannot_hear_who_asks_to_be_forgotten_ends() -> None:

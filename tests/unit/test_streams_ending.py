@@ -12,8 +12,10 @@ import pytest
 from faust.types import TP
 
 from clickloop import codec, topics
+from clickloop.errors import ClickloopError
 from clickloop.events import Message, QueryServed, Result
 from clickloop.records import Read
+from streams import metrics
 from streams.app import StreamsApp, build_app
 from streams.batches import Batch
 from streams.partition import INPUTS, Partition
@@ -45,13 +47,16 @@ class Worker:
             consumer=self.consumer, transport=SimpleNamespace(low_water={}), stop=self.streams.tick
         )
         streams._producer = SimpleNamespace(send_and_wait=self._send)
-        streams._handled = SimpleNamespace(commit=self._commit)
+        streams._handled = SimpleNamespace(commit=self._commit, read=self._read)
         streams._generation = GENERATION
         streams._partitions = {0: partition}
         streams._gauges = {0: SimpleNamespace(tell=lambda _: None)}
 
     async def _send(self, _: topics.Topic, message: Message) -> None:
         self.sent.append(message)
+
+    async def _read(self, owned: set[TP]) -> dict[TP, int]:
+        return dict.fromkeys(owned, 0)
 
     async def _commit(self, offsets: dict[TP, int]) -> None:
         self.committed.append(offsets)
@@ -92,6 +97,41 @@ async def test_what_a_batch_counted_before_it_was_cut_off_is_in_no_report() -> N
     await worker.streams._stop_app()
     assert worker.sent == []
     assert worker.committed == []
+
+
+async def test_what_a_batch_counted_before_a_rule_failed_is_in_no_report() -> None:
+    """The worker ends a moment later, and its timer does not know."""
+    worker = Worker()
+
+    async def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    async def feed() -> None:
+        async with worker.streams.loud("feedback"):
+            await worker.streams.on_feedback(batch())
+
+    worker.streams._caps.exchange = broken  # type: ignore[method-assign]
+    feeding = asyncio.create_task(feed())
+    with pytest.raises(ClickloopError, match="'feedback': ZeroDivisionError"):
+        await worker.streams._failure
+    await worker.streams.tick()
+    feeding.cancel()
+    assert worker.sent == []
+    assert worker.committed == []
+
+
+async def test_a_worker_tells_where_its_partitions_begin_and_nothing_of_those_that_have_gone() -> None:
+    worker, (served, clicked, rated) = Worker(), [TP(name, 0) for name in NAMES.values()]
+    streams: Any = worker.streams
+    metrics.POSITION.labels("queries", "7").set(99)
+    metrics.LAG.labels("queries", "7").set(5)
+
+    worker.consumer.starts = {served: 30, clicked: 20, rated: 10}
+    worker.consumer.ready_generation += 1
+    assert await streams._enter(worker.consumer.ready_generation)
+    told = {(s.labels["topic"], s.labels["partition"]): s.value for s in metrics.POSITION.collect()[0].samples}
+    assert told == {("queries", "0"): 30, ("clicks", "0"): 20, ("ratings", "0"): 10}
+    assert not metrics.LAG.collect()[0].samples
 
 
 @pytest.mark.parametrize("moved", [False, True])
