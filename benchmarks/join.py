@@ -188,8 +188,8 @@ class Worker:
         return {name.partition("{")[2]: float(value) for name, _, value in lines}
 
 
-async def through(workers: list[Worker]) -> int:
-    """Events of fresh topics that are read, with all their effects acknowledged.
+async def through(workers: list[Worker]) -> int | None:
+    """Events of fresh topics that are read, with all effects acknowledged; None before any is anyone's to read.
 
     What the next owner of a partition reads again counts once.
     """
@@ -197,7 +197,7 @@ async def through(workers: list[Worker]) -> int:
     for worker in workers:
         for partition, position in (await worker.read("clickloop_streams_position")).items():
             found[partition] = max(found.get(partition, 0.0), position)
-    return int(sum(found.values()))
+    return int(sum(found.values())) if found else None
 
 
 def free_ports(count: int) -> range:
@@ -215,18 +215,21 @@ def free_ports(count: int) -> range:
 
 async def joined(workers: list[Worker], events: int) -> float:
     """Seconds in which the workers together get through ``events``, all effects acknowledged."""
-    started, begun, deadline = 0.0, False, time.monotonic() + PATIENCE_SECONDS
+    started = 0.0
+    seen: int | None = None
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         before = time.monotonic()
-        seen = await through(workers)
-        if not seen and not begun:
-            # The first batch comes after this moment: the clock starts too early rather than too late.
+        found = await through(workers)
+        if found is None and seen is None:
+            # Whoever reads them is told after this moment: the clock starts too early rather than too late.
             started = before
-        begun = begun or seen > 0
-        if seen >= events:
+        seen = found if found is not None else seen
+        if seen is not None and seen >= events:
             return time.monotonic() - started
-        await asyncio.sleep(LOOK_SECONDS if 0 < seen < LAST_SHARE * events else LOOK_CLOSELY_SECONDS)
-    raise ClickloopError(f"only {seen} of {events} events within {PATIENCE_SECONDS:.0f} s")
+        nearly = seen is None or seen == 0 or seen >= LAST_SHARE * events
+        await asyncio.sleep(LOOK_CLOSELY_SECONDS if nearly else LOOK_SECONDS)
+    raise ClickloopError(f"only {seen or 0} of {events} events within {PATIENCE_SECONDS:.0f} s")
 
 
 @asynccontextmanager
