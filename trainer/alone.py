@@ -23,13 +23,13 @@ async def alone(work_dir: Path, index: str, stop: asyncio.Event) -> AsyncIterato
     Yields False where ``stop`` was set before it was free. Raises SettingsError where the folder can't be used.
     """
     with _lock(work_dir, index) as lock:
-        free = _taken(lock)
+        free = _taken(lock, work_dir)
         if not free:
             logger().info("standing by: another trainer of the index works in this folder", work_dir=str(work_dir))
         while not free and not stop.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
-            free = _taken(lock)
+            free = _taken(lock, work_dir)
         yield free and not stop.is_set()
 
 
@@ -41,9 +41,11 @@ def _lock(work_dir: Path, index: str) -> TextIO:
         raise SettingsError(f"work_dir {work_dir} can't be used: {error.strerror}") from None
 
 
-def _taken(lock: TextIO) -> bool:
+def _taken(lock: TextIO, work_dir: Path) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError as error:  # such as ENOLCK, of a file system that knows no locks
+        raise SettingsError(f"work_dir {work_dir} can't be locked: {error.strerror}") from None
     return True
