@@ -118,7 +118,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def ladder_in(work: Path) -> Ladder:
-    """On the store that ``replayed`` publishes to."""
+    """On the store that ``replay_of`` publishes to."""
     settings = TrainerSettings.load(store_url=f"file://{work.resolve()}/store", work_dir=work / "trainer")
     return Ladder(settings, ModelStore(settings.store_url, cache=settings.work_dir / "cache"))
 
@@ -193,22 +193,6 @@ def write_world(world: World, folder: Path) -> tuple[Path, Path]:
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def replayed(
-    world: World,
-    answers: NDArray[np.int64],
-    habits: Habits,
-    *,
-    kinds: list[VersionKind],
-    work: Path,
-    seed: int,
-    say: Any,
-    budget_seconds: float = 3600.0,
-) -> Outcome:
-    """Simulate, write, and replay the files as ``clickloop replay`` does."""
-    sent = traffic(world, answers, habits, seed=seed)
-    return replay_of(world, sent, kinds=kinds, work=work, seed=seed, say=say, budget_seconds=budget_seconds)
 
 
 def replay_of(

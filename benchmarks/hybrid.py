@@ -24,7 +24,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks._recorded import World, base_answers, judged_of, ladder_in, replayed
+from benchmarks._recorded import World, base_answers, judged_of, ladder_in, replay_of, traffic
 from benchmarks._searched import Searched
 from benchmarks.common import JsonFile, Quick, finish, say
 from benchmarks.safety import MANNERS, SETS
@@ -116,9 +116,8 @@ def _of_set(world: World, kinds: list[VersionKind]) -> dict[str, Figures]:
         answers = base_answers(world, work)
         versions: dict[str, str] = {}
         if kinds:
-            outcome = replayed(
-                world, answers, MANNERS["usual"], kinds=kinds, work=work, seed=0, say=lambda _: None
-            )
+            sent = traffic(world, answers, MANNERS["usual"], seed=0)
+            outcome = replay_of(world, sent, kinds=kinds, work=work, seed=0, say=lambda _: None)
             versions = {rung.kind: rung.version for rung in outcome.climbed.rungs if rung.verdict == "pass"}
         ladder = ladder_in(work)
         documents = [document_of(one) for one in world.documents]

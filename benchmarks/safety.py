@@ -39,8 +39,9 @@ from benchmarks._recorded import (
     World,
     base_answers,
     data_world,
-    replayed,
+    replay_of,
     stdlib_world,
+    traffic,
 )
 from benchmarks._searched import Fused, SearchedBy
 from benchmarks.common import JsonFile, Quick, finish, say
@@ -170,15 +171,8 @@ def _tries(
             answers = fused.answers()
         for manner, habits in manners.items():
             for seed in range(seeds):
-                outcome = replayed(
-                    world,
-                    answers,
-                    habits,
-                    kinds=kinds,
-                    work=Path(work),
-                    seed=seed,
-                    say=lambda _: None,
-                )
+                sent = traffic(world, answers, habits, seed=seed)
+                outcome = replay_of(world, sent, kinds=kinds, work=Path(work), seed=seed, say=lambda _: None)
                 for rung in outcome.climbed.rungs:
                     of_hybrid = fused.change(rung.parent, rung.version) if fused and rung.version else None
                     found.append(tried(name, manner, seed, rung, of_hybrid))
