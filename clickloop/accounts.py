@@ -50,7 +50,21 @@ def gate_rows(gate: GateResult) -> Iterator[Row]:
 
 
 def _row(name: str, m: Estimate) -> Row:
-    return [name, f"{m.before:.4f}", f"{m.after:.4f}", f"{m.change:+.1%}", f"{m.low:+.1%} to {m.high:+.1%}"]
+    return [name, f"{m.before:.4f}", f"{m.after:.4f}", changed(m), interval(m)]
+
+
+def changed(estimate: Estimate) -> str:
+    """By what share a figure has changed; where there was nothing before, by how much."""
+    return _part(estimate, estimate.change)
+
+
+def interval(estimate: Estimate) -> str:
+    """Where that may lie."""
+    return f"{_part(estimate, estimate.low)} to {_part(estimate, estimate.high)}"
+
+
+def _part(estimate: Estimate, value: float) -> str:
+    return f"{value:+.1%}" if estimate.before > 0.0 else f"{value:+.4f}"
 
 
 def mrr_of(gate: GateResult | None) -> str:
@@ -59,7 +73,7 @@ def mrr_of(gate: GateResult | None) -> str:
 
 
 def change(estimate: Estimate) -> str:
-    return f"{estimate.change:+.1%} [{estimate.low:+.1%}, {estimate.high:+.1%}]"
+    return f"{changed(estimate)} [{_part(estimate, estimate.low)}, {_part(estimate, estimate.high)}]"
 
 
 def size(number: float) -> str:

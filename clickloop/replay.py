@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clickloop import cli
-from clickloop.accounts import METRIC_NAMES
+from clickloop.accounts import METRIC_NAMES, changed, interval
 from clickloop.errors import SettingsError
 from clickloop.events import Estimate, VersionKind
 from clickloop.manifest import sha256_file
@@ -173,10 +173,9 @@ def _title(outcome: Outcome) -> str:
 
 def _cells(rung: RungResult) -> list[tuple[str, ...]]:
     return [
-        (METRIC_NAMES.get(name, name), f"{e.before:.3f}", f"{e.after:.3f}", f"{e.change:+.1%}",
-         f"{e.low:+.1%} to {e.high:+.1%}")
+        (METRIC_NAMES.get(name, name), f"{e.before:.3f}", f"{e.after:.3f}", changed(e), interval(e))
         for name, e in shown_metrics(rung).items()
-    ]  # fmt: skip
+    ]
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:

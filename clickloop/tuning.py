@@ -17,6 +17,7 @@ import msgspec
 import typer
 
 from clickloop import cli
+from clickloop.accounts import changed, interval
 from clickloop.errors import SettingsError
 from clickloop.events import Estimate, ExampleFormed, Verdict, VersionKind
 from clickloop.recorded import Recording, Say
@@ -199,8 +200,8 @@ def write_settings(tuned: Tuned, path: Path) -> None:
         raise SettingsError(f"--work: {path} can't be written: {error.strerror or error}") from None
 
 
-def interval(estimate: Estimate) -> str:
-    return f"{estimate.change:+.1%} (95 % interval {estimate.low:+.1%} to {estimate.high:+.1%})"
+def gain(estimate: Estimate) -> str:
+    return f"{changed(estimate)} (95 % interval {interval(estimate)})"
 
 
 def shown(settings: Mapping[str, Value], kind: VersionKind) -> str:
@@ -218,20 +219,20 @@ def lines_of(outcome: Outcome) -> Sequence[str]:
     if tuned.trials:
         earlier = f", {tuned.resumed} of them in earlier runs" if tuned.resumed else ""
         lines.append(f"{tuned.kind}: {len(tuned.trials)} trials on {tuned.trials[0].queries:,} queries{earlier}")
-        lines.append(f"today's settings there: MRR@10 {tuned.trials[0].mrr_at_10.change:+.1%}")
+        lines.append(f"today's settings there: MRR@10 {changed(tuned.trials[0].mrr_at_10)}")
     winner = next((trial for trial in tuned.trials if trial.number == tuned.winner), None)
     if winner is not None and tuned.last is not None and tuned.last.winner is not None:
-        there = f"MRR@10 {winner.mrr_at_10.change:+.1%}, which overstates it as the best of {len(tuned.trials)}"
+        there = f"MRR@10 {changed(winner.mrr_at_10)}, which overstates it as the best of {len(tuned.trials)}"
         lines.append(f"winner there, trial {winner.number}: {there}: {shown(winner.settings, tuned.kind)}")
         lines.append(f"on the last {tuned.last.queries:,} queries, against the parent:")
-        lines.append(f"  today's settings  MRR@10 {interval(tuned.last.today)}")
-        lines.append(f"  the winner        MRR@10 {interval(tuned.last.winner)}")
+        lines.append(f"  today's settings  MRR@10 {gain(tuned.last.today)}")
+        lines.append(f"  the winner        MRR@10 {gain(tuned.last.winner)}")
         if tuned.looks > 1:
             lines.append(
                 f"{tuned.looks} winners have been tried there by now: the more, the less the figure is worth"
             )
     elif tuned.last is not None:
-        said = f"today's settings {interval(tuned.last.today)}"
+        said = f"today's settings {gain(tuned.last.today)}"
         lines.append(f"on the last {tuned.last.queries:,} queries, against the parent: MRR@10 of {said}")
     lines.append(tuned.reason)
     lines.append(f"settings: {outcome.settings_file} ({'the winner' if tuned.better else 'as they are today'})")

@@ -11,7 +11,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from clickloop.accounts import METRIC_NAMES
+from clickloop.accounts import METRIC_NAMES, changed, interval
 from clickloop.evaluation import Ranks, compare, per_query_metrics
 from clickloop.events import Estimate, ModelVersionPublished, VersionKind
 
@@ -124,12 +124,7 @@ def print_table(report: Report, console: Console) -> None:
         for rung in report.rungs:
             for mode, figures in (("dense", rung.dense), ("hybrid", rung.hybrid)):
                 for name, e in figures.items():
-                    cells = [
-                        f"{e.before:.3f}",
-                        f"{e.after:.3f}",
-                        f"{e.change:+.1%}",
-                        f"{e.low:+.1%} to {e.high:+.1%}",
-                    ]
+                    cells = [f"{e.before:.3f}", f"{e.after:.3f}", changed(e), interval(e)]
                     table.add_row(rung.kind, mode, METRIC_NAMES[name], *cells)
             table.add_section()
         console.print(table)

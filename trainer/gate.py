@@ -28,6 +28,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from clickloop.accounts import changed, interval
 from clickloop.evaluation import Floats, compare, per_query_metrics, recall
 from clickloop.events import (
     CostResult,
@@ -218,10 +219,7 @@ def _unless_elsewhere(trials: Sequence[Trial], reasons: list[str], *, seed: int)
     mrr = among_all(trials, seed=seed)
     if mrr is None:
         return "pass", reasons
-    said = (
-        f"where all documents count, shown or not, MRR@10 {mrr.change:+.1%}, "
-        f"95 % interval {mrr.low:+.1%} to {mrr.high:+.1%}"
-    )
+    said = f"where all documents count, shown or not, MRR@10 {changed(mrr)}, 95 % interval {interval(mrr)}"
     if mrr.high < 0.0:
         return "inconclusive", [f"it may err elsewhere, not less: {said}", *reasons]
     return "pass", [*reasons, said]
@@ -244,8 +242,8 @@ def _lost_on_swaps(swaps: SwapResult | None) -> Iterator[str]:
     if swaps is not None and swaps.agreement.high < 0.0:
         found = swaps.agreement
         yield (
-            f"where neighbours were swapped at random, clicks speak {found.change:+.1%} as often for its order, "
-            f"95 % interval {found.low:+.1%} to {found.high:+.1%} ({swaps.clicks} clicks)"
+            f"where neighbours were swapped at random, clicks speak {changed(found)} as often for its order, "
+            f"95 % interval {interval(found)} ({swaps.clicks} clicks)"
         )
 
 
@@ -308,7 +306,7 @@ def _lost_on_domains(slices: Sequence[SliceResult], thresholds: Thresholds) -> I
         mrr = one.mrr_at_10
         if one.slice.startswith(DOMAIN) and mrr.high < 0.0 and mrr.change < -thresholds.max_domain_loss:
             yield (
-                f"{one.slice}: MRR@10 {mrr.change:+.1%}, interval {mrr.low:+.1%} to {mrr.high:+.1%}, "
+                f"{one.slice}: MRR@10 {changed(mrr)}, interval {interval(mrr)}, "
                 f"at most {thresholds.max_domain_loss:.1%} may be lost on a domain"
             )
 
@@ -324,11 +322,11 @@ def decide(
 ) -> tuple[Verdict, list[str]]:
     """Verdict and reasons from the figures alone. ``kept`` is the guard's share of documents still found, None
     where they are too few to tell; ``one_sided`` has the interval that decides on a rung on top of another."""
-    said = f"MRR@10 {mrr.change:+.1%}, 95 % interval {mrr.low:+.1%} to {mrr.high:+.1%}"
+    said = f"MRR@10 {changed(mrr)}, 95 % interval {interval(mrr)}"
     if mrr.before <= 0.0:
         said = f"MRR@10 {mrr.after:.3f}, 95 % interval {mrr.low:.3f} to {mrr.high:.3f}, where {other} finds none"
     if one_sided is not None:
-        said += f", {100 * LADDER_CONFIDENCE:g} % interval {one_sided.low:+.1%} to {one_sided.high:+.1%}"
+        said += f", {100 * LADDER_CONFIDENCE:g} % interval {interval(one_sided)}"
     lost = 0.0 if kept is None else 1.0 - kept
     guard = [] if kept is None else [f"{lost:.1%} of the documents that users surely want are no longer found"]
     if queries < thresholds.min_queries:

@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from clickloop.accounts import changed, interval
 from clickloop.commands import Strategy
 from clickloop.errors import SettingsError, TrainingError
 from clickloop.evaluation import compare
@@ -326,7 +327,7 @@ def search(
         )
         trial.set_user_attr("result", msgspec.to_builtins(found))
         study.tell(trial, found.mrr_at_10.change)
-        change = f"MRR@10 {found.mrr_at_10.change:+.1%}, {found.seconds:.1f} s"
+        change = f"MRR@10 {changed(found.mrr_at_10)}, {found.seconds:.1f} s"
         say(f"trial {number} of {trials}: {change}: {_words(tuned, bench.kind)}")
 
 
@@ -400,4 +401,4 @@ def verdict(last: LastPart, *, trials: int, fewest: int) -> tuple[bool, str]:
 
 
 def _said(gain: Estimate) -> str:
-    return f"MRR@10 {gain.change:+.1%}, 95 % interval {gain.low:+.1%} to {gain.high:+.1%},"
+    return f"MRR@10 {changed(gain)}, 95 % interval {interval(gain)},"

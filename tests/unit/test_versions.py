@@ -14,8 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner, Result
 
+from clickloop import accounts
 from clickloop.errors import ArtifactError
-from clickloop.events import ModelVersionPublished, SplitChanged
+from clickloop.events import Estimate, ModelVersionPublished, SplitChanged
 from clickloop.model_store import Manifest, ModelStore
 from clickloop.versions import versions_app
 from tests.unit.version_facts import make_base_model, published, put, split
@@ -431,3 +432,10 @@ def test_on_an_object_store_a_folder_without_a_manifest_is_left_behind(tmp_path:
     found = store.remembered("adapter-1")
     assert found is not None
     assert found.parent == "base-1"
+
+
+def test_where_nothing_was_found_before_a_change_is_no_percentage() -> None:
+    there, before = (Estimate(before=b, after=0.5, change=0.25, low=0.2, high=0.3) for b in (0.4, 0.0))
+    assert (accounts.changed(there), accounts.interval(there)) == ("+25.0%", "+20.0% to +30.0%")
+    assert (accounts.changed(before), accounts.interval(before)) == ("+0.2500", "+0.2000 to +0.3000")
+    assert accounts.change(before) == "+0.2500 [+0.2000, +0.3000]"
