@@ -473,11 +473,6 @@ def test_lineage_in_a_circle_is_an_artifact_error(store: ModelStore, folder: Pat
         list(iter_lineage(store, VERSION))
 
 
-def test_unknown_storage_protocol_is_a_settings_error() -> None:
-    with pytest.raises(SettingsError, match="store_url"):
-        ModelStore("nosuchstorage://bucket/models")
-
-
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_change_to_any_file_is_noticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from clickloop import replay, tuning
 from clickloop.errors import SettingsError
+from clickloop.model_store import ModelStore
 from clickloop.settings import ArtifactSettings, GenerateSettings, Settings
 from search.settings import SearchSettings
 from streams.settings import StreamsSettings
@@ -180,3 +181,8 @@ def test_a_gate_that_measures_fewer_than_it_needs_is_refused() -> None:
         TrainerSettings.load(gate_max_queries=20)
     assert TrainerSettings.load(gate_max_queries=0).gate_max_queries == 0
     assert TrainerSettings.load(gate_max_queries=20, gate_min_queries=20).gate_max_queries == 20
+
+
+def test_unknown_storage_protocol_is_a_settings_error() -> None:
+    with pytest.raises(SettingsError, match="store_url"):
+        ModelStore("nosuchstorage://bucket/models")
