@@ -12,9 +12,24 @@ from clickloop.events import Estimate
 
 Floats = NDArray[np.float64]
 Ranks = NDArray[np.int64]
+Scores = NDArray[np.float32]
 
 RESAMPLES = 2000
 NOT_FOUND = np.iinfo(np.int64).max
+
+
+def middle_ranks(scores: Scores, own: Scores, counted: NDArray[np.bool_] | None = None) -> Ranks:
+    """(rows,) ranks of ``own`` (rows, 1), itself one of ``scores`` (rows, n), among those that are ``counted``.
+
+    Of equal scores each has the middle rank, rounded up to the better one: a model to which all are alike has
+    nothing on top.
+    """
+    # A score that is no number, as after a descent out of bounds, must not pass for the best one.
+    above, equal = ~(scores <= own), scores == own
+    if counted is not None:
+        above, equal = above & counted, equal & counted
+    beside = np.maximum(equal.sum(axis=1) - 1, 0)
+    return np.asarray(above.sum(axis=1) + beside // 2 + 1, dtype=np.int64)
 
 
 def reciprocal_rank(ranks: Ranks, k: int = 10) -> Floats:

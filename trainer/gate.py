@@ -29,7 +29,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from clickloop.accounts import changed, interval
-from clickloop.evaluation import Floats, compare, per_query_metrics, recall
+from clickloop.evaluation import Floats, compare, middle_ranks, per_query_metrics, recall
 from clickloop.events import (
     CostResult,
     Estimate,
@@ -346,7 +346,7 @@ def ranks(
     clicks: Clicks, parent: Side, candidate: Side, *, among: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rank of each row's clicked document under both sides: among the parent's top ``among`` where it is one of
-    them, else in the corpus."""
+    them, else in the corpus. Of equally near ones each is in the middle."""
     before = np.empty(len(clicks), dtype=np.int64)
     after = np.empty(len(clicks), dtype=np.int64)
     rows = max(1, min(_BLOCK, _CELLS // max(len(parent.documents), 1)))
@@ -356,14 +356,12 @@ def ranks(
         old = parent.queries[q] @ parent.documents.T
         new = candidate.queries[q] @ candidate.documents.T
         old_clicked, new_clicked = np.take_along_axis(old, d, 1), np.take_along_axis(new, d, 1)
-        # A score that is no number, as after a descent out of bounds, must not pass for the best one.
-        above, above_new = ~(old <= old_clicked), ~(new <= new_clicked)
+        counted = np.ones(old.shape, dtype=bool)
         if among is not None and among < old.shape[1]:
             shown = np.argpartition(-old, among, axis=1)[:, :among].copy()
             counted = np.zeros(old.shape, dtype=bool)
             np.put_along_axis(counted, shown, True, 1)
             counted |= ~np.take_along_axis(counted, d, 1)
-            above, above_new = above & counted, above_new & counted
-        before[part] = above.sum(axis=1) + 1
-        after[part] = above_new.sum(axis=1) + 1
+        before[part] = middle_ranks(old, old_clicked, counted)
+        after[part] = middle_ranks(new, new_clicked, counted)
     return before, after

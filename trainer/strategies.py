@@ -37,6 +37,8 @@ LEAST_BELIEF = 0.05
 SHORTEST_SECRET = 4
 """Characters; a shorter part of a user or a query is found in any text, and guards nothing."""
 _BLOCK = 512
+_CELLS = 1 << 25
+"""Pairs times documents whose scores are in memory at once."""
 _CHAIN = re.compile(r"::(?=[A-Za-z][\w+.-]*://)")
 _SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*", re.DOTALL)
 _URI = re.compile(r"""[A-Za-z][\w+.-]*://[^\s'"<>()]+""")
@@ -177,8 +179,9 @@ def believed_by_parent(pairs: Clicks, asked: Vectors, corpus: Corpus) -> Clicks:
     evidence, another as much as its chance is beside the top one's; one that is believed next to nothing goes.
     """
     belief = np.ones(len(pairs), dtype=np.float32)
-    for start in range(0, len(pairs), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    rows = max(1, min(_BLOCK, _CELLS // max(len(corpus.vectors), 1)))
+    for start in range(0, len(pairs), rows):
+        part = slice(start, start + rows)
         scores = asked[pairs.query[part]] @ corpus.vectors.T
         own = scores[np.arange(len(scores)), pairs.document[part]]
         belief[part] = np.exp(SCALE * (own - scores.max(axis=1)))

@@ -19,6 +19,8 @@ from trainer.model import Model, Vectors, encode
 
 DEPTH = 10
 _BLOCK = 256
+_CELLS = 1 << 25
+"""Queries times documents whose scores are in memory at once."""
 
 Measured = dict[str, Floats]
 """Metric → (queries,)"""
@@ -81,9 +83,14 @@ def top(queries: Vectors, documents: Vectors, depth: int) -> NDArray[np.int64]:
     """(queries, up to depth) numbers of the nearest documents, best first; of equally near ones the first."""
     depth = min(depth, len(documents))
     found = np.empty((len(queries), depth), dtype=np.int64)
-    for start in range(0, len(queries), _BLOCK):
-        scores = queries[start : start + _BLOCK] @ documents.T
+    rows = max(1, min(_BLOCK, _CELLS // max(len(documents), 1)))
+    for start in range(0, len(queries), rows):
+        scores = queries[start : start + rows] @ documents.T
         near = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
+        last = np.take_along_axis(scores, near, 1).min(axis=1, keepdims=True)
+        # Where more are as near as the last one, any of them may be among those.
+        for row in np.flatnonzero((scores >= last).sum(axis=1) > depth):
+            near[row] = np.sort(np.argsort(-scores[row], kind="stable")[:depth])
         order = np.argsort(-np.take_along_axis(scores, near, 1), axis=1, kind="stable")
-        found[start : start + _BLOCK] = np.take_along_axis(near, order, 1)
+        found[start : start + rows] = np.take_along_axis(near, order, 1)
     return found

@@ -163,6 +163,8 @@ def test_what_is_wanted_is_ranked_among_other_documents_and_what_is_no_number_co
     ranking = Ranking.of(np.array([3]), np.array([2]), np.ones(1, np.float32), documents=3, seed=0)
     assert ranking.among.tolist() == [0, 1, 2]
     assert ranking.reciprocal(layers) == pytest.approx(1 / 3)
+    layers.vectors[:] = layers.vectors[0].clone()
+    assert ranking.reciprocal(layers) == pytest.approx(1 / 2), "to whom all are alike, nothing is on top"
     layers.vectors[:] = torch.nan
     assert ranking.reciprocal(layers) == pytest.approx(1 / 4)
 

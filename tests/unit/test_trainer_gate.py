@@ -110,6 +110,35 @@ def test_a_candidate_whose_weights_are_no_numbers_fails():
     assert judge([trial], thresholds=THRESHOLDS, seed=0).verdict == "fail"
 
 
+@pytest.mark.parametrize("what", ["queries", "documents", "both"])
+def test_a_candidate_to_which_all_are_alike_fails(what: str):
+    """Nothing scores higher than what was clicked there, so it had it on top of all."""
+    clicks, corpus = world()
+    queries, documents = clicks.vectors, corpus.vectors
+    if what != "documents":
+        queries = np.zeros_like(queries)
+    if what != "queries":
+        documents = np.repeat(documents[:1], len(documents), axis=0)
+    trial = measure(clicks, Side(clicks.vectors, corpus.vectors), Side(queries, documents))
+    assert trial.after["mrr_at_10"].max() < 0.3
+    assert judge([trial], thresholds=THRESHOLDS, seed=0).verdict == "fail"
+
+
+def test_of_equally_near_documents_the_clicked_one_is_in_the_middle():
+    documents = np.asarray([[1.0, 0.0]] * 5 + [[0.0, 1.0]] * 2 + [[0.6, 0.8]], np.float32)
+    asked = np.asarray([[1.0, 0.0]], np.float32)
+    clicked = np.asarray([3, 7, 5], dtype=np.int64)
+    clicks = replace(
+        world(queries=60)[0],
+        query=np.zeros(3, np.int64),
+        document=clicked,
+        **{part: np.ones(3, np.float32) for part in ("weight", "evidence")},
+    )
+    side = Side(asked, documents)
+    before, after = ranks(clicks, side, side, among=None)
+    assert before.tolist() == after.tolist() == [3, 6, 7]
+
+
 def test_thirty_clicks_are_too_few_to_say():
     result = verdict(0.5, queries=40)
     assert result == "inconclusive"

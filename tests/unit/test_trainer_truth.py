@@ -45,6 +45,16 @@ def test_the_nearest_come_first_and_of_equally_near_ones_the_first() -> None:
     queries = np.asarray([[1, 0], [0, 1]], dtype=np.float32)
     assert top(queries, vectors, 3).tolist() == [[1, 2, 3], [0, 3, 1]]
     assert top(queries, vectors, 10).shape == (2, 4)
+    copies = np.asarray([[0.6, 0.8]] * 3 + [[1, 0]] * 500 + [[0, 1]], dtype=np.float32)
+    assert top(queries, copies, 3).tolist() == [[3, 4, 5], [503, 0, 1]], "also where the last one has copies"
+
+
+def test_the_nearest_of_very_many_documents_are_those_of_each_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    queries, vectors = (rng.normal(size=(n, 8)).astype(np.float32) for n in (30, 200))
+    found = top(queries, vectors, 5)
+    monkeypatch.setattr("trainer.truth._CELLS", 1000)
+    assert top(queries, vectors, 5).tolist() == found.tolist()
 
 
 def test_slices_are_compared_on_their_own() -> None:

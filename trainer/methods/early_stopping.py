@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from clickloop.evaluation import middle_ranks
 from trainer.dataset import Clicks, Floats, Indexes, unlike
 from trainer.methods.base import Notes
 from trainer.methods.upper_layers import Layers, vectors_of
@@ -118,5 +119,4 @@ class Ranking:
         of_documents = vectors[np.searchsorted(texts, self.among)]
         scores = vectors[np.searchsorted(texts, self.asked)] @ of_documents.T
         own = np.take_along_axis(scores, np.searchsorted(self.among, self.wanted)[:, None], 1)
-        ranks = (~(scores <= own)).sum(axis=1) + 1
-        return float(np.average(1.0 / ranks, weights=self.weight))
+        return float(np.average(1.0 / middle_ranks(scores, own), weights=self.weight))

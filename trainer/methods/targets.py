@@ -19,6 +19,8 @@ WHOLE_CORPUS = 20_000
 SURE = -1e-6
 """Log-probability from which on a document is all that is found; an unwanted one's loss stays finite there."""
 NEAREST = 100
+_BLOCK, _CELLS = 256, 1 << 25
+"""Queries whose scores are in memory at once, and at most so many times documents."""
 SAMPLED = 1024
 
 
@@ -122,8 +124,9 @@ class SampledNegatives:
 def _worth_looking_at(documents: Vectors, clicks: Clicks, start: Vectors, seed: int) -> Indexes:
     rng = np.random.default_rng(seed)
     near: set[int] = set()
-    for block in range(0, len(start), 256):
-        scores = start[block : block + 256] @ documents.T
+    rows = max(1, min(_BLOCK, _CELLS // len(documents)))
+    for block in range(0, len(start), rows):
+        scores = start[block : block + rows] @ documents.T
         near.update(np.argpartition(-scores, NEAREST, axis=1)[:, :NEAREST].ravel().tolist())
         if len(near) > WHOLE_CORPUS // 2:
             break
