@@ -65,7 +65,8 @@ def build_trainer(settings: TrainerSettings, ranks: Ranks | None = None) -> Trai
     """Assemble the service. Touches the store's folder, but no broker yet. Raises SettingsError."""
     store = ModelStore(
         settings.store_url,
-        cache=settings.work_dir / "cache",
+        # The index's own: which copies may go, no other index's trainer has a say in.
+        cache=settings.work_dir / "cache" / settings.index,
         private_key=settings.private_key.get_secret_value(),
         public_key=settings.public_key,
     )
@@ -269,6 +270,7 @@ class Trainer:
         before = "" if command.parent else await report.while_wanted(self._live_version(command.index))
         live = None if command.parent else partial(self._live_by_now, command.index, before)
         parent = await self._parent_of(command, before)
+        await asyncio.to_thread(self._store.keep_copies, {parent.version, before} - {""})
         async for published in self._ladder.climb(
             command, parent, lambda: report.while_wanted(self._read(command, forgotten)), report, live=live
         ):
