@@ -227,8 +227,8 @@ async def joined(workers: list[Worker], events: int) -> float:
         seen = found if found is not None else seen
         if seen is not None and seen >= events:
             return time.monotonic() - started
-        nearly = seen is None or seen == 0 or seen >= LAST_SHARE * events
-        await asyncio.sleep(LOOK_CLOSELY_SECONDS if nearly else LOOK_SECONDS)
+        closely = seen is None or seen == 0 or seen >= LAST_SHARE * events
+        await asyncio.sleep(LOOK_CLOSELY_SECONDS if closely else LOOK_SECONDS)
     raise ClickloopError(f"only {seen or 0} of {events} events within {PATIENCE_SECONDS:.0f} s")
 
 
