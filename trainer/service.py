@@ -270,7 +270,6 @@ class Trainer:
         before = "" if command.parent else await report.while_wanted(self._live_version(command.index))
         live = None if command.parent else partial(self._live_by_now, command.index, before)
         parent = await self._parent_of(command, before)
-        await asyncio.to_thread(self._store.keep_copies, {parent.version, before} - {""})
         async for published in self._ladder.climb(
             command, parent, lambda: report.while_wanted(self._read(command, forgotten)), report, live=live
         ):
@@ -281,6 +280,9 @@ class Trainer:
             message = "; ".join(gate.reasons) if gate else ""
             await report.stage(kind, "done", version=version, verdict=verdict, message=message)
             logger().info("version published", version=version, kind=kind, verdict=verdict, reason=message)
+        # Once all is loaded that the next one may start from, so that nothing is fetched twice.
+        needed = {parent.version, parent.encoder, parent.space, before} - {""}
+        await asyncio.to_thread(self._store.keep_copies, needed)
 
     async def _live_by_now(self, index: str, before: str) -> str:
         """As ``_live_version``; where no broker answers, as it was ``before``: that must not cost the training."""

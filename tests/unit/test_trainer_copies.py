@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from clickloop.commands import Reason, Retrain
 from clickloop.model_store import ModelStore
-from tests.unit.trainer_facts import START
+from tests.unit.trainer_facts import retrain
 from tests.unit.version_facts import put
 from trainer.service import Trainer, build_trainer
 from trainer.settings import TrainerSettings
@@ -35,8 +34,13 @@ def copies(folder: Path, index: str) -> set[str]:
     return {path.name.rpartition("-")[0] for path in (folder / "work/cache" / index).iterdir()}
 
 
+@pytest.mark.parametrize(
+    "loaded",
+    [("base-1", "adapter-1", "adapter-2", "adapter-3"), ("base-1", "adapter-1")],
+    ids=["parent's too", "not the parent's"],
+)
 async def test_only_what_a_command_starts_from_and_what_is_live_keeps_its_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "other")
     base = put(store, tmp_path, "base-1", hours=0)
@@ -44,7 +48,7 @@ async def test_only_what_a_command_starts_from_and_what_is_live_keeps_its_copy(
         put(store, tmp_path, f"adapter-{number}", hours=number, parent=base)
     trainers = {index: trainer_of(tmp_path, index) for index in ("products", "news")}
     for trainer in trainers.values():
-        for version in store.versions():
+        for version in loaded:
             trainer._store.fetch(version)
     trainer = trainers["products"]
 
@@ -57,15 +61,7 @@ async def test_only_what_a_command_starts_from_and_what_is_live_keeps_its_copy(
 
     monkeypatch.setattr(trainer, "_live_version", live)
     monkeypatch.setattr(trainer._ladder, "climb", climb)
-    command = Retrain(
-        command_id="c1",
-        index="products",
-        issued_at=START,
-        kinds=["adapter"],
-        ranges=[],
-        reason=Reason(policies=["manual"], text="test"),
-    )
     report: Any = Report()
-    await trainer.run(command, report)
-    assert copies(tmp_path, "products") == {"base-1", "adapter-3"}
-    assert copies(tmp_path, "news") == set(store.versions())
+    await trainer.run(retrain(index="products"), report)
+    assert copies(tmp_path, "products") == {"base-1", "adapter-3"} & set(loaded)
+    assert copies(tmp_path, "news") == set(loaded)

@@ -15,12 +15,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from clickloop.commands import Reason, Retrain
 from clickloop.errors import TooFewError, TrainingError
 from clickloop.events import GateResult, Verdict, VersionKind
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.propensity import Examination
-from tests.unit.trainer_facts import START, world
+from tests.unit.trainer_facts import START, retrain, world
 from tests.unit.version_facts import gate, put
 from trainer.beside import Candidate
 from trainer.dataset import Prepared
@@ -86,15 +85,7 @@ class Climbs:
         for rung in self.rungs.values():
             rung.parents.clear()
             rung.made.clear()
-        wish = Retrain(
-            command_id=command_id,
-            index="default",
-            issued_at=START,
-            kinds=kinds,
-            ranges=[],
-            reason=Reason(policies=["manual"], text="test"),
-            budget_seconds=budget,
-        )
+        wish = retrain(kinds, command_id=command_id, budget_seconds=budget)
 
         async def read() -> Data:
             return self.data
@@ -384,15 +375,7 @@ def test_a_command_that_is_given_again_at_another_time_goes_on_from_its_checkpoi
     base: Any = SimpleNamespace(version="base-1")
 
     def facts(**changes: Any) -> list[object]:
-        wish = Retrain(
-            command_id="c1",
-            index="default",
-            issued_at=START,
-            kinds=["full"],
-            ranges=[],
-            reason=Reason(policies=["manual"], text="test"),
-        )
-        return Ladder._facts(ladder, msgspec.structs.replace(wish, **changes), base, corpus)
+        return Ladder._facts(ladder, retrain(["full"], **changes), base, corpus)
 
     assert facts() == facts(issued_at=START + timedelta(days=1))
     assert facts() != facts(budget_seconds=7.0)

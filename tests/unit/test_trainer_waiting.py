@@ -11,27 +11,17 @@ from typing import Any
 import pytest
 
 from clickloop import codec
-from clickloop.commands import Reason, Retrain
 from clickloop.errors import BrokerError, ClickloopError, RangeGoneError
 from clickloop.kafka import Follower, Record
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources
-from tests.unit.trainer_facts import START
+from tests.unit.trainer_facts import retrain
 from trainer.examples import read_documents, read_live_version, read_passed_versions
 from trainer.service import Trainer, build_trainer
 from trainer.settings import TrainerSettings
 
 AT = {"prefix": "p", "index": "default"}
-COMMAND = codec.encode(
-    Retrain(
-        command_id="c1",
-        index="default",
-        issued_at=START,
-        kinds=["adapter"],
-        ranges=[],
-        reason=Reason(policies=["manual"], text="test"),
-    )
-)
+COMMAND = codec.encode(retrain())
 
 
 class Told:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from clickloop.events import ExampleFormed
+from clickloop.commands import Reason, Retrain
+from clickloop.events import ExampleFormed, VersionKind
 from trainer.dataset import Clicks, Corpus
 from trainer.examples import Document
 from trainer.gate import Side, Trial, measure
@@ -20,6 +21,13 @@ from trainer.methods.base import Job, Parent, Progress, deadline
 from trainer.model import Adapter, Vectors, normalised
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def retrain(kinds: Sequence[VersionKind] = ("adapter",), *, command_id: str = "c1", **more: Any) -> Retrain:
+    """A command by hand; it names no examples."""
+    reason = Reason(policies=["manual"], text="test")
+    given: dict[str, Any] = {"index": "default", "issued_at": START, "ranges": [], "reason": reason}
+    return Retrain(command_id=command_id, kinds=list(kinds), **{**given, **more})
 
 
 def example(
