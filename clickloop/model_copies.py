@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,6 +40,16 @@ def own_folder(cache: Path) -> None:
     except OSError as error:
         raise ArtifactError(f"{cache} can't hold copies of versions: {error.strerror or error}") from None
     raise ArtifactError(f"{cache} was made by another user, so no version is loaded from it; set TMPDIR")
+
+
+@contextmanager
+def scratch_folder(cache: Path, name: str) -> Iterator[Path]:
+    """A folder for unfinished work. What a killed process leaves of it goes with ``remove_others``."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_others(cache: Path, versions: Collection[str], *, before: datetime) -> None:

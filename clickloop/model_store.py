@@ -55,7 +55,7 @@ from clickloop.manifest import FileEntry as FileEntry
 from clickloop.manifest import Manifest as Manifest
 from clickloop.manifest import SharedFile as SharedFile
 from clickloop.manifest import check_files as check_files
-from clickloop.model_copies import folder_name, own_folder, remove_others
+from clickloop.model_copies import folder_name, own_folder, remove_others, scratch_folder
 
 ENCODER = "encoder/"
 LEFT_BEHIND = timedelta(hours=1)
@@ -151,8 +151,8 @@ class ModelStore:
                 )
             if name != MANIFEST:
                 sources[name] = path
-        with tempfile.TemporaryDirectory(prefix="clickloop-deltas-") as scratch:
-            complete = self._sharing(manifest, sources, Path(scratch))
+        with scratch_folder(self._own_cache(), "deltas") as scratch:
+            complete = self._sharing(manifest, sources, scratch)
             raw = msgspec.json.format(msgspec.json.encode(complete), indent=2)
             parse(raw, complete.version)  # what can't be read again must not get into the store
             signature = sign(raw, self._private_key) if self._private_key else ""
@@ -228,9 +228,7 @@ class ModelStore:
         if self._public_key:
             verify(raw, self.published(version).signature, self._public_key)
         manifest = parse(raw, version)
-        if self._is_default:
-            own_folder(self._cache)
-        target = self._cache / folder_name(version, found)
+        target = self._own_cache() / folder_name(version, found)
         if target.is_dir():
             try:
                 check_files(target, manifest)
@@ -239,9 +237,7 @@ class ModelStore:
                 shutil.rmtree(target)
             else:
                 return target, manifest
-        self._cache.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=self._cache))
-        try:
+        with scratch_folder(self._cache, version) as staging:
             self._download(version, manifest, staging)
             (staging / MANIFEST).write_bytes(raw)
             try:
@@ -250,9 +246,13 @@ class ModelStore:
                 if not target.is_dir():
                     raise
                 check_files(target, manifest)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         return target, manifest
+
+    def _own_cache(self) -> Path:
+        if self._is_default:
+            own_folder(self._cache)
+        self._cache.mkdir(parents=True, exist_ok=True)
+        return self._cache
 
     def keep_copies(self, versions: Collection[str]) -> None:
         """Of the local copies, keep these versions' and those of what they are made of.
@@ -269,8 +269,8 @@ class ModelStore:
         version = f"base-{folder_digest(model_folder)[:12]}"
         if self.has(version):
             return self.published(version)
-        with tempfile.TemporaryDirectory(prefix="clickloop-base-") as scratch:
-            encoder = Path(scratch) / "encoder"
+        with scratch_folder(self._own_cache(), "base") as scratch:
+            encoder = scratch / "encoder"
             shutil.copytree(model_folder, encoder, ignore=shutil.ignore_patterns(*_NOT_NEEDED))
             if not list(encoder.rglob("*.safetensors")):
                 raise ArtifactError(f"{model_folder} holds no .safetensors weights, and no others are loaded")
@@ -281,7 +281,7 @@ class ModelStore:
                 encoder=version,
                 lineage=Lineage(base_model=name),
             )
-            return self.publish(Path(scratch), manifest)
+            return self.publish(scratch, manifest)
 
     def read(self, name: str) -> bytes | None:
         """An object beside the versions, None where there is none. Raises ArtifactError."""

@@ -6,12 +6,13 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clickloop.errors import ArtifactError
 from clickloop.model_store import ModelStore
-from tests.unit.version_facts import put
+from tests.unit.version_facts import make_base_model, put
 
 
 @pytest.fixture
@@ -65,6 +66,33 @@ def test_what_a_killed_fetch_has_left_goes_after_an_hour_and_what_is_no_copy_sta
     store.keep_copies({"base-1"})
     left = {path.name for path in cache.iterdir() if not path.name.startswith("base-1-")}
     assert left == {".adapter-9-zzzzzzzz", "lost+found", ".snapshot", "notes.txt"}
+
+
+def test_what_a_killed_publisher_leaves_lies_beside_the_copies_and_goes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could never be told from another's in the system's folder for scratch, and stayed there for ever."""
+    cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    store, write = ModelStore(str(tmp_path / "store"), cache=cache), ModelStore._write
+    unfinished: set[str] = set()
+
+    def look(*args: Any) -> None:
+        unfinished.update(path.name for path in cache.iterdir() if path.name.startswith("."))
+        assert not list(elsewhere.iterdir())
+        write(*args)
+
+    monkeypatch.setattr(ModelStore, "_write", look)
+    store.ensure_base(make_base_model(tmp_path, "tiny"), name="tiny")
+    assert {name[:-8] for name in unfinished} == {".base-", ".deltas-"}
+    assert not list(cache.iterdir())
+    old = time.time() - 3700
+    for name in unfinished:
+        (cache / name).mkdir()
+        os.utime(cache / name, (old, old))
+    store.keep_copies(set())
+    assert not list(cache.iterdir())
 
 
 def test_a_folder_that_is_not_there_or_not_ours_to_empty_is_no_error(
