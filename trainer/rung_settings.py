@@ -71,6 +71,12 @@ class RungSettings(ArtifactSettings):
     full_accumulate: int = Field(
         1, ge=1, le=1024, description="batches whose gradients are added up before a step; 1 is a step for each"
     )
+    full_seeds: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="trainings, each from another seed, whose weights' mean is taken; each takes as long as one",
+    )
     full_patience: int = Field(
         0,
         ge=0,

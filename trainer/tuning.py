@@ -96,6 +96,7 @@ AS_SET = frozenset(
         "full_head",
         "full_matryoshka",
         "full_patience",
+        "full_seeds",
         "full_teacher",
     }
 )

@@ -37,6 +37,7 @@ def methods_of(settings: RungSettings) -> dict[VersionKind, Method]:
         domain_batches=settings.full_domain_batches,
         cached_batch=settings.full_cached_batch,
         accumulate=settings.full_accumulate,
+        seeds=settings.full_seeds,
         patience=settings.full_patience,
         doubts=settings.full_doubts,
         depth=settings.full_depth,

@@ -41,6 +41,11 @@ class Checkpoint:
         """The same file, fit for a training only where these facts are the same, too."""
         return Checkpoint(self.path, digest(self.identity, *facts), self.now)
 
+    def another(self, number: int) -> Checkpoint:
+        """For one more training of the same thing, in a file of its own."""
+        path = self.path.with_stem(f"{self.path.stem}-{number}")
+        return Checkpoint(path, digest(self.identity, number), self.now)
+
     def due(self) -> bool:
         return self.now() - self._saved_at >= EVERY_SECONDS
 

@@ -28,6 +28,8 @@ class Descended:
     steps: int
     notes: Notes
     """of the course"""
+    examples: int = 0
+    """seen, each as often as it was"""
 
 
 def descend(
@@ -99,7 +101,7 @@ def descend(
     look()  # the epoch that a checkpoint at its end, or the clock, left unmeasured
     if stopping:
         stopping.go_back(parameters)
-    return Descended(step, course.notes() | (stopping.notes() if stopping else {}))
+    return Descended(step, course.notes() | (stopping.notes() if stopping else {}), seen)
 
 
 def grouped(batches: Iterator[Indexes], size: int) -> Iterator[list[Indexes]]:

@@ -22,6 +22,7 @@ from trainer.methods.early_stopping import EarlyStopping, Ranking, set_apart
 from trainer.methods.mining import mined
 from trainer.methods.objectives import batch_of, check_dimensions, distilled, embedded, objective
 from trainer.methods.pairs import Pairs, Texts
+from trainer.methods.soup import mean_of_seeds
 from trainer.methods.spread import layers_of
 from trainer.methods.teacher import leads, teacher_of
 from trainer.methods.towers import draw_back
@@ -65,6 +66,8 @@ class FullMethod:
     """Dimensions that the loss is summed over, the vectors' first ones; empty takes the whole vectors."""
     domain_share: float = 0.15
     """Part of the documents' pieces that one epoch trains on: clicks that are seen more often teach more."""
+    seeds: int = 1
+    """Trainings, each from a seed of its own, whose weights' mean is taken (soup.py)."""
     patience: int = 0
     """Epochs without a better one after which training ends (early_stopping.py); 0 does them all."""
     share: float = 0.7
@@ -86,16 +89,12 @@ class FullMethod:
 
     def train(self, job: Job) -> Trained:
         check_dimensions(self.matryoshka, job.parent.document_encoder)
-        torch.manual_seed(job.seed)
-        encoder = copy.deepcopy(job.parent.document_encoder).eval().requires_grad_(True)
-        longest = encoder.max_seq_length
-        encoder.max_seq_length = min(longest or self.most_tokens, self.most_tokens)
         clicks = job.clicks
         if self.doubts:
             clicks = believed(clicks, job.parent.searched_with(clicks.vectors), job.corpus.vectors)
-        descended = self._descend(self._until_encoding(job), encoder, clicks)
-        encoder.max_seq_length = longest
-        encoder.requires_grad_(False)
+        encoder, descended = mean_of_seeds(
+            self._until_encoding(job), self.seeds, lambda one: self._of_one_seed(one, clicks)
+        )
         draw_back(encoder, job.parent.document_encoder, self.share)
         documents = _encoded(job, encoder, [document.text for document in job.corpus.documents])
         head = self._fit_head(self.head, job, encoder, documents) if self.head else Trained()
@@ -107,6 +106,15 @@ class FullMethod:
             steps=descended.steps,
             notes=head.notes | descended.notes,
         )
+
+    def _of_one_seed(self, job: Job, clicks: Clicks) -> tuple[SentenceTransformer, Descended]:
+        torch.manual_seed(job.seed)
+        encoder = copy.deepcopy(job.parent.document_encoder).eval().requires_grad_(True)
+        longest = encoder.max_seq_length
+        encoder.max_seq_length = min(longest or self.most_tokens, self.most_tokens)
+        descended = self._descend(job, encoder, clicks)
+        encoder.max_seq_length = longest
+        return encoder.requires_grad_(False), descended
 
     def _until_encoding(self, job: Job) -> Job:
         """The job without the time that encoding takes afterwards. Raises TrainingError where no more is left."""
