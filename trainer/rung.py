@@ -47,7 +47,8 @@ COST: dict[VersionKind, float] = {"adapter": 1.0, "query_encoder": 10.0, "full":
 TRAINING_SHARE = 0.9
 """Part of a rung's time that training may take, and what it must encode; the rest is for gate and publishing."""
 STORE_SECONDS = 300.0
-"""For so long is a store that is away asked again to take what was trained."""
+"""For so long is a store that is away asked again for what to start from, and then to take what was trained."""
+STORE_AWAY = "the store is away; it is asked again"
 EPOCH = datetime.fromtimestamp(0.0, UTC)
 
 
@@ -276,7 +277,7 @@ class Ladder:
         async for attempt in stamina.retry_context(StoreUnavailableError, timeout=STORE_SECONDS, attempts=None):
             with attempt:
                 if attempt.num > 1:
-                    told.from_thread(Progress("publishing", message="the store is away; it is asked again"))
+                    told.from_thread(Progress("publishing", message=STORE_AWAY))
                 published = await asyncio.to_thread(
                     publish, self._store, settings.work_dir, new, parent, trained, examples=enclosed
                 )

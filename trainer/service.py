@@ -22,7 +22,14 @@ import torch
 
 from clickloop import codec, topics
 from clickloop.commands import Cancel, ForgetUser, Retrain
-from clickloop.errors import BrokerError, ClickloopError, MessageError, RangeGoneError, TooFewError
+from clickloop.errors import (
+    BrokerError,
+    ClickloopError,
+    MessageError,
+    RangeGoneError,
+    StoreUnavailableError,
+    TooFewError,
+)
 from clickloop.events import Verdict
 from clickloop.kafka import FLUSH_SECONDS, Follower, Producer, Record, group_consumer
 from clickloop.logs import logger
@@ -47,7 +54,7 @@ from trainer.past import Data, data_of
 from trainer.progress import RunReport
 from trainer.publish import announcement
 from trainer.ranks import Place, RankLostError, Ranks
-from trainer.rung import Ladder
+from trainer.rung import STORE_AWAY, STORE_SECONDS, Ladder
 from trainer.settings import TrainerSettings
 from trainer.strategies import PRESETS, taught
 from trainer.trackers import Tracking, build_tracking
@@ -224,7 +231,7 @@ class Trainer:
         log = logger().bind(command=command.command_id, run=report.run_id)
         try:
             async with report.ticking(), self._following_wishes(command, report) as forgotten:
-                await self.run(command, report, forgotten)
+                await self._run_once_the_store_is_there(command, report, forgotten)
         except StoppedError:
             log.info("run interrupted; it is done again at the next start")
             return False
@@ -262,6 +269,14 @@ class Trainer:
             finally:
                 listening.cancel()
                 await asyncio.gather(listening, return_exceptions=True)
+
+    async def _run_once_the_store_is_there(self, command: Retrain, report: RunReport, forgotten: Set[str]) -> None:
+        """``run``, again where the store is away before anything is trained: a trigger would ask hours later."""
+        async for attempt in stamina.retry_context(StoreUnavailableError, timeout=STORE_SECONDS, attempts=None):
+            with attempt:
+                if attempt.num > 1:
+                    await report.stage(command.kinds[0], "reading", message=STORE_AWAY)
+                await self.run(command, report, forgotten)
 
     async def run(self, command: Retrain, report: RunReport, forgotten: Set[str] = frozenset()) -> None:
         """One command from top to bottom. Nothing of ``forgotten`` split keys is trained on."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clickloop import codec
-from clickloop.errors import BrokerError, ClickloopError, RangeGoneError
+from clickloop.errors import ArtifactError, BrokerError, ClickloopError, RangeGoneError, StoreUnavailableError
 from clickloop.kafka import Follower, Record
 from clickloop.settings import load_mappings
 from clickloop.sources import Sources
@@ -46,6 +46,11 @@ def trainer(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> Trai
     )
     monkeypatch.setattr(made, "producer", told)
     return made
+
+
+@asynccontextmanager
+async def no_wishes(*_: object) -> AsyncIterator[set[str]]:
+    yield set()
 
 
 @pytest.fixture
@@ -95,10 +100,6 @@ async def test_only_what_the_log_no_longer_holds_is_given_up(
     async def run(*_: object) -> None:
         raise error
 
-    @asynccontextmanager
-    async def no_wishes(*_: object) -> AsyncIterator[set[str]]:
-        yield set()
-
     monkeypatch.setattr(trainer, "run", run)
     monkeypatch.setattr(trainer, "_following_wishes", no_wishes)
     record = Record("commands", 0, 0, None, COMMAND)
@@ -108,3 +109,51 @@ async def test_only_what_the_log_no_longer_holds_is_given_up(
         with pytest.raises(BrokerError):
             await trainer.handle(record)
     assert told.stages == ["failed"] * dealt_with
+
+
+@pytest.mark.parametrize(
+    ("error", "lasts", "tries", "stages"),
+    [
+        (StoreUnavailableError("s3://b: slow down"), 2, 3, ["reading"]),
+        (StoreUnavailableError("s3://b: slow down"), 99, None, ["reading", "failed"]),
+        (ArtifactError("no version adapter-9"), 99, 1, ["failed"]),
+    ],
+    ids=["comes back", "stays away", "lacks it"],
+)
+@pytest.mark.timeout(20)
+async def test_a_store_that_is_away_is_asked_again_for_what_to_start_from(
+    error: ClickloopError,
+    lasts: int,
+    tries: int | None,
+    stages: list[str],
+    trainer: Trainer,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = list[int]()
+
+    async def run(*_: object) -> None:
+        tried.append(len(tried))
+        if len(tried) <= lasts:
+            raise error
+
+    monkeypatch.setattr(trainer, "run", run)
+    monkeypatch.setattr(trainer, "_following_wishes", no_wishes)
+    if tries is None:
+        monkeypatch.setattr("trainer.service.STORE_SECONDS", 0.5)
+    assert await trainer.handle(Record("commands", 0, 0, None, COMMAND)), "dealt with"
+    assert len(tried) == tries if tries else len(tried) > 1
+    assert list(dict.fromkeys(told.stages)) == stages
+
+
+@pytest.mark.timeout(20)
+async def test_who_waits_for_the_store_ends_when_it_is_asked_to(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: object) -> str:
+        trainer.stop()
+        raise StoreUnavailableError("s3://b: slow down")
+
+    monkeypatch.setattr(trainer, "_live_version", away)
+    monkeypatch.setattr(trainer, "_following_wishes", no_wishes)
+    assert not await trainer.handle(Record("commands", 0, 0, None, COMMAND))
