@@ -201,6 +201,7 @@ class Ladder:
                 checkpoints.of(f"moment-{number + 1}", *self._facts(command, manifest, corpus)),
                 self._ranks,
                 data.replayed_share,
+                data.given is not None,
             )
             trained = await asyncio.to_thread(method.train, job)
             if not trained.is_finite:

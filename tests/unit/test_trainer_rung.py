@@ -45,11 +45,13 @@ class Recorder:
     seconds: list[float] = field(default_factory=list)
     """That it had left."""
     replayed: list[float] = field(default_factory=list)
+    given: list[bool] = field(default_factory=list)
 
     def train(self, job: Job) -> Trained:
         self.parents.append(job.parent.adapter)
         self.seconds.append(job.seconds_left())
         self.replayed.append(job.replayed)
+        self.given.append(job.given)
         map_ = Adapter.identity(24)
         self.made.append(Adapter(map_.weight * (1.0 + len(self.made)), map_.bias))
         return Trained(adapter=self.made[-1])
@@ -111,8 +113,9 @@ def climbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Climbs:
         encoder: Any = object()
         kept = adapters.setdefault(manifest.version, Adapter.identity(24))
         none = clicks.of_queries([])
+        brought = climbs.data.given or none
         parent = Parent(manifest.version, encoder, kept if manifest.parent else None, encoder)
-        return Loaded(parent, corpus, clicks, none, none)
+        return Loaded(parent, corpus, clicks, brought, none)
 
     rungs: dict[VersionKind, Recorder] = {
         "adapter": Recorder("adapter", 3),
@@ -127,7 +130,8 @@ def climbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Climbs:
         for swapped in (1, None):
             examination.click(position, propensity=0.5, swapped=swapped, times=200)
     prepared = Prepared(clicks, clicks.of_queries([]), 300, 0, None, 0, examination)
-    return Climbs(ladder, put(store, tmp_path, "base-1"), rungs, Data(prepared, corpus.documents))
+    climbs = Climbs(ladder, put(store, tmp_path, "base-1"), rungs, Data(prepared, corpus.documents))
+    return climbs
 
 
 async def test_each_moment_of_a_rung_is_against_the_rung_below_at_that_moment(climbs: Climbs) -> None:
@@ -414,3 +418,10 @@ async def test_a_spaces_vectors_are_kept_once_its_own_encoder_is_published(
     monkeypatch.setattr("trainer.rung.publish", published)
     await climbs.run("c1", ["full"])
     assert kept == ([] if another else [True])
+
+
+async def test_pairs_that_were_brought_along_are_told_from_clicks(climbs: Climbs) -> None:
+    await climbs.run("c1", ["adapter"])
+    climbs.data = replace(climbs.data, given=climbs.data.prepared.clicks)
+    await climbs.run("c2", ["adapter"])
+    assert climbs.rungs["adapter"].given == [False] * 3 + [True]

@@ -184,7 +184,9 @@ class AdapterMethod:
 
 
 def doubted(job: Job) -> Clicks:
-    """The job's clicks, each with the weight that the others on its query leave it."""
+    """The job's clicks, each with the weight that the others on its query leave it; all of it if it was given."""
+    if job.given:
+        return job.clicks
     return weighed(job.clicks, job.parent.searched_with(job.clicks.vectors), job.corpus.vectors)
 
 

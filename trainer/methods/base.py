@@ -106,6 +106,8 @@ class Job:
     """The other processes that a method may give gradient steps to."""
     replayed: float = 0.0
     """Share of the examples that is a sample of older ones, learnt again."""
+    given: bool = False
+    """``clicks`` are pairs that a strategy brought along. No one clicked them by mistake, so none is doubted."""
 
     def preparing(self, done: int, texts: int) -> None:
         """Tell how many texts are ready to be trained on; no step is done yet.

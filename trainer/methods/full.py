@@ -90,7 +90,7 @@ class FullMethod:
     def train(self, job: Job) -> Trained:
         check_dimensions(self.matryoshka, job.parent.document_encoder)
         clicks = job.clicks
-        if self.doubts:
+        if self.doubts and not job.given:
             clicks = believed(clicks, job.parent.searched_with(clicks.vectors), job.corpus.vectors)
         encoder, descended = mean_of_seeds(
             self._until_encoding(job), self.seeds, lambda one: self._of_one_seed(one, clicks)
