@@ -17,6 +17,7 @@ from clickloop.text import normal_text
 from trainer.examples import Document
 from trainer.influence import proportionate
 from trainer.model import Vectors
+from trainer.slices import Clicked, Slices, slices_of
 from trainer.swaps import Vote, vote_of
 
 Indexes = NDArray[np.int64]
@@ -30,8 +31,6 @@ PASSED_OVER = 0.1
 seen, and the click already puts all others below its own."""
 BELIEVED = 0.5
 """Clicks that are trusted less don't tell where people look."""
-DOMAIN = "domain "
-"""How the names of the slices begin that an app has named by itself."""
 _BLOCK = 512
 NEAR_DUPLICATE = 0.97
 """Queries whose vectors have at least this cosine are one query in other words, e.g. a plural or a typo."""
@@ -71,8 +70,8 @@ class Clicks:
     unwanted: dict[int, dict[int, float]] = field(default_factory=dict)
     """Query index → documents that were rated low, called the worse one of two, or passed over above a click → how
     much speaks against them, beyond what speaks for them, in trusted clicks"""
-    labels: dict[int, frozenset[str]] = field(default_factory=dict)
-    """Query index → the slices that it belongs to, by its clicks' domains and difficulties."""
+    slices: Slices = field(default_factory=Slices)
+    """By the clicks' domains and difficulties."""
     votes: dict[int, list[Vote]] = field(default_factory=dict)
     """Query index → its clicks on randomised traffic; see trainer/swaps.py"""
     debiased: bool = False
@@ -123,7 +122,7 @@ class Clicks:
             evidence=self.evidence[rows],
             examples=self.examples[kept] if len(self.examples) else self.examples,
             unwanted={int(number[q]): d for q, d in self.unwanted.items() if number[q] >= 0},
-            labels={int(number[q]): of_it for q, of_it in self.labels.items() if number[q] >= 0},
+            slices=self.slices.renumbered(number),
             votes={int(number[q]): of_it for q, of_it in self.votes.items() if number[q] >= 0},
             debiased=self.debiased,
             synthetic=int((kept < self.synthetic).sum()),
@@ -193,7 +192,7 @@ def prepare(
     rows: dict[tuple[int, int], list[float]] = {}
     against: defaultdict[tuple[int, int], float] = defaultdict(float)
     first: dict[str, First] = {}
-    labelled: dict[int, set[str]] = {}
+    in_slices: defaultdict[Clicked, float] = defaultdict(float)
     votes: dict[int, list[Vote]] = {}
     made: list[ExampleFormed] = []
     of_query = Counter[int]()
@@ -230,7 +229,8 @@ def prepare(
             row[0] += evidence * correction
             row[1] += evidence
             of_query[query] += 1
-            labelled.setdefault(query, set()).update(slices_of(example))
+            for name in slices_of(example):
+                in_slices[Clicked(name, query, document)] += evidence * correction
             if trust >= BELIEVED and (vote := vote_of(example, position)):
                 votes.setdefault(query, []).append(vote)
     ordered = sorted(rows)
@@ -249,17 +249,11 @@ def prepare(
         evidence=weights[:, 1],
         examples=np.asarray([of_query[query] for query in range(len(queries))], dtype=np.int64),
         unwanted=unwanted,
-        labels={query: frozenset(names) for query, names in labelled.items() if names},
+        slices=Slices.made_of(in_slices),
         votes=votes,
     )
     synthetic = of_pairs([(example.query, position[example.doc_id], example.weight) for example in made])
     return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown, examination, first)
-
-
-def slices_of(example: ExampleFormed) -> list[str]:
-    """Names of the slices that an example's query belongs to."""
-    domain = [f"{DOMAIN}{example.domain}"] if example.domain else []
-    return domain + ([f"difficulty {example.difficulty}"] if example.difficulty else [])
 
 
 def of_pairs(pairs: Sequence[tuple[str, int, float]]) -> Clicks:
@@ -300,7 +294,7 @@ def after_synthetic(synthetic: Clicks, clicks: Clicks) -> Clicks:
         evidence=np.concatenate([synthetic.evidence, clicks.evidence]),
         examples=np.concatenate([synthetic.counted(), clicks.counted()]),
         unwanted={query + count: documents for query, documents in clicks.unwanted.items()},
-        labels={query + count: names for query, names in clicks.labels.items()},
+        slices=clicks.slices.behind(count),
         votes={query + count: votes for query, votes in clicks.votes.items()},
         debiased=clicks.debiased,
         synthetic=count,

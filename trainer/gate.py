@@ -21,8 +21,9 @@ bad there: what it finds instead was not shown, and could not be clicked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from msgspec.structs import replace
@@ -40,8 +41,9 @@ from clickloop.events import (
     SwapResult,
     Verdict,
 )
-from trainer.dataset import DOMAIN, Clicks
+from trainer.dataset import Clicks
 from trainer.model import Vectors
+from trainer.slices import DOMAIN
 from trainer.swaps import Agreement, swap_result
 
 SHOWN = 10
@@ -76,6 +78,17 @@ class Side:
 
 
 @dataclass(frozen=True)
+class SliceTrial:
+    """The queries that were clicked in one slice, by the clicks there alone: another may want other documents."""
+
+    weight: Floats
+    """(queries,)"""
+    before: Floats
+    """(queries,) MRR@10"""
+    after: Floats
+
+
+@dataclass(frozen=True)
 class Trial:
     """One moment of the past: the ranks that parent and candidate gave to what was clicked afterwards."""
 
@@ -88,8 +101,7 @@ class Trial:
     """Confirmed documents that the parent has in its first SHOWN of the whole corpus."""
     found_after: int
     """Those of them that the candidate has, too."""
-    labels: Sequence[frozenset[str]] = ()
-    """Of each of those queries, the slices that it belongs to; empty where none is known."""
+    slices: Mapping[str, SliceTrial] = field(default_factory=dict)
     agreement: Agreement | None = None
     """With the clicks on randomised traffic, where there are some."""
     among_all: tuple[Floats, Floats] | None = None
@@ -134,7 +146,7 @@ def measure(clicks: Clicks, parent: Side, candidate: Side) -> Trial:
         after=of_side(candidate, after),
         found_before=int(old.sum()),
         found_after=int((old * new).sum()),
-        labels=[clicks.labels.get(int(q), frozenset()) for q in np.flatnonzero(seen)],
+        slices=_of_slices(clicks, per_query_metrics(before)["mrr_at_10"], per_query_metrics(after)["mrr_at_10"]),
         agreement=Agreement.measured(clicks.votes, parent, candidate) if clicks.votes else None,
         among_all=(of_all(among_all[0]), of_all(among_all[1])),
     )
@@ -188,7 +200,7 @@ def judge(
         reasons.append(f"whether documents were lost was not measured: {few}")
     if verdict == "pass" and apart:
         verdict, reasons = _unless_elsewhere(trials, reasons, seed=seed)
-    slices = _slices(trials, weight, fewest=thresholds.min_queries, seed=seed)
+    slices = _slices(trials, fewest=thresholds.min_queries, seed=seed)
     swaps = swap_result([t.agreement for t in trials if t.agreement], seed=seed)
     lost += [*_lost_on_domains(slices, thresholds), *_lost_on_swaps(swaps)]
     return GateResult(
@@ -276,23 +288,39 @@ def _not_tried(golden: GoldenResult | None) -> Iterator[str]:
         yield f"the golden set guards nothing: none of its {golden.left_out} queries has a document in the index"
 
 
-def _slices(trials: Sequence[Trial], weight: Floats, *, fewest: int, seed: int) -> list[SliceResult]:
+def _of_slices(clicks: Clicks, before: Floats, after: Floats) -> dict[str, SliceTrial]:
+    """Of MRR@10 of each row of the clicks."""
+    found = {}
+    for name, rows, weight in clicks.slices.each(clicks.query, clicks.document):
+        queries, query = np.unique(clicks.query[rows], return_inverse=True)
+        total = np.bincount(query, weight, len(queries)).astype(np.float64)
+        means = [np.bincount(query, weight * side[rows], len(queries)) for side in (before, after)]
+        seen = total > 0.0
+        found[name] = SliceTrial(total[seen], *(mean[seen] / total[seen] for mean in means))
+    return found
+
+
+def _slices(trials: Sequence[Trial], *, fewest: int, seed: int) -> list[SliceResult]:
     """Each slice with queries enough to say something, the worst first.
 
     The more domains there are, the wider their intervals, so that all of them together hold 95 times of 100
     (Bonferroni): with fifty domains one would seem worse in every other run.
     """
-    labels = [of_it for trial in trials for of_it in trial.labels or [frozenset[str]()] * len(trial.weight)]
-    before = np.concatenate([trial.before["mrr_at_10"] for trial in trials])
-    after = np.concatenate([trial.after["mrr_at_10"] for trial in trials])
-    rows = {name: np.asarray([name in of_it for of_it in labels]) for name in frozenset[str]().union(*labels)}
-    rows = {name: of_it for name, of_it in sorted(rows.items()) if of_it.sum() >= fewest}
-    domains = sum(name.startswith(DOMAIN) for name in rows)
+    of_name: defaultdict[str, list[SliceTrial]] = defaultdict(list)
+    for trial in trials:
+        for name, one in trial.slices.items():
+            of_name[name].append(one)
+    queries = {name: sum(len(one.weight) for one in of_it) for name, of_it in sorted(of_name.items())}
+    enough = [name for name, count in queries.items() if count >= fewest]
+    domains = sum(name.startswith(DOMAIN) for name in enough)
     found = []
-    for name, of_it in rows.items():
+    for name in enough:
+        before, after, weight = (
+            np.concatenate([getattr(one, part) for one in of_name[name]]) for part in ("before", "after", "weight")
+        )
         confidence = 1.0 - 0.05 / domains if name.startswith(DOMAIN) else 0.95
-        mrr = compare(before[of_it], after[of_it], weights=weight[of_it], seed=seed, confidence=confidence)
-        found.append(SliceResult(slice=name, queries=int(of_it.sum()), mrr_at_10=mrr))
+        mrr = compare(before, after, weights=weight, seed=seed, confidence=confidence)
+        found.append(SliceResult(slice=name, queries=queries[name], mrr_at_10=mrr))
     return sorted(found, key=lambda one: one.mrr_at_10.change)
 
 

@@ -33,7 +33,7 @@ from clickloop.recorded import Judged
 from clickloop.tuning import LastPart, Tuned
 from streams.payoff import LADDER
 from tests.unit.trainer_facts import documents, errs_elsewhere, example, world
-from trainer.gate import Trial
+from trainer.gate import SliceTrial, Trial
 from trainer.methods.base import Parent
 from trainer.recorded import Lines
 from trainer.settings import TrainerSettings
@@ -233,10 +233,10 @@ def test_a_trial_is_tried_on_the_golden_set_as_its_version_would_be(monkeypatch:
 def test_a_trial_may_lose_on_a_domain_what_its_version_may(allowed: float, failed: bool) -> None:
     before = np.full(400, 0.5)
     shoes = np.arange(400) < 100
-    labels = [frozenset({"domain shoes"}) if one else frozenset[str]() for one in shoes]
     after = np.where(shoes, 0.4, 0.6)
+    slices = {"domain shoes": SliceTrial(np.ones(100), before[shoes], after[shoes])}
     gate = bench(gate_max_domain_loss=allowed).gate(
-        Tried([Trial(np.ones(400), {METRIC: before}, {METRIC: after}, 0, 0, labels)])
+        Tried([Trial(np.ones(400), {METRIC: before}, {METRIC: after}, 0, 0, slices)])
     )
     assert (gate.verdict == "fail") is failed
 

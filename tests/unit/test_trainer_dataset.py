@@ -374,8 +374,9 @@ def test_a_query_belongs_to_the_slices_of_its_clicks_also_after_time_is_cut():
     made[2] = msgspec.structs.replace(made[2], domain="", difficulty=None)
     clicks = prepare(made, documents(3)).clicks
     both = frozenset({"domain shoes", "difficulty hard"})
-    assert clicks.labels == {0: both, 1: both}
-    assert clicks.of_queries([1, 2]).labels == {0: both}
+    assert [clicks.slices.of_query(query) for query in range(3)] == [both, both, frozenset()]
+    later = clicks.of_queries([1, 2]).slices
+    assert [later.of_query(query) for query in range(2)] == [both, frozenset()]
 
 
 def test_the_examples_of_a_part_of_the_queries_are_counted_and_not_estimated() -> None:

@@ -19,6 +19,7 @@ from clickloop.errors import SettingsError
 from tests.precision import computing_in
 from tests.ranks_worker import KilledError, small_job, write_tiny_encoder
 from tests.unit.full_facts import SMALL, bits, job_of, killed_and_resumed, one_thread, tiny_encoder
+from tests.unit.trainer_facts import in_slices
 from trainer.dataset import Clicks
 from trainer.methods import losses, methods_of
 from trainer.methods.adapter import AdapterMethod, doubted
@@ -375,8 +376,8 @@ def test_a_batch_is_of_one_domain_and_each_has_its_share(encoder: SentenceTransf
     usual, seen = Pairs.texts, list[tuple[set[str], int]]()
     clicks = job_of(encoder).clicks
     names = ["domain shoes" if query < 12 else "domain tools" for query in range(len(clicks.queries))]
-    labels = {query: frozenset({names[query], "difficulty easy"}) for query in range(len(names))}
-    labelled = replace(job_of(encoder), clicks=replace(clicks, labels=labels))
+    slices = {query: {names[query], "difficulty easy"} for query in range(len(names))}
+    labelled = replace(job_of(encoder), clicks=in_slices(clicks, slices))
     domain = dict(zip(clicks.queries, names, strict=True))
 
     def texts(pairs: Pairs, batch: np.ndarray) -> np.ndarray:
@@ -399,12 +400,12 @@ def test_a_batch_is_of_one_domain_and_each_has_its_share(encoder: SentenceTransf
 
 
 def test_a_piece_is_of_its_documents_domain_and_what_names_none_of_none():
-    def clicks(query: list[int], document: list[int], labels: dict[int, frozenset[str]]) -> Clicks:
+    def clicks(query: list[int], document: list[int], slices: dict[int, set[str]]) -> Clicks:
         ones = np.ones(len(query), np.float32)
         texts = [f"query {i}" for i in range(max(query) + 1)]
-        return Clicks(texts, np.asarray(query), np.asarray(document), ones, ones, labels=labels)
+        return in_slices(Clicks(texts, np.asarray(query), np.asarray(document), ones, ones), slices)
 
-    named = {0: frozenset({"domain b", "domain a"}), 1: frozenset({"domain b"}), 3: frozenset({"domain b"})}
+    named = {0: {"domain b", "domain a"}, 1: {"domain b"}, 3: {"domain b"}}
     own = clicks([0, 1, 2, 3], [5, 5, 6, 5], named)
     both = clicks([0, 1, 2, 3, 4, 5, 6], [5, 5, 6, 5, 5, 6, 7], {})
     assert domains_of(both, own).tolist() == [1, 2, NO_DOMAIN, 2, 2, NO_DOMAIN, NO_DOMAIN]

@@ -7,7 +7,7 @@ import pytest
 
 from clickloop.evaluation import compare
 from clickloop.events import Estimate, GateResult, Verdict
-from tests.unit.trainer_facts import errs_elsewhere, world
+from tests.unit.trainer_facts import errs_elsewhere, in_slices, world
 from trainer.dataset import Clicks
 from trainer.gate import (
     FEWEST_CONFIRMED,
@@ -21,6 +21,7 @@ from trainer.gate import (
     ranks,
 )
 from trainer.model import Vectors, normalised
+from trainer.slices import Clicked, Slices
 
 THRESHOLDS = Thresholds(min_queries=50, max_lost_recall=0.1)
 
@@ -311,10 +312,8 @@ def sliced(*, hurt: range, label: range, name: str = "domain shoes") -> GateResu
     clicks, corpus = world(queries=800)
     queries = turned(clicks.vectors, corpus.vectors, 0.8)
     queries[list(hurt)] = normalised(clicks.vectors[list(hurt)] - 0.4 * corpus.vectors[list(hurt)])
-    labels = {q: frozenset({name}) if q in label else frozenset({"domain books"}) for q in range(800)}
-    trial = measure(
-        replace(clicks, labels=labels), Side(clicks.vectors, corpus.vectors), Side(queries, corpus.vectors)
-    )
+    of = in_slices(clicks, {q: {name if q in label else "domain books"} for q in range(800)})
+    trial = measure(of, Side(clicks.vectors, corpus.vectors), Side(queries, corpus.vectors))
     return judge([trial], thresholds=THRESHOLDS, seed=0)
 
 
@@ -339,14 +338,37 @@ def test_the_more_domains_there_are_the_less_does_one_of_them_tell():
     side = Side(clicks.vectors, corpus.vectors)
 
     def width(domains: int) -> float:
-        labels = {q: frozenset({f"domain {q % 8 if q % 8 < domains - 1 else 7}"}) for q in range(800)}
-        trial = measure(
-            replace(clicks, labels=labels), side, Side(turned(clicks.vectors, corpus.vectors, 0.3), corpus.vectors)
-        )
+        of = in_slices(clicks, {q: {f"domain {q % 8 if q % 8 < domains - 1 else 7}"} for q in range(800)})
+        trial = measure(of, side, Side(turned(clicks.vectors, corpus.vectors, 0.3), corpus.vectors))
         [one] = [s for s in judge([trial], thresholds=THRESHOLDS, seed=0).slices if s.slice == "domain 0"]
         return one.mrr_at_10.high - one.mrr_at_10.low
 
     assert width(2) < width(4) < width(8)
+
+
+def test_a_domain_is_measured_by_its_own_clicks_where_others_ask_the_same():
+    """Grown-ups click the first document ten times for each time that children click the second."""
+    asked, documents = 200, np.eye(400, dtype=np.float32)
+    rows = np.repeat(np.arange(asked), 2)
+    wanted = np.stack([np.arange(asked), asked + np.arange(asked)], axis=1).ravel()
+    weight = np.tile(np.asarray([10.0, 1.0], np.float32), asked)
+    names = ("domain adults", "domain kids")
+    weights = {
+        Clicked(names[int(d >= asked)], q, d): w for q, d, w in zip(rows, wanted, weight.tolist(), strict=True)
+    }
+    texts = [f"query {n}" for n in range(asked)]
+    clicks = Clicks(texts, rows, wanted, weight, weight, slices=Slices.made_of(weights))
+
+    def side(adults: float, kids: float) -> Side:
+        others = 0.3 * sum(np.roll(documents[:asked, :asked], n, axis=1) for n in range(1, 9))
+        own = np.concatenate([adults * documents[:asked, :asked] + others, kids * np.eye(asked)], axis=1)
+        return Side(normalised(own), documents)
+
+    result = judge([measure(clicks, side(0.9, 1.0), side(1.0, 0.1))], thresholds=THRESHOLDS, seed=0)
+    told = {one.slice: (one.queries, one.mrr_at_10.before, one.mrr_at_10.after) for one in result.slices}
+    assert told == {"domain adults": (200, 0.5, 1.0), "domain kids": (200, 1.0, pytest.approx(0.1))}
+    assert result.verdict == "fail"
+    assert result.reasons[0].startswith("domain kids: MRR@10 -90.0%")
 
 
 def test_a_slice_of_a_few_queries_says_nothing():

@@ -8,7 +8,7 @@ import pytest
 
 from clickloop.events import ExampleFormed
 from clickloop.propensity import propensities
-from tests.unit.trainer_facts import documents, example
+from tests.unit.trainer_facts import documents, example, in_slices
 from trainer.dataset import Clicks, after_synthetic, prepare
 from trainer.gate import Side, Thresholds, judge, measure
 from trainer.swaps import Agreement, swap_result, vote_of
@@ -133,8 +133,7 @@ def test_queries_keep_their_votes_and_labels_behind_synthetic_ones():
     told = replace(told, vectors=np.zeros((1, 2), np.float32))
     clicks = logged(50, exploration=0.3, seed=0)
     clicks = replace(clicks, vectors=np.zeros((len(clicks.queries), 2), np.float32))
-    labelled = replace(clicks, labels={0: frozenset({"domain shoes"})})
-    both = after_synthetic(told, labelled)
-    assert both.labels == {1: frozenset({"domain shoes"})}
+    both = after_synthetic(told, in_slices(clicks, {0: {"domain shoes"}}))
+    assert [both.slices.of_query(query) for query in range(3)] == [set(), {"domain shoes"}, set()]
     assert both.of_queries(range(1, len(both.queries))).votes == clicks.votes
     assert both.votes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from trainer.examples import Document
 from trainer.gate import Side, Trial, measure
 from trainer.methods.base import Job, Parent, Progress, deadline
 from trainer.model import Adapter, Vectors, normalised
+from trainer.slices import Clicked, Slices
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -118,6 +120,13 @@ def world(
         vectors=texts,
     )
     return clicks, Corpus(documents(queries), vectors)
+
+
+def in_slices(clicks: Clicks, names: Mapping[int, Iterable[str]]) -> Clicks:
+    """The clicks, all of those on a query in the slices of these ``names`` by query."""
+    pairs = zip(clicks.query.tolist(), clicks.document.tolist(), clicks.weight.tolist(), strict=True)
+    weights = {Clicked(name, q, d): weight for q, d, weight in pairs for name in names.get(q, ())}
+    return replace(clicks, slices=Slices.made_of(weights))
 
 
 def errs_elsewhere(correlation: float, *, noise: float, seed: int) -> tuple[Trial, float]:

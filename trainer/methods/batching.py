@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from trainer.dataset import DOMAIN, Clicks, Indexes
+from trainer.dataset import Clicks, Indexes
 from trainer.model import Vectors
 
 NO_DOMAIN = 0
@@ -47,10 +47,8 @@ def domains_of(rows: Clicks, clicks: Clicks) -> Indexes:
     ``rows`` begin with the queries of ``clicks``, which have their own domains; of several the first by name. Any
     other row, such as a piece of a document, is of the domain that most clicks on its document are of.
     """
-    named = [
-        min((name for name in clicks.labels.get(query, ()) if name.startswith(DOMAIN)), default="")
-        for query in range(len(clicks.queries))
-    ]
+    domains = clicks.slices.domains()
+    named = [domains.get(query, "") for query in range(len(clicks.queries))]
     number = {name: i for i, name in enumerate(sorted({"", *named}), start=NO_DOMAIN)}
     of_query = np.asarray([number[name] for name in named], dtype=np.int64)
     on_document: defaultdict[int, Counter[int]] = defaultdict(Counter)
