@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 
@@ -33,17 +34,27 @@ def _normal(sign: str) -> str:
 
 
 _NORMAL = _Table(_normal)
+_ENDS = re.compile(r"(?<=\w)(\+{2,}|[+#]+(?!\w))")
+"""What belongs to the word before it. One "+" between two words parts them, as in what was copied from a URL."""
 _MASKED = _Table(lambda sign: "_" if is_mark(sign) else sign)
 
 
 def normal_text(text: str) -> str:
     """Query texts that differ only in case, spaces, accents' encoding or punctuation have one normal text.
 
+    A word may end in "+" and "#", which tell it from others.
+
     >>> normal_text("  Read a FILE!") == normal_text("read a file")
     True
+    >>> [normal_text(text) for text in ("C++ file", "C# file", "a+b", "issue #5")]
+    ['c++ file', 'c# file', 'a b', 'issue 5']
     """
     folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(_NORMAL).split())
+    if "+" not in folded and "#" not in folded:
+        return " ".join(folded.translate(_NORMAL).split())
+    parts = _ENDS.split(folded)
+    parts[::2] = [part.translate(_NORMAL) for part in parts[::2]]
+    return " ".join("".join(parts).split())
 
 
 def is_mark(sign: str) -> bool:

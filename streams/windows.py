@@ -43,8 +43,11 @@ def terms(query: str) -> tuple[int, ...]:
 
     >>> len(terms("to sort a list, to sort")), len(terms("\u0e27\u0e34\u0e18\u0e35 sort"))
     (3, 2)
+    >>> terms("C++ lists") == terms("lists")
+    False
     """
-    words = _WORDS.findall(query.lower()) if query.isascii() else normal_text(query).split()
+    plain = query.isascii() and "+" not in query and "#" not in query
+    words = _WORDS.findall(query.lower()) if plain else normal_text(query).split()
     return tuple({number(word) for word in words if len(word) > 1})
 
 

@@ -74,3 +74,10 @@ def test_a_masked_text_has_everything_in_its_place(words: str) -> None:
     assert len(masked(words)) == len(words)
     kept = [(new, old) for new, old in zip(masked(words), words, strict=True) if new != "_"]
     assert all(new == old for new, old in kept)
+
+
+def test_words_that_signs_at_their_end_tell_apart_are_told_apart() -> None:
+    asked = ["C strings", "C++ strings", "C# strings", "a+ strings", "a strings", "c++11 strings", "c11 strings"]
+    assert len({normal_text(text) for text in asked}) == len(asked)
+    assert normal_text("f\uff03") == normal_text("F#!") == "f#"
+    assert normal_text("trail+shoes") == normal_text("trail + shoes") == normal_text("#trail ++shoes")
