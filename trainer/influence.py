@@ -50,19 +50,24 @@ def _of_label(label: Label, examples: Sequence[ExampleFormed], max_share: float)
         return list(examples)
     usual = mean([count for doc_id, count in claims.items() if doc_id not in pushed] or [FREE])
     kept = _most_credible(examples, label, pushed, each=round(usual))
+    strengths = [stated for example in examples for stated in example.worse.values() if stated > 0.0]
+    strength = mean(strengths or [1.0])
     chosen = []
     for example in examples:
         if example.doc_id not in pushed or not _is_claim(example, label):
             chosen.append(example)
         elif example.example_id in kept:
             # Its key did nothing wrong: what the stream took away for the document's sake is given back.
-            chosen.append(_given_back(example) if example.reason in SHARES else example)
+            chosen.append(_given_back(example, strength) if example.reason in SHARES else example)
     return chosen
 
 
-def _given_back(example: ExampleFormed) -> ExampleFormed:
-    worse = {doc_id: strength or 1.0 for doc_id, strength in example.worse.items()}
-    return replace(example, weight=1.0, trust=1.0, reason="", worse=worse)
+def _given_back(example: ExampleFormed, strength: float) -> ExampleFormed:
+    """What was preferred is of the usual ``strength``: its own went with what was taken away."""
+    merely_preferred = example.worse and not example.clicks and example.rating is None
+    trust = strength if merely_preferred else 1.0
+    worse = {doc_id: stated or strength for doc_id, stated in example.worse.items()}
+    return replace(example, weight=trust, trust=trust, reason="", worse=worse)
 
 
 def _is_claim(example: ExampleFormed, label: Label) -> bool:

@@ -236,12 +236,24 @@ def test_an_example_from_before_preferences_were_named_speaks_against_all_its_ne
     assert prepare([chosen], documents(5)).clicks.unwanted == {0: {0: PASSED_OVER, 1: PASSED_OVER}}
 
 
-def test_what_was_preferred_to_a_document_is_given_back_with_what_was_taken_for_its_sake():
-    made = {"weight": 0.0, "trust": 0.0, "reason": "document_share", "clicks": 0}
+@pytest.mark.parametrize(
+    ("clicks", "believed", "strength", "trust"),
+    [(0, 0.2, 0.3, 0.3), (1, 0.2, 0.3, 1.0), (0, None, 0.4, 0.4)],
+    ids=["preferred alone", "clicked as well", "no other preference"],
+)
+def test_what_was_preferred_to_a_document_is_given_back_as_strong_as_preferences_are(
+    clicks: int, believed: float | None, strength: float, trust: float
+):
+    made = {"weight": 0.0, "trust": 0.0, "reason": "document_share", "clicks": clicks}
     chosen = claims("d0040", 1, "user", first=4000, negatives=["d0001", "d0002"], **made)
     chosen = [msgspec.structs.replace(one, worse={"d0001": 0.0, "d0002": 0.4}) for one in chosen]
-    found = proportionate([*crowd(5), *claims("d0040", 100, "farm", first=1000), *chosen], max_share=0.02)
-    assert [one.worse for one in found if one.doc_id == "d0040"] == [{"d0001": 1.0, "d0002": 0.4}]
+    people = crowd(5)
+    if believed:
+        people[0] = msgspec.structs.replace(people[0], worse={"d0003": believed}, trust=believed)
+    found = proportionate([*people, *claims("d0040", 100, "farm", first=1000), *chosen], max_share=0.02)
+    [left] = [one for one in found if one.doc_id == "d0040"]
+    assert left.worse == {"d0001": pytest.approx(strength), "d0002": 0.4}
+    assert (left.trust, left.weight) == (pytest.approx(trust), pytest.approx(trust))
 
 
 def test_examples_of_documents_that_are_gone_are_counted():
