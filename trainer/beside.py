@@ -119,4 +119,4 @@ def _golden(candidate: Candidate, theirs: Parent, documents: Vectors, corpus: Co
     judged = candidate.golden.within({document.doc_id for document in corpus.documents})
     asked = theirs.searched_with(encode(theirs.query_encoder, [one.query for one in judged]))
     before = Truth(judged, corpus.documents).of_top(top(asked, documents, DEPTH))
-    return replace(candidate.golden_trial, before=before)
+    return replace(candidate.golden_trial, before=before, held=1.0)

@@ -118,6 +118,9 @@ class GoldenTrial:
     before: dict[str, Floats]
     """Metric → (queries,); empty where all queries are left out."""
     after: dict[str, Floats]
+    held: float = 1.0
+    """What the parent has of the MRR@10 that there was before the set was first tried: each version since may have
+    lost a little."""
 
 
 def measure(clicks: Clicks, parent: Side, candidate: Side) -> Trial:
@@ -177,7 +180,8 @@ def judge(
     """
     queries = sum(len(t.weight) for t in trials)
     of_golden = _golden(golden, seed) if golden is not None else None
-    lost = [*_lost_on_golden(of_golden, thresholds), *_too_slow(cost, thresholds)]
+    held = golden.held if golden is not None else 1.0
+    lost = [*_lost_on_golden(of_golden, thresholds, held), *_too_slow(cost, thresholds)]
     untried = list(_not_tried(of_golden))
     if not queries:
         reasons = [*lost, nothing, *untried]
@@ -274,13 +278,18 @@ def _golden(trial: GoldenTrial, seed: int) -> GoldenResult:
     return GoldenResult(digest=trial.digest, queries=queries, left_out=trial.left_out, metrics=metrics)
 
 
-def _lost_on_golden(golden: GoldenResult | None, thresholds: Thresholds) -> Iterator[str]:
+def _lost_on_golden(golden: GoldenResult | None, thresholds: Thresholds, held: float) -> Iterator[str]:
+    """Of what the parent has, and of what there was at first; who wins something back may have lost more."""
     mrr = golden.metrics.get("mrr_at_10") if golden else None
-    if golden is not None and mrr is not None and mrr.change < -thresholds.max_golden_loss:
-        yield (
-            f"MRR@10 {mrr.change:+.1%} on the {golden.queries} queries of the golden set, "
-            f"at most {thresholds.max_golden_loss:.1%} may be lost"
-        )
+    if golden is None or mrr is None or mrr.change >= 0.0:
+        return
+    of_set = f"on the {golden.queries} queries of the golden set"
+    allowed = f"at most {thresholds.max_golden_loss:.1%} may be lost"
+    since = held * (1.0 + mrr.change) - 1.0
+    if mrr.change < -thresholds.max_golden_loss:
+        yield f"MRR@10 {mrr.change:+.1%} {of_set}, {allowed}"
+    elif since < -thresholds.max_golden_loss:
+        yield f"MRR@10 {mrr.change:+.1%} {of_set}, {since:+.1%} since it was first tried, {allowed}"
 
 
 def _not_tried(golden: GoldenResult | None) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
@@ -22,7 +23,7 @@ import clickloop
 from clickloop.base_model import base_model_folder
 from clickloop.commands import Retrain
 from clickloop.errors import StoreUnavailableError, TrainingError
-from clickloop.events import Lineage, Verdict, VersionKind
+from clickloop.events import GateResult, Lineage, Verdict, VersionKind
 from clickloop.golden import GoldenSet, read_golden
 from clickloop.model_store import Manifest, ModelStore, Published
 from trainer.beside import Beside, Candidate
@@ -217,6 +218,8 @@ class Ladder:
             if trained.adapter and trained.encoder is None:
                 then[len(past) - 1 - number] = trained.adapter
         golden = await asyncio.to_thread(golden_trial, golden_set, parent, trained, corpus, told)
+        if golden is not None:
+            golden = replace(golden, held=held_on_golden(manifest, golden.digest))
         asked = past[-1].later.queries or past[-1].known.queries
         served = Served.of(parent, trained)
         cost = await asyncio.to_thread(cost_of, Served.of(parent), served, asked, seed=settings.seed)
@@ -267,6 +270,7 @@ class Ladder:
             | data.source
             | looked_at(data.prepared.examination)
             | seen_vectors(corpus, past[-1].known, loaded.domain)
+            | _held(gate, golden)
             | {"steps": trained.steps, "replayed_examples": data.replayed, "dropped_examples": data.dropped},
             seed=settings.seed,
             code_version=clickloop.__version__,
@@ -327,6 +331,24 @@ def thresholds_of(settings: TrainerSettings) -> Thresholds:
         settings.gate_max_domain_loss,
         settings.gate_max_slowdown,
     )
+
+
+GOLDEN_HELD = "golden_held"
+"""Name of the lineage's note on what a version has of the golden set's first MRR@10."""
+
+
+def held_on_golden(version: Manifest, digest: str) -> float:
+    """What the version has of the MRR@10 that there was before this set was first tried; 1 where it is new."""
+    golden = version.gate.golden if version.gate else None
+    held = version.lineage.settings.get(GOLDEN_HELD)
+    return float(held) if golden and golden.digest == digest and isinstance(held, (int, float)) else 1.0
+
+
+def _held(gate: GateResult, golden: GoldenTrial | None) -> Notes:
+    if golden is None:
+        return {}
+    mrr = gate.golden.metrics.get("mrr_at_10") if gate.golden else None
+    return {GOLDEN_HELD: golden.held * (1.0 + (mrr.change if mrr and mrr.before > 0.0 else 0.0))}
 
 
 def golden_trial(

@@ -67,7 +67,11 @@ class TrainerSettings(RungSettings):
     )
 
     gate_max_golden_loss: float = Field(
-        0.01, ge=0.0, le=1.0, description="share of its parent's MRR on the golden set that a version may lose"
+        0.01,
+        ge=0.0,
+        le=1.0,
+        description="share of the MRR on the golden set that a version may lose, of its parent's and of the first "
+        "one's",
     )
     gate_max_domain_loss: float = Field(
         0.03, ge=0.0, le=1.0, description="share of its parent's MRR on one domain that it may lose beyond chance"

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
 from clickloop.accounts import gate_rows
+from clickloop.events import GateResult, GoldenResult, Lineage
 from clickloop.golden import GoldenSet
+from clickloop.model_store import Manifest
 from clickloop.recorded import Judged
 from tests.unit.trainer_facts import world
 from trainer.dataset import Corpus
 from trainer.gate import GoldenTrial, Side, Thresholds, judge, measure
-from trainer.rung import golden_trial
+from trainer.rung import golden_trial, held_on_golden
 
 THRESHOLDS = Thresholds(min_queries=50, max_lost_recall=0.1)
 GONE = GoldenSet([Judged("waterproof jacket", {"sku-17": 1.0}), Judged("tent", {"sku-4": 1.0})])
@@ -46,3 +52,41 @@ def test_without_a_golden_set_nothing_is_said_of_one() -> None:
     _, corpus = world()
     assert tried(GoldenSet([]), corpus) is None
     assert not any("golden" in reason for reason in judge([], thresholds=THRESHOLDS, seed=0).reasons)
+
+
+@pytest.mark.parametrize(
+    ("held", "change", "said"),
+    [
+        (1.0, -0.009, None),
+        (1.03, -0.009, None),
+        (1.0, -0.011, "-1.1% on the 20 queries of the golden set, at most 1.0% may be lost"),
+        (
+            0.995,
+            -0.009,
+            "-0.9% on the 20 queries of the golden set, -1.4% since it was first tried, at most 1.0% ",
+        ),
+        (0.98, 0.0, None),
+        (0.98, 0.001, None),
+    ],
+    ids=["a little", "of what was won", "more than allowed", "more than was left", "nothing", "some is won back"],
+)
+def test_small_losses_on_the_golden_set_do_not_add_up(held: float, change: float, said: str | None) -> None:
+    before, after = ({"mrr_at_10": np.full(20, 0.5 * share)} for share in (1.0, 1.0 + change))
+    trial = GoldenTrial("ab", 0, before, after, held)
+    gate = judge([], thresholds=THRESHOLDS, seed=0, golden=trial)
+    assert (gate.verdict == "fail") is (said is not None)
+    assert said is None or gate.reasons[0].startswith(f"MRR@10 {said}")
+
+
+def version(digest: str, held: object) -> Manifest:
+    gate = GateResult(verdict="pass", queries=60, golden=GoldenResult(digest=digest, queries=20))
+    settings: Any = {} if held is None else {"golden_held": held}
+    lineage = Lineage(settings=settings)
+    return Manifest(version="a-1", kind="adapter", space="b", encoder="b", lineage=lineage, gate=gate)
+
+
+def test_what_is_left_of_the_golden_set_is_told_by_the_version_that_was_tried_on_the_same_one() -> None:
+    assert held_on_golden(version("ab", 0.97), "ab") == 0.97
+    assert held_on_golden(version("ab", 0.97), "cd") == 1.0, "another set starts anew"
+    assert held_on_golden(version("ab", None), "ab") == 1.0, "it is from before this was noted"
+    assert held_on_golden(replace(version("ab", 0.97), gate=None), "ab") == 1.0

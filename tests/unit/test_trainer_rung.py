@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from clickloop.errors import TooFewError, TrainingError
-from clickloop.events import GateResult, Verdict, VersionKind
+from clickloop.events import Estimate, GateResult, GoldenResult, Verdict, VersionKind
 from clickloop.model_store import Manifest, ModelStore, Published
 from clickloop.propensity import Examination
 from tests.unit.trainer_facts import START, retrain, world
 from tests.unit.version_facts import gate, put
 from trainer.beside import Candidate
 from trainer.dataset import Prepared
-from trainer.gate import Trial, beside_live
+from trainer.gate import GoldenTrial, Trial, beside_live
 from trainer.loading import Loaded
 from trainer.methods.base import Job, Parent, Progress, Trained
 from trainer.model import Adapter
@@ -425,3 +425,23 @@ async def test_pairs_that_were_brought_along_are_told_from_clicks(climbs: Climbs
     climbs.data = replace(climbs.data, given=climbs.data.prepared.clicks)
     await climbs.run("c2", ["adapter"])
     assert climbs.rungs["adapter"].given == [False] * 3 + [True]
+
+
+async def test_what_versions_lose_on_the_golden_set_is_carried_along(
+    climbs: Climbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = {"mrr_at_10": np.full(20, 0.5)}, {"mrr_at_10": np.full(20, 0.4)}
+    held: list[float] = []
+
+    def judged(*_: object, golden: GoldenTrial, **__: object) -> GateResult:
+        held.append(golden.held)
+        mrr = Estimate(before=0.5, after=0.4, change=-0.2, low=-0.3, high=-0.1)
+        told = GoldenResult(digest=golden.digest, queries=20, metrics={"mrr_at_10": mrr})
+        return GateResult(verdict="pass", queries=60, golden=told)
+
+    monkeypatch.setattr("trainer.rung.golden_trial", lambda *_: GoldenTrial("ab", 0, before, after))
+    monkeypatch.setattr("trainer.rung.judge", judged)
+    first, second = await climbs.run("c1", ["adapter", "query_encoder"])
+    assert held == [1.0, 0.8]
+    assert first.lineage.settings["golden_held"] == 0.8
+    assert second.lineage.settings["golden_held"] == pytest.approx(0.64)
