@@ -23,7 +23,7 @@ from clickloop.importing import AT_ONCE, Rejects, Report, check_apart, read_file
 from clickloop.kafka import Producer
 from clickloop.model_export import MODEL_FORMS, write_model
 from clickloop.model_store import ModelStore
-from clickloop.recorded import read_documents
+from clickloop.recorded import of_one_index, read_documents
 from clickloop.service import missing
 from clickloop.settings import ArtifactSettings, GenerateSettings, Settings, load_mappings
 from clickloop.sources import Mapping, Sources
@@ -213,7 +213,7 @@ def generate_pairs(
         sources = Sources(settings.index, _chosen([mapping] if mapping else []))
         if output:
             check_apart("--output", output, [documents])
-        found = _documents(documents, sources)
+        found = _documents(documents, sources, settings.index)
         most, seed = settings.queries_per_document, settings.seed
         asked = _asked(model, found, most, seed) if model else None
         pairs = generate(found, per_document=most, seed=seed, asked=asked)
@@ -256,13 +256,17 @@ def _asked(model: str, documents: list[DocumentChanged], most: int, seed: int) -
     raise SettingsError(f"--model {model}: no query generator is installed; pip install 'clickloop[trainer]'")
 
 
-def _documents(path: Path, sources: Sources) -> list[DocumentChanged]:
-    """The documents that the last row of each id leaves. Raises SettingsError for a row that is none."""
+def _documents(path: Path, sources: Sources, index: str) -> list[DocumentChanged]:
+    """The index' documents that the last row of each id leaves. Raises SettingsError for a row that is none."""
 
     def refuse(place: str, reason: str) -> None:
         raise SettingsError(f"{place}: {reason}")
 
-    return list(read_documents(path, sources, now=codec.now(), unusable=refuse).values())
+    found = read_documents(path, sources, now=codec.now(), unusable=refuse)
+    documents = of_one_index(path, found, index)
+    if others := sum(map(len, found.values())) - len(documents):
+        print(f"{path}: {others:,} documents of other indexes left out", file=sys.stderr)
+    return list(documents.values())
 
 
 class _Progress:

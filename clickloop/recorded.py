@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -174,17 +174,29 @@ def _reason(read: Read) -> str:
 
 def read_documents(
     path: Path, sources: Sources, *, now: datetime, unusable: Unusable
-) -> dict[str, DocumentChanged]:
-    """The file's documents by id; of several of one id the last counts. Raises SettingsError."""
-    found: dict[str, DocumentChanged] = {}
+) -> dict[str, dict[str, DocumentChanged]]:
+    """The file's documents by index and id; of several of one id the last counts. Raises SettingsError."""
+    found: defaultdict[str, dict[str, DocumentChanged]] = defaultdict(dict)
     for read in read_files([path], sources, topics.DOCUMENTS, now=now):
         if not isinstance(read.message, DocumentChanged):
             unusable(read.row.place, _reason(read))
         elif read.message.deleted:
-            found.pop(read.message.doc_id, None)
+            found[read.message.index].pop(read.message.doc_id, None)
         else:
-            found[read.message.doc_id] = read.message
-    return found
+            found[read.message.index][read.message.doc_id] = read.message
+    return {index: documents for index, documents in found.items() if documents}
+
+
+def of_one_index(
+    path: Path, found: Mapping[str, dict[str, DocumentChanged]], index: str
+) -> dict[str, DocumentChanged]:
+    """Those of the index and those that name none. Raises SettingsError where there are none."""
+    documents = found.get(UNNAMED, {}) | found.get(index, {})
+    if not documents and found:
+        raise SettingsError(f"{path}: the documents are of {', '.join(sorted(found)[:5])}, and none of {index}")
+    if not documents:
+        raise SettingsError(f"{path}: no document that can be read")
+    return documents
 
 
 def read_judged(path: Path, known: Iterable[str], *, unusable: Unusable) -> list[Judged]:
@@ -260,17 +272,27 @@ class Recording:
         self._sources = Sources(UNNAMED, load_mappings())
         self.unreadable = 0
         self.index = ""
+        self._of_documents = ""
+        """The index that they name, if they do."""
         self.read = Counter[str]()
         """Events by topic."""
         self.fates = Counter[str]()
         """What became of the feedback, by the join's and the trust rules' words."""
 
-    def documents(self, path: Path) -> dict[str, DocumentChanged]:
-        """Raises SettingsError."""
+    def documents(self, path: Path, *, index: str) -> dict[str, DocumentChanged]:
+        """Those of the ``index``; where that is empty, of the one that they name. Raises SettingsError."""
         found = read_documents(path, self._sources, now=self._now, unusable=self._unusable)
-        if not found:
-            raise SettingsError(f"{path}: no document that can be read")
-        return found
+        named = sorted(found.keys() - {UNNAMED})
+        if not index and len(named) > 1:
+            raise SettingsError(
+                f"{path}: the documents are of the indexes {', '.join(named[:5])}: choose one by --index"
+            )
+        index = index or "".join(named)
+        documents = of_one_index(path, found, index)
+        if others := sum(map(len, found.values())) - len(documents):
+            self._say(f"{path}: {others:,} documents of other indexes left out")
+        self._of_documents = index if index in found else ""
+        return documents
 
     def judged(self, path: Path, known: Iterable[str]) -> list[Judged]:
         """Raises SettingsError."""
@@ -295,7 +317,7 @@ class Recording:
             self._say(f"... and {self.unreadable - SHOWN_ROWS:,} more rows that can't be used")
         if events.ignored:
             self.fates["ignored"] = events.ignored
-        self.index = _index(index, events)
+        self.index = _index(index, events, self._of_documents)
         return form(counts(events.ordered(self.index), self.read), index=self.index, counts=self.fates)
 
     def _unusable(self, place: str, reason: str) -> None:
@@ -304,9 +326,11 @@ class Recording:
             self._say(f"{place}: {reason}")
 
 
-def _index(asked: str, events: Events) -> str:
-    """The asked one, else the one that the events name, else the settings'. Raises SettingsError."""
-    index = Settings.load(index=asked or events.the_index() or None).index
+def _index(asked: str, events: Events, of_documents: str) -> str:
+    """The asked one, else the one that events or documents name, else the settings'. Raises SettingsError."""
+    index = Settings.load(index=asked or events.the_index() or of_documents or None).index
+    if of_documents not in ("", index):
+        raise SettingsError(f"the events are of {index}, and the documents of {of_documents}")
     if not events.of_index[index] and not events.of_index[UNNAMED]:
         raise SettingsError(f"--index {index}: the events are of {', '.join(sorted(events.of_index))}")
     return index

@@ -90,7 +90,7 @@ def replay_files(options: Options, parts: Parts, *, say: Say) -> Outcome:
     """Everything, from files to figures. Raises SettingsError, ArtifactError."""
     started = time.monotonic()
     recording = Recording(options.work, say=say)
-    documents = recording.documents(options.documents)
+    documents = recording.documents(options.documents, index=options.index)
     judged = recording.judged(options.evaluate, documents) if options.evaluate is not None else []
     examples = recording.examples(options.events, index=options.index, form=parts.form_examples)
     climbed = parts.climb(

@@ -153,7 +153,7 @@ def tune_files(
     """Everything, from files to a settings file. Raises SettingsError, ArtifactError."""
     started = time.monotonic()
     recording = Recording(options.work, say=say)
-    documents = recording.documents(options.documents)
+    documents = recording.documents(options.documents, index=options.index)
     examples = recording.examples(options.events, index=options.index, form=form_examples)
     tuned = tune_rung(
         documents.values(),

@@ -190,3 +190,18 @@ def test_the_command_makes_no_queries_for_what_a_later_row_deletes(tmp_path: Pat
     done = clickloop("generate", "--documents", "d.jsonl", cwd=tmp_path)
     assert done.stderr == "101 pairs made, none sent, from 101 documents: 101 from a title\n"
     assert {"d0", "d2"} <= {json.loads(line)["doc_id"] for line in done.stdout.splitlines()}
+
+
+def test_generate_takes_the_documents_of_its_index_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = {"index": "shop", "doc_id": "p1", "title": "Waterproof trail boots", "text": "Light boots for mud."}
+    theirs = {"index": "blog", "doc_id": "p1", "title": "Kittens sleep", "text": "A post about kittens."}
+    (tmp_path / "d.jsonl").write_text(f"{json.dumps(mine)}\n{json.dumps(theirs)}\n")
+    monkeypatch.setenv("CLICKLOOP_MIN_EXAMPLES", "1")
+    done = clickloop("generate", "--documents", "d.jsonl", "--index", "shop", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 documents of other indexes left out" in done.stderr
+    assert "boots" in done.stdout
+    assert "ittens" not in done.stdout
+    none = clickloop("generate", "--documents", "d.jsonl", "--index", "news", cwd=tmp_path)
+    assert none.returncode == 2
+    assert "the documents are of blog, shop, and none of news" in none.stderr

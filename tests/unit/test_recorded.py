@@ -169,8 +169,46 @@ def test_the_last_of_several_documents_with_one_id_counts_and_deleted_ones_go(tm
     told: list[str] = []
     path = written(tmp_path / "d.jsonl", rows)
     found = read_documents(path, Sources(UNNAMED), now=START, unusable=lambda place, _: told.append(place))
-    assert {name: (d.title, d.text) for name, d in found.items()} == {"a": ("A", "new")}
+    assert {name: (d.title, d.text) for name, d in found[UNNAMED].items()} == {"a": ("A", "new")}
     assert told == [f"{path}:3"]
+
+
+TWO = [
+    {"index": "shop", "doc_id": "a", "text": "boots"},
+    {"index": "blog", "doc_id": "a", "text": "a post about boots"},
+    {"index": "blog", "doc_id": "b", "text": "a post"},
+    {"doc_id": "c", "text": "of no index"},
+    {"index": "blog", "doc_id": "c", "deleted": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("index", "wanted", "others"),
+    [
+        ("shop", {"a": "boots", "c": "of no index"}, 2),
+        ("blog", {"a": "a post about boots", "b": "a post", "c": "of no index"}, 1),
+    ],
+)
+def test_documents_of_other_indexes_are_left_out(
+    index: str, wanted: dict[str, str], others: int, tmp_path: Path
+) -> None:
+    path, told = written(tmp_path / "d.jsonl", TWO), list[str]()
+    found = Recording(tmp_path / "work", say=told.append).documents(path, index=index)
+    assert {name: document.text for name, document in found.items()} == wanted
+    assert told == [f"{path}: {others} documents of other indexes left out"]
+
+
+def test_documents_of_several_indexes_need_a_choice_and_must_be_of_the_events(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "work", say=lambda _: None)
+    path, shop = written(tmp_path / "d.jsonl", TWO), written(tmp_path / "shop.jsonl", TWO[:1])
+    with pytest.raises(SettingsError, match="of the indexes blog, shop: choose one by --index"):
+        recording.documents(path, index="")
+    with pytest.raises(SettingsError, match="the documents are of shop, and none of news"):
+        recording.documents(shop, index="news")
+    events = written(tmp_path / "a.jsonl", [query(1), click(1)])
+    assert list(recording.documents(shop, index="")) == ["a"]
+    with pytest.raises(SettingsError, match="the events are of products, and the documents of shop"):
+        recording.examples(events, index="", form=form_examples)
 
 
 def test_judged_queries_keep_the_relevant_documents_that_are_there(tmp_path: Path) -> None:
