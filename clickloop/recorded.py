@@ -211,7 +211,7 @@ def read_judged(path: Path, known: Iterable[str], *, unusable: Unusable) -> list
         except SettingsError as error:
             unusable(row.place, str(error))
             continue
-        relevant = {doc_id: grade for doc_id, grade in judged.relevant.items() if grade > 0.0 and doc_id in there}
+        relevant = {doc_id: grade for doc_id, grade in judged.relevant.items() if doc_id in there}
         if judged.query.strip() and relevant:
             found.append(msgspec.structs.replace(judged, relevant=relevant))
         else:
@@ -220,7 +220,10 @@ def read_judged(path: Path, known: Iterable[str], *, unusable: Unusable) -> list
 
 
 def judged_of(value: bytes) -> Judged:
-    """The judged query in a row of a file, whatever kind of file that is. Raises SettingsError."""
+    """The judged query in a row of a file, whatever kind of file that is. Raises SettingsError.
+
+    A grade of 0 or below is a judgement, too, but no document that the query should find: it is left out.
+    """
     try:
         row = msgspec.json.decode(value)
         if isinstance(row, dict) and "relevant" in row:
@@ -229,9 +232,10 @@ def judged_of(value: bytes) -> Judged:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, MessageError) as error:
         raise SettingsError(f"not a judged query: {error}") from None
     for doc_id, grade in judged.relevant.items():
-        if grade > MOST_GRADE:
+        if not grade <= MOST_GRADE:  # nor is nan a grade
             raise SettingsError(f"{judged.query!r}: document {doc_id!r} with grade {grade:g}; {GRADES}")
-    return judged
+    relevant = {doc_id: grade for doc_id, grade in judged.relevant.items() if grade > 0.0}
+    return msgspec.structs.replace(judged, relevant=relevant)
 
 
 def _grades(relevant: Any) -> Any:
@@ -260,6 +264,8 @@ class Recording:
 
     def __init__(self, work: Path, *, say: Say) -> None:
         """``work`` has room for what is larger than memory. Raises SettingsError where it has none."""
+        if "::" in str(work.resolve()):
+            raise SettingsError(f"--work {work} can't be used: in a store's URL '::' ends a file system's name")
         try:
             work.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=work):

@@ -6,9 +6,10 @@ the files, hands events to the one and examples to the other, and says what came
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,6 +25,7 @@ from clickloop import cli
 from clickloop.accounts import METRIC_NAMES, changed, interval
 from clickloop.errors import SettingsError
 from clickloop.events import Estimate, VersionKind
+from clickloop.importing import check_apart
 from clickloop.manifest import sha256_file
 from clickloop.recorded import Climbed, Recording, RungResult, Say
 from clickloop.service import missing
@@ -255,7 +257,7 @@ def replay(
 
     def work_through() -> Outcome:
         kinds = kinds_of(rungs)
-        writable(json_file)
+        writable(json_file, [documents, events, evaluate])
         parts = Parts(load_part("streams", extra="streams"), load_part("trainer", extra="trainer"))
         options = Options(documents, events, work, kinds, evaluate, index, base_model, budget, max_queries)
         return replay_files(options, parts, say=lambda line: typer.echo(line, err=True))
@@ -266,9 +268,14 @@ def replay(
         cli.checked(lambda: write_json(outcome.to_json(), json_file))
 
 
-def writable(json_file: Path | None) -> None:
-    """Raises SettingsError where no file of this name can be written, before the work begins."""
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+def writable(json_file: Path | None, read: Iterable[Path | None]) -> None:
+    """Raises SettingsError where no file of this name can be written, or it is to be ``read``; before the work
+    begins."""
+    if json_file is None:
+        return
+    check_apart("--json", json_file, filter(None, read))
+    there = json_file if json_file.exists() else json_file.absolute().parent
+    if json_file.is_dir() or not os.access(there, os.W_OK):
         raise SettingsError(f"--json {json_file}: no file can be written there")
 
 

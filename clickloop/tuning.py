@@ -270,7 +270,7 @@ def tune(
         kinds = kinds_of(rung, option="--rung")
         if len(kinds) != 1:
             raise SettingsError(f"--rung {rung}: name one rung")
-        writable(json_file)
+        writable(json_file, [documents, events])
         form_examples = load_part("streams", extra="streams")
         tune_rung = load_part("tune", extra="trainer", of=OF_TUNE)
         options = Options(documents, events, work, kinds[0], trials, index, base_model, budget)

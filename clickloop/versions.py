@@ -116,7 +116,7 @@ def versions_show(version: Version, store_url: cli.StoreUrl = None, as_json: Jso
 
 def _say(lines: Iterable[tuple[str, str]]) -> None:
     for label, text in lines:
-        typer.echo(f"  {label:<11}{text}")
+        typer.echo(f"  {label:<11}{cli.printable(text)}")
 
 
 @versions_app.command("lineage")
@@ -144,7 +144,8 @@ def versions_lineage(
         if as_json:
             typer.echo(_json(manifest, removed=removed, rollout=got))
             continue
-        typer.echo(f"{manifest.version} ({manifest.kind}){', removed from the store' if removed else ''}")
+        gone = ", removed from the store" if removed else ""
+        typer.echo(f"{cli.printable(manifest.version)} ({manifest.kind}){gone}")
         _say(accounts.origin_lines(manifest))
         for text in [f"unknown: {reason}"] if got is None else got or ["no traffic, as far as the log tells"]:
             _say([("rollout", text)])

@@ -24,7 +24,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from clickloop.errors import ArtifactError, SettingsError
 from clickloop.model_store import ModelStore
 from trainer import gguf_model
-from trainer.model import Adapter, Model, Vectors, load_encoder, load_model, load_space, normalised
+from trainer.model import Adapter, Model, Vectors, load_encoder, load_model, load_space, normalised, writing
 
 LEAST_COSINE = 0.999
 LEAST_COSINE_QUANTIZED = 0.99
@@ -73,10 +73,12 @@ def export_version(store: ModelStore, version: str, form: str, folder: Path, *, 
         raise SettingsError(f"--output {folder} can't be written: {error.strerror}") from None
     try:
         with _quiet():
-            chosen.write(model, staging, quantize)
-            if form == "sentence-transformers" and model.space == version and model.adapter is not None:
-                load_space(store, model, "cpu").save_pretrained(str(staging / DOCUMENTS), create_model_card=False)
-            (staging / "README.md").write_text(_card(model, form), encoding="utf-8")
+            with writing(folder):
+                chosen.write(model, staging, quantize)
+                if form == "sentence-transformers" and model.space == version and model.adapter is not None:
+                    documents = load_space(store, model, "cpu")
+                    documents.save_pretrained(str(staging / DOCUMENTS), create_model_card=False)
+                (staging / "README.md").write_text(_card(model, form), encoding="utf-8")
             worst = _worst_cosine(chosen.read(staging, model)(SAMPLES), expected(model, SAMPLES))
         least = LEAST_COSINE_QUANTIZED if quantize else LEAST_COSINE
         if not worst >= least:

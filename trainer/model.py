@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -49,6 +49,15 @@ class Adapter:
     @staticmethod
     def identity(dimension: int) -> Adapter:
         return Adapter(np.eye(dimension, dtype=np.float32), np.zeros(dimension, dtype=np.float32))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """While inside, what the disk refuses to take in ``folder``, be it full, is an ArtifactError that says so."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{folder} can't be written: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from clickloop.propensity import Examination
 from trainer.dataset import Clicks, Corpus
 from trainer.methods.base import Notes, Parent, Trained
 from trainer.methods.checkpoint import Checkpoints
+from trainer.model import writing
 from trainer.strategies import PRESETS
 
 TOKENIZER = "tokenizer.json"
@@ -121,7 +122,8 @@ def publish(
     ``examples`` go with it: those that can't be read again from a log.
     """
     with scratch_folder(work_dir, manifest.version) as folder:
-        write_artifact(folder, manifest, parent, trained, examples)
+        with writing(folder):
+            write_artifact(folder, manifest, parent, trained, examples)
         if (folder / ENCODER).is_dir() and manifest.space != manifest.version:
             # A space that is torn costs room alone: what is its own is stored anew then, and the store says so.
             with suppress(ArtifactError):

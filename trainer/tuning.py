@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
@@ -115,7 +116,10 @@ def tune(
     base_model: str | None,
     say: Say,
 ) -> Tuned:
-    """``trials`` trials, those of earlier runs on the same data included. Raises SettingsError, ArtifactError."""
+    """``trials`` trials, those of earlier runs on the same data included.
+
+    Raises SettingsError, ArtifactError, and TrainingError where the disk keeps no trial.
+    """
     end = time.monotonic() + budget_seconds
     with alone(work / "tune.lock"):
         run = recorded(documents, examples, index=index, work=work, base_model=base_model, say=say)
@@ -132,12 +136,13 @@ def tune(
         resumed = len(done(study))
         if resumed:
             say(f"going on with {resumed} trials that are done")
-        try:
-            search(study, bench, middle, trials=trials, seconds_left=lambda: end - time.monotonic(), say=say)
-        except KeyboardInterrupt:
-            say(f"interrupted: {len(done(study))} trials are kept in {work / FILE}; the same command goes on")
-            raise
-        return concluded(study, bench, last, resumed=min(resumed, trials), trials=trials)
+        with keeping(work / FILE):
+            try:
+                search(study, bench, middle, trials=trials, seconds_left=lambda: end - time.monotonic(), say=say)
+            except KeyboardInterrupt:
+                say(f"interrupted: {len(done(study))} trials are kept in {work / FILE}; the same command goes on")
+                raise
+            return concluded(study, bench, last, resumed=min(resumed, trials), trials=trials)
 
 
 @contextmanager
@@ -282,6 +287,18 @@ def open_study(path: Path, name: str) -> optuna.Study:
         said = str(error).partition("\n")[0]
         raise SettingsError(f"{path} can't be used for the search: {said}") from None
     return study
+
+
+@contextmanager
+def keeping(path: Path) -> Iterator[None]:
+    """While inside, what the file does not take, as a disk is full, is a TrainingError that says so."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        # optuna names what it guesses; what sqlite found is behind it, and SQLAlchemy adds the statement.
+        found = error.__cause__ if isinstance(error, StorageInternalError) else error
+        said = str(getattr(found, "orig", None) or found or error).partition("\n")[0]
+        raise TrainingError(f"{path}: {said}; the same command goes on with the trials that it keeps") from error
 
 
 def done(study: optuna.Study) -> list[FrozenTrial]:

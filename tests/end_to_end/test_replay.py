@@ -213,8 +213,10 @@ def test_a_log_without_a_click_ends_well_and_says_why(
         (["--events=missing.jsonl"], "missing.jsonl can't be read: No such file or directory"),
         (["--documents=notes.txt"], "the name must end in one of"),
         (["--json=/no/such/folder/x.json"], "no file can be written there"),
+        (["--json=EVENTS"], "is a file to read, too"),
         (["--index=news"], "--index news: the events are of"),
         (["--work=/proc/nowhere"], "can't be used"),
+        (["--work=a::b"], "--work a::b can't be used"),
         (["--evaluate=EMPTY"], "no query with a relevant document"),
     ],
 )
@@ -230,7 +232,11 @@ def test_a_mistake_is_one_line_and_two(
     files["events"].write_text(json.dumps({**events, "type": "QueryServed"}) + "\n" + json.dumps(_named()) + "\n")
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    assert called(files, tmp_path, *[word.replace("EMPTY", str(empty)) for word in more]) == 2
+    names = {"EMPTY": str(empty), "EVENTS": str(files["events"])}
+    asked = [word.replace(name, names[name]) for word in more for name in names if name in word] or more
+    was = files["events"].read_bytes()
+    assert called(files, tmp_path, *asked) == 2
+    assert files["events"].read_bytes() == was
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("clickloop")]
     assert len(lines) == 1
     assert said in lines[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +29,19 @@ from trainer.model import Adapter, Model, Vectors, load_model
 from trainer.publish import describe, publish
 from trainer.rung_settings import RungSettings
 
+SHORT_OF_ROOM = """
+import resource, sys
+from pathlib import Path
+from clickloop.errors import ArtifactError
+from clickloop.model_store import ModelStore
+from trainer.exporting import export_version
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+url, cache, form, folder = sys.argv[1:]
+try:
+    export_version(ModelStore(url, cache=Path(cache)), "upper-1", form, Path(folder), quantize=False)
+except ArtifactError as error:
+    print(error)
+"""
 UNSEEN = ["a query that is no sample", "Ünïcode & punctuation!", "word " * 400]
 
 
@@ -143,6 +158,18 @@ def test_what_reads_back_as_something_else_is_not_left_there(
     with pytest.raises(ArtifactError, match=r"cosine 0\.\d+ .* needed is 0\.999"):
         export_version(store, "adapter-1", "sentence-transformers", tmp_path / "out", quantize=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_disk_without_room_is_an_error_that_says_so(store: ModelStore, tmp_path: Path, form: str) -> None:
+    load_model(ModelStore(store.url, cache=tmp_path / "cache"), "upper-1", "cpu")  # what is read is there
+    arguments = [store.url, str(tmp_path / "cache"), form, str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_ROOM, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'out'} can't be written: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_nothing_is_overwritten_and_a_folder_of_floats_is_not_quantized(store: ModelStore, tmp_path: Path) -> None:

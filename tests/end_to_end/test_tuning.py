@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import resource
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from sentence_transformers import SentenceTransformer
 from benchmarks._recorded import Habits, base_answers, stdlib_world, traffic, write_world
 from clickloop import replay, tuning
 from clickloop.cli import run
-from clickloop.errors import SettingsError
+from clickloop.errors import SettingsError, TrainingError
 from clickloop.events import Estimate
 from clickloop.golden import GoldenSet
 from clickloop.recorded import Judged
@@ -48,6 +49,7 @@ from trainer.tuning import (
     concluded,
     done,
     earlier,
+    keeping,
     open_study,
     results,
     search,
@@ -178,6 +180,26 @@ def test_a_search_whose_time_is_up_begins_no_further_trial_but_does_todays_setti
     search(study, bench(), MIDDLE, trials=5, seconds_left=lambda: 0.0, say=said.append)
     assert len(done(study)) == 1
     assert said[-1] == "the budget is spent after 1 of 5 trials"
+
+
+def test_a_disk_that_takes_no_trial_is_one_line_and_those_before_are_kept(tmp_path: Path) -> None:
+    path, of = tmp_path / "tune.sqlite", bench()
+    study = open_study(path, "s")
+    searched(study, of, 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def without_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, hard))
+        try:
+            with keeping(path):
+                searched(study, of, 200)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with pytest.raises(TrainingError, match=r"tune\.sqlite: .*; the same command goes on") as caught:
+        without_room()
+    assert "\n" not in str(caught.value)
+    assert len(searched(open_study(path, "s"), of, 2)) >= 2
 
 
 def test_a_file_that_is_no_search_is_a_users_mistake(tmp_path: Path) -> None:
@@ -410,6 +432,7 @@ def tiny(tmp_path: Path) -> dict[str, Path]:
         (["--trials=0"], "--trials"),
         (["--events=missing.jsonl"], "missing.jsonl can't be read"),
         (["--json=/no/such/folder/x.json"], "no file can be written there"),
+        (["--json=EVENTS"], "is a file to read, too"),
         (["--work=/proc/nowhere"], "--work /proc/nowhere can't be used"),
     ],
 )
@@ -417,6 +440,7 @@ def tiny(tmp_path: Path) -> dict[str, Path]:
 def test_a_mistake_is_one_line_and_two(
     tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
 ) -> None:
+    more = [word.replace("EVENTS", str(tiny["events"])) for word in more]
     assert called(tiny, tmp_path / "work", *more) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +22,7 @@ from clickloop import codec, topics
 from clickloop.errors import BrokerError, SettingsError
 from clickloop.events import DocumentChanged, ExampleFormed, Message
 from clickloop.exporting import COLUMNS, Collected, Filter, Shape, collected, read_topics
-from clickloop.files import Format, writer
+from clickloop.files import FORMATS, Format, writer
 from clickloop.files import rows as file_rows
 from clickloop.kafka import Record
 from clickloop.sources import Sources
@@ -209,6 +213,73 @@ def test_a_file_that_is_not_complete_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         fails()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path, form: Format) -> None:
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link", tmp_path / "there" / f"rows.{form}"
+    link.symlink_to(target)
+    with writer(link, form, [("query", str)]) as write:
+        write({"query": "one"})
+    assert link.is_symlink()
+    assert [json.loads(row.value or b"") for row in file_rows(target)] == [{"query": "one"}]
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_pipe_gets_the_rows_and_stays_a_pipe(tmp_path: Path, form: Format) -> None:
+    pipe, read = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    with writer(pipe, form, [("query", str)]) as write:
+        write({"query": "one"})
+    reader.join(20.0)
+    assert pipe.is_fifo()
+    (tmp_path / f"copy.{form}").write_bytes(read[0])
+    assert [json.loads(row.value or b"") for row in file_rows(tmp_path / f"copy.{form}")] == [{"query": "one"}]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_device_that_is_full_is_a_users_mistake_and_stays() -> None:
+    def fills() -> None:
+        with writer(Path("/dev/full"), "jsonl", [("query", str)]) as write:
+            write({"query": "one"})
+
+    with pytest.raises(SettingsError, match="/dev/full can't be written: No space left"):
+        fills()
+    assert Path("/dev/full").is_char_device()
+
+
+def test_links_in_a_circle_are_a_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(SettingsError, match="can't be written"), writer(tmp_path / "a", "jsonl", [("query", str)]):
+        pass
+
+
+def test_a_device_named_by_a_link_of_the_system_is_written() -> None:
+    program = """
+from pathlib import Path
+from clickloop.files import writer
+with writer(Path("/dev/stdout"), "jsonl", [("query", str)]) as write:
+    write({"query": "one"})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.stdout, done.stderr) == (b'{"query":"one"}\n', b"")
+
+
+def test_standard_output_is_utf8_whatever_the_locale() -> None:
+    program = """
+from clickloop.files import writer
+with writer(None, "jsonl", [("query", str)]) as write:
+    write({"query": "caf\\u00e9 \\u65e5"})
+"""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert done.stderr == b""
+    assert done.stdout.decode() == '{"query":"caf\u00e9 \u65e5"}\n'
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])

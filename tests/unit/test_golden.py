@@ -50,11 +50,11 @@ def test_each_index_has_its_own(store: ModelStore) -> None:
 def test_a_file_is_added_whole_or_not_at_all(store: ModelStore, tmp_path: Path) -> None:
     good = '{"query": "red shoes", "relevant": {"d1": 1, "d2": 2}, "slice": "shoes"}\n'
     (tmp_path / "good.jsonl").write_text(good + good.replace("red", "blue"))
-    (tmp_path / "bad.jsonl").write_text(good.replace("red", "green") + '{"query": "x", "relevant": {"d": 0}}\n')
+    (tmp_path / "bad.jsonl").write_text(good.replace("red", "green") + '{"query": "x", "relevant": {"d": 1e12}}\n')
     assert "2 added" in golden(store, "add", "--file", "good.jsonl").stdout
     done = golden(store, "add", "--file", "bad.jsonl")
     assert done.exit_code == 2
-    assert done.stderr == f"clickloop: bad.jsonl:2: 'x': document 'd' with grade 0; {GRADES}\n"
+    assert done.stderr == f"clickloop: bad.jsonl:2: 'x': document 'd' with grade 1e+12; {GRADES}\n"
     assert len(read_golden(store, "default").judged) == 2
 
 
@@ -63,6 +63,16 @@ def test_a_golden_set_may_be_a_table(store: ModelStore, tmp_path: Path) -> None:
     assert golden(store, "add", "--file", "judged.csv").exit_code == 0
     grades = {one.query: one.relevant for one in read_golden(store, "default").judged}
     assert grades == {"red shoes": {"d1": 2.0}, "blue shoes": {"d2": 1.0}}
+
+
+def test_a_document_judged_not_relevant_is_none_to_find(store: ModelStore, tmp_path: Path) -> None:
+    (tmp_path / "judged.jsonl").write_text('{"query": "red", "relevant": {"d1": 1, "d2": 0, "d3": -1}}\n')
+    assert golden(store, "add", "--file", "judged.jsonl").exit_code == 0
+    assert read_golden(store, "default").judged == [Judged("red", {"d1": 1.0})]
+    (tmp_path / "none.jsonl").write_text('{"query": "blue", "relevant": {"d2": 0}}\n')
+    assert "has no relevant document" in golden(store, "add", "--file", "none.jsonl").stderr
+    (tmp_path / "nan.jsonl").write_text('{"query": "blue", "relevant": {"d1": 1, "d2": "nan"}}\n')
+    assert "with grade nan" in golden(store, "add", "--file", "nan.jsonl").stderr
 
 
 @pytest.mark.parametrize(

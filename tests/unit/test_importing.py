@@ -97,6 +97,28 @@ def test_parquet_has_lists_structures_and_nanoseconds(tmp_path: Path) -> None:
     assert second.query_id == "q2"
 
 
+def test_a_table_with_empty_columns_behind_the_last_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text(f"query_id,doc_id,clicked_at,,\nq1,d1,{AT},,\nq2,d2,{AT}\nq3,d3,{AT},,what\n")
+    one, two, three = read(path)
+    assert [isinstance(found.message, ResultClicked) for found in (one, two, three)] == [True, True, False]
+    assert "5 cells, but the header names 3 columns" in three.reason
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("query_id,,doc_id", "column 2 has no name in the header"),
+        ("query_id, query_id ,doc_id", "the column 'query_id' occurs twice in the header"),
+    ],
+)
+def test_a_header_that_names_no_columns_is_a_users_mistake(tmp_path: Path, header: str, reason: str) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text(f"{header}\na,b,c\n")
+    with pytest.raises(SettingsError, match=reason):
+        read(path)
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()], ids=str)
 def test_binary_columns_of_parquet_are_text_or_rejected(tmp_path: Path, kind: pa.DataType) -> None:
     path = tmp_path / "clicks.parquet"

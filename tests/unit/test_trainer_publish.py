@@ -7,11 +7,14 @@ from typing import Any
 
 import cramjam
 import numpy as np
+import pytest
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models
 
 from clickloop import codec
 from clickloop.base_model import base_model_folder
+from clickloop.errors import ArtifactError
 from clickloop.events import Estimate, ExampleFormed, GateResult, Lineage, OffsetRange
 from clickloop.model_store import Manifest, ModelStore
 from tests.unit.trainer_facts import START, documents, example
@@ -55,6 +58,18 @@ def test_only_a_full_version_has_a_space_of_its_own():
         "query_encoder": ("v", "base-1"),
         "full": ("v", "v"),
     }
+
+
+def test_a_version_for_which_there_is_no_room_is_an_error_that_says_so(tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("trainer.model.save_file", full)
+    store = ModelStore(f"file://{tmp_path}/store", cache=tmp_path / "cache")
+    trained = Trained(adapter=Adapter.identity(4))
+    with pytest.raises(ArtifactError, match="can't be written: I/O error: No space left"):
+        publish(store, tmp_path, adapter_manifest(), Parent("base-1", None, None, None), trained)  # type: ignore[arg-type]
+    assert store.versions() == []
 
 
 def test_a_failed_version_is_published_whole_with_its_reasons(tmp_path: Path):

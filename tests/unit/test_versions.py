@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
-from clickloop import accounts
+from clickloop import accounts, codec
 from clickloop.errors import ArtifactError
 from clickloop.events import Estimate, ModelVersionPublished, SplitChanged
 from clickloop.model_store import Manifest, ModelStore
@@ -136,6 +137,19 @@ def test_show_tells_origin_files_and_the_gates_table(store: ModelStore, family: 
     assert json.loads(versions(store, "show", "adapter-1", "--json").stdout)["parent"] == "base-1"
 
 
+def test_what_a_manifest_holds_does_not_command_the_terminal(
+    store: ModelStore, family: dict[str, Manifest]
+) -> None:
+    lineage = replace(family["adapter-1"].lineage, base_model="a\x1b[2Jb\nc")
+    altered = replace(family["adapter-1"], lineage=lineage)
+    store.write("versions/adapter-1/manifest.json", codec.pretty(altered).encode())
+    for command in ("show", "lineage"):
+        done = versions(store, command, "adapter-1")
+        assert done.exit_code == 0
+        assert "a\\x1b[2Jb\\nc" in done.stdout
+        assert "\x1b" not in done.stdout
+
+
 def test_lineage_leads_to_the_base_and_says_that_no_broker_tells_the_rollout(
     store: ModelStore, family: dict[str, Manifest]
 ) -> None:
@@ -236,6 +250,13 @@ def test_a_temporary_folder_that_cannot_be_made_is_one_line(
     done = versions(store, "verify", "base-1")
     assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert done.stderr.startswith("clickloop: [Errno ")
+
+
+def test_a_folder_that_is_no_model_is_a_users_mistake(store: ModelStore, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = versions(store, "publish-base", "--base-model", str(tmp_path / "empty"))
+    assert done.exit_code == 2
+    assert done.stderr.endswith("is no sentence-transformers model: it has no modules.json\n")
 
 
 def test_a_base_that_is_there_unsigned_or_signed_by_another_is_signed(
