@@ -9,7 +9,7 @@ keep the last word where there are any to speak of.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,8 @@ ENOUGH = 3.0
 """Evidence from which a query needs none of others."""
 MOST_QUERIES = 20_000
 """Distinct queries that are compared with one another: the newest."""
+MOST_LIKES = 20
+"""Near-duplicates that one query borrows from: the nearest. Someone may ask the same in thousands of ways."""
 _BLOCK = 512
 
 
@@ -87,18 +89,16 @@ def _borrowed(clicks: Clicks, cap: float) -> dict[tuple[int, int], tuple[float, 
     return found
 
 
-def _likes(clicks: Clicks, own: np.ndarray) -> list[tuple[int, Indexes]]:
-    """Each query with little evidence, and the near-duplicates of it that have some."""
+def _likes(clicks: Clicks, own: np.ndarray) -> Iterator[tuple[int, Indexes]]:
+    """Each query with little evidence, and the near-duplicates of it that have some, at most MOST_LIKES."""
     newest = np.arange(max(0, len(clicks.queries) - MOST_QUERIES), len(clicks.queries))
     givers = newest[own[newest] > 0.0]
     poor = newest[(own[newest] > 0.0) & (own[newest] < ENOUGH)]
-    found = []
     for start in range(0, len(poor), _BLOCK):
         block = poor[start : start + _BLOCK]
-        close = clicks.vectors[block] @ clicks.vectors[givers].T >= NEAR_DUPLICATE
-        for query, is_like in zip(block, close, strict=True):
-            likes = givers[is_like]
-            likes = likes[likes != query]
-            if len(likes):
-                found.append((int(query), likes))
-    return found
+        for query, cosine in zip(block, clicks.vectors[block] @ clicks.vectors[givers].T, strict=True):
+            near = np.flatnonzero((cosine >= NEAR_DUPLICATE) & (givers != query))
+            if len(near) > MOST_LIKES:
+                near = np.sort(near[np.argpartition(-cosine[near], MOST_LIKES)[:MOST_LIKES]])
+            if len(near):
+                yield int(query), givers[near]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.dataset import Clicks
-from trainer.sharing import shared
+from trainer.sharing import MOST_LIKES, shared
 
 
 def clicks(rows: list[tuple[int, int, float]], angles: list[float], **more: object) -> Clicks:
@@ -66,3 +66,14 @@ def test_what_speaks_against_a_document_beyond_what_is_borrowed_stays(
 ) -> None:
     found = shared(clicks([(0, 7, 1.0), (1, 8, 2.0)], [0.0, 1.0], unwanted={0: {8: against}}), cap=1.0)
     assert found.unwanted == left
+
+
+def test_a_query_borrows_from_the_nearest_of_very_many_near_duplicates() -> None:
+    """What thousands of ways to ask the same cost grew with their square, in time and in memory."""
+    half = MOST_LIKES + 1
+    count = 2 * half
+    angles = [0.0, *np.linspace(0.01, 5.0, count).tolist()]
+    rows = [(0, 0, 1.0), *((1 + i, 1 if i < half else 2, 1.0) for i in range(count))]
+    found = told(shared(clicks(rows, angles), cap=1.0))
+    assert {document: e for (query, document), e in found.items() if query == 0} == {0: 1.0, 1: 1.0}
+    assert {document: e for (query, document), e in found.items() if query == count} == {2: 2.0}
