@@ -203,7 +203,7 @@ def replay_of(
     work: Path,
     seed: int,
     say: Any,
-    budget_seconds: float = 3600.0,
+    budget_seconds: float = 36000.0,
 ) -> Outcome:
     """Write what was ``sent``, and replay the files as ``clickloop replay`` does."""
     documents, judged = write_world(world, work)
