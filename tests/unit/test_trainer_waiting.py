@@ -143,7 +143,8 @@ async def test_a_store_that_is_away_is_asked_again_for_what_to_start_from(
         monkeypatch.setattr("trainer.service.STORE_SECONDS", 0.5)
     assert await trainer.handle(Record("commands", 0, 0, None, COMMAND)), "dealt with"
     assert len(tried) == tries if tries else len(tried) > 1
-    assert list(dict.fromkeys(told.stages)) == stages
+    # On a slow machine a tick tells that nothing was begun yet.
+    assert [stage for stage in dict.fromkeys(told.stages) if stage != "waiting"] == stages
 
 
 @pytest.mark.timeout(20)
