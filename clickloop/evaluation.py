@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
 
 from clickloop.events import Estimate
 
@@ -63,9 +64,12 @@ def compare(
 ) -> Estimate:
     """Weighted means of one metric for the same queries, with an interval of the relative change.
 
-    Paired bootstrap over queries (Efron and Tibshirani 1993, percentile interval): both systems are
-    resampled together. A resample without anything before has the sign of its difference, told in parts of the
-    mean of ``before``. Where that is 0 itself (or below, as a mean similarity may be), all is the difference.
+    Paired bootstrap over queries (Efron and Tibshirani 1993): both systems are resampled together. The percentile
+    interval is too narrow where few queries have most of the weight, and is widened as far as Student's t is wider
+    than the normal distribution (Hesterberg 2015, "What Teachers Should Know About the Bootstrap").
+
+    A resample without anything before has the sign of its difference, told in parts of the mean of ``before``.
+    Where that is 0 itself (or below, as a mean similarity may be), all is the difference.
     """
     if before.shape != after.shape or before.ndim != 1:
         raise ValueError(f"paired samples of one shape are needed, got {before.shape} and {after.shape}")
@@ -81,6 +85,19 @@ def compare(
         times = np.bincount(rng.integers(0, before.size, before.size), minlength=before.size)
         base, new = times @ both
         changes[i] = new / base - 1.0 if base > 0.0 < b else (new - base) / (unit * w.sum())
-    low, high = np.quantile(changes, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    tail = tail_of(w, confidence)
+    low, high = np.quantile(changes, [tail, 1.0 - tail])
     change = a / b - 1.0 if b > 0.0 else a - b
     return Estimate(before=b, after=a, change=change, low=float(low), high=float(high))
+
+
+def tail_of(weights: Floats, confidence: float) -> float:
+    """Share of the resamples that lies below the interval, as there is above it.
+
+    It is (1 - ``confidence``) / 2 for very many queries, and less for as few as the weights count for (Kish 1965).
+    """
+    effective = float(weights.sum() ** 2 / (weights**2).sum())
+    if effective <= 1.0:
+        return 0.0
+    widest = stdtrit(effective - 1.0, (1.0 + confidence) / 2.0) * np.sqrt(effective / (effective - 1.0))
+    return float(ndtr(-widest))

@@ -100,4 +100,6 @@ def test_a_few_texts_tell_how_long_all_will_take(store: ModelStore, base: Manife
     assert 0.0 < few < loader.seconds_to_encode(encoder, texts * 10) / 20
     asked = ["how to sort"] * 200
     load(loader, base)
-    assert loader.seconds_to_encode(encoder, asked) < loader.seconds_to_encode(encoder, ["word " * 400] * 200) / 4
+    # The least of a few: a machine may be held up in the middle of one.
+    short = min(loader.seconds_to_encode(encoder, asked) for _ in range(3))
+    assert short < loader.seconds_to_encode(encoder, ["word " * 400] * 200) / 4
