@@ -67,6 +67,7 @@ def believed(clicks: Clicks, asked: Vectors, documents: Vectors) -> Clicks:
     kept = _times(clicks, share)
     return replace(
         kept,
+        looks=clicks.looks[:0],
         **{part: getattr(kept, part)[belief >= LEAST] for part in ("query", "document", "weight", "evidence")},
     )
 

@@ -29,6 +29,8 @@ RATED = 3.0
 PASSED_OVER = 0.1
 """What being passed over above a click says against a document, beside what a click says for one: often it was not
 seen, and the click already puts all others below its own."""
+SHOWN = 10
+"""Results that an answer is taken to have."""
 BELIEVED = 0.5
 """Clicks that are trusted less don't tell where people look."""
 _BLOCK = 512
@@ -80,6 +82,9 @@ class Clicks:
     """So many of the first queries no one has asked: they were made up from documents."""
     vectors: Vectors = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     """(queries, dim) float32: the parent's encoder's, normalised, without the adapter; empty until known"""
+    looks: Floats = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    """(rows,) the share of an answer's looks that the document's place gets, as a mean over its clicks; empty
+    where no places are known"""
 
     def __len__(self) -> int:
         return len(self.query)
@@ -127,6 +132,7 @@ class Clicks:
             debiased=self.debiased,
             synthetic=int((kept < self.synthetic).sum()),
             vectors=self.vectors[kept] if len(self.vectors) else self.vectors,
+            looks=self.looks[rows] if len(self.looks) else self.looks,
         )
 
     def of_rows(self, kept: NDArray[np.bool_]) -> Clicks:
@@ -137,6 +143,7 @@ class Clicks:
             document=self.document[kept],
             weight=self.weight[kept],
             evidence=self.evidence[kept],
+            looks=self.looks[kept] if len(self.looks) else self.looks,
             examples=np.bincount(self.query[kept], minlength=len(self.queries)),
         )
         return part.of_queries(np.unique(part.query))
@@ -187,6 +194,7 @@ def prepare(
     position = {document.doc_id: i for i, document in enumerate(documents)}
     examination = examination_of(examples, bias)
     inverse, told = inverse_propensities(examples, examination, clip=clip), told_propensities(examples)
+    looks = shares_of_looks(examples, examination)
     queries: list[str] = []
     known: dict[str, int] = {}
     rows: dict[tuple[int, int], list[float]] = {}
@@ -225,9 +233,10 @@ def prepare(
         else:
             correction = inverse.get(example.position or 0, 1.0)
             evidence = trust * (RATED if _rated_good(example) else 1.0)
-            row = rows.setdefault((query, document), [0.0, 0.0])
+            row = rows.setdefault((query, document), [0.0, 0.0, 0.0])
             row[0] += evidence * correction
             row[1] += evidence
+            row[2] += evidence * looks.get(example.position or 1, 0.0)
             of_query[query] += 1
             for name in slices_of(example):
                 in_slices[Clicked(name, query, document)] += evidence * correction
@@ -235,10 +244,10 @@ def prepare(
                 votes.setdefault(query, []).append(vote)
     ordered = sorted(rows)
     pairs = np.asarray(ordered, dtype=np.int64).reshape(-1, 2)
-    weights = np.asarray([rows[key] for key in ordered], dtype=np.float32).reshape(-1, 2)
+    weights = np.asarray([rows[key] for key in ordered], dtype=np.float32).reshape(-1, 3)
     unwanted: dict[int, dict[int, float]] = {}
     for (query, document), objection in sorted(against.items()):
-        beyond = objection - rows.get((query, document), (0.0, 0.0))[1]
+        beyond = objection - rows.get((query, document), (0.0, 0.0, 0.0))[1]
         if beyond > 0.0:
             unwanted.setdefault(query, {})[document] = beyond
     clicks = Clicks(
@@ -251,6 +260,7 @@ def prepare(
         unwanted=unwanted,
         slices=Slices.made_of(in_slices),
         votes=votes,
+        looks=np.asarray(weights[:, 2] / weights[:, 1].clip(min=1e-9) if looks else [], dtype=np.float32),
     )
     synthetic = of_pairs([(example.query, position[example.doc_id], example.weight) for example in made])
     return Prepared(clicks, synthetic, labels["positive"], labels["negative"], newest, unknown, examination, first)
@@ -328,6 +338,22 @@ def inverse_propensities(
         return dict.fromkeys(positions, 1.0)
     curve = examination.curve(max(positions))
     return {position: min(1.0 / curve[position - 1], clip) / clip for position in positions}
+
+
+def shares_of_looks(examples: Iterable[ExampleFormed], examination: Examination | None) -> dict[int, float]:
+    """Position → the share of an answer's looks that it gets; the first is always there, for what names no place.
+    Empty where none does.
+
+    An answer is as long as the deepest click is far down, and at most SHOWN. Where more was shown, the shares are
+    too large, and less is sure.
+    """
+    positions = {one.position for one in examples if one.label == "positive" and one.position}
+    if not positions:
+        return {}
+    deepest = max(positions)
+    curve = examination.curve(deepest) if examination is not None else [1.0] * deepest
+    whole = sum(curve[:SHOWN])
+    return {position: min(curve[position - 1] / whole, 1.0) for position in positions | {1}}
 
 
 def told_propensities(examples: Iterable[ExampleFormed]) -> dict[int, float]:

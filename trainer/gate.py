@@ -12,11 +12,11 @@ What was clicked depends on what was shown, and the parent chose that. Two conse
   Swaminathan and Schnabel 2017) as its weight. Wrong clicks, spread evenly over the list by that, move neither.
 
 What condensed lists can't see is a candidate that pushes the wanted document out of the results by documents
-that were never shown. Two guards see it. Of the documents that are wanted beyond doubt and that the parent finds
-in the whole corpus, the candidate must find nearly all. And a candidate that errs elsewhere than the parent, as
-one of another space or another training does, looks too good among the parent's ten: what stands above the clicked
-one there are the parent's errors. So it must not be worse, either, where all documents count, though it looks too
-bad there: what it finds instead was not shown, and could not be clicked.
+that were never shown. Two guards see it. Of the documents that are wanted beyond doubt (see ``trainer/wanted.py``)
+and that the parent finds in the whole corpus, the candidate must find nearly all. And a candidate that errs
+elsewhere than the parent, as one of another space or another training does, looks too good among the parent's ten:
+what stands above the clicked one there are the parent's errors. So it must not be worse, either, where all
+documents count, though it looks too bad there: what it finds instead was not shown, and could not be clicked.
 """
 
 from __future__ import annotations
@@ -41,17 +41,15 @@ from clickloop.events import (
     SwapResult,
     Verdict,
 )
-from trainer.dataset import Clicks
+from trainer.dataset import SHOWN, Clicks
 from trainer.model import Vectors
 from trainer.slices import DOMAIN
 from trainer.swaps import Agreement, swap_result
+from trainer.wanted import surely_wanted
 
-SHOWN = 10
 LADDER_CONFIDENCE = 0.9
 """Of the interval that must lie above 0 for a rung on top of one of the same command that has just passed: a
 one-sided test at 5 %, where the first rung's is two-sided."""
-CONFIRMED = 2.0
-"""Evidence from which a document is held to be wanted beyond doubt: two clicks, or a good rating."""
 FEWEST_CONFIRMED = 30
 _BLOCK = 512
 _CELLS = 1 << 25
@@ -128,7 +126,7 @@ def measure(clicks: Clicks, parent: Side, candidate: Side) -> Trial:
     before, after = ranks(clicks, parent, candidate, among=SHOWN)
     weight = np.bincount(clicks.query, clicks.weight, len(clicks.queries)).astype(np.float64)
     seen = weight > 0.0
-    confirmed = clicks.evidence >= CONFIRMED
+    confirmed = surely_wanted(clicks)
     among_all = ranks(clicks, parent, candidate, among=None)
     old, new = (recall(rank, SHOWN)[confirmed] for rank in among_all)
 

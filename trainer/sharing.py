@@ -56,6 +56,7 @@ def shared(clicks: Clicks, *, cap: float) -> Clicks:
         evidence=np.asarray([evidence[row] for row in rows], dtype=np.float32),
         weight=np.asarray([weight[row] for row in rows], dtype=np.float32),
         unwanted=unwanted,
+        looks=clicks.looks[:0],
     )
 
 

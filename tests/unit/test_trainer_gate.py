@@ -8,7 +8,7 @@ import pytest
 from clickloop.evaluation import compare
 from clickloop.events import Estimate, GateResult, Verdict
 from tests.unit.trainer_facts import errs_elsewhere, in_slices, world
-from trainer.dataset import Clicks
+from trainer.dataset import SHOWN, Clicks
 from trainer.gate import (
     FEWEST_CONFIRMED,
     GoldenTrial,
@@ -172,6 +172,34 @@ def test_a_candidate_that_buries_surely_wanted_documents_fails_however_it_orders
     result = judge([measure(sure, before, after)], thresholds=THRESHOLDS, seed=0)
     assert result.verdict == "fail"
     assert "no longer found" in result.reasons[0]
+
+
+def test_that_queries_are_asked_often_does_not_fail_a_candidate_for_dropping_what_was_clicked_by_mistake():
+    rng = np.random.default_rng(0)
+    queries, wrong_ones = 100, 9
+    # Each query has one document of its own and nine that are clicked by mistake, up to a few times each.
+    mistakes = rng.poisson(2.0, size=(queries, wrong_ones)).astype(np.float32)
+    evidence = np.concatenate([np.full((queries, 1), 12.0, np.float32), mistakes], axis=1)
+    query, place = np.nonzero(evidence)
+    clicks = Clicks(
+        [f"q{n}" for n in range(queries)],
+        query=query,
+        document=query * SHOWN + place,
+        weight=evidence[query, place],
+        evidence=evidence[query, place],
+        looks=np.full(len(query), 1.0 / SHOWN, dtype=np.float32),
+    )
+    # Of its ten the candidate keeps the wanted one alone: others, that no one has seen, stand where the nine were.
+    eye = np.eye(queries, dtype=np.float32)
+    mine, strangers = np.repeat(eye, SHOWN, axis=0), np.repeat(eye, SHOWN, axis=0)
+    before = Side(eye, np.concatenate([mine, -strangers]))
+    kept = np.where((np.arange(len(mine)) % SHOWN == 0)[:, None], mine, -mine)
+    after = Side(eye, np.concatenate([kept, 0.9 * strangers]))
+    result = judge([measure(clicks, before, after)], thresholds=THRESHOLDS, seed=0)
+    assert result.verdict == "pass"
+    assert 100 <= result.confirmed < 110
+    counted = replace(clicks, looks=clicks.looks[:0])
+    assert judge([measure(counted, before, after)], thresholds=THRESHOLDS, seed=0).verdict == "fail"
 
 
 @pytest.mark.parametrize("found", [0, FEWEST_CONFIRMED - 1, FEWEST_CONFIRMED])
