@@ -5,7 +5,7 @@
     python -m benchmarks.learning --impressions 30000 --rungs full       what more clicks teach
     python -m benchmarks.learning --search hybrid           people see what BM25 finds, too
     CLICKLOOP_FULL_SEEDS=3 CLICKLOOP_FULL_SHARE=0.85 python -m benchmarks.learning --search hybrid \\
-        --impressions 60000 --rungs full                    the mean of three trainings, forty minutes
+        --impressions 100000 --rungs full                   the mean of three trainings, over half an hour
     python -m benchmarks.learning --rounds 3 --rungs full   what it brings that people see what was learnt so far
     python -m benchmarks.learning --quick                   fewer documents, adapter only
 
