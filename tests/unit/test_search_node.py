@@ -73,7 +73,7 @@ async def test_a_node_reads_the_log_serves_records_and_leaves_in_order(broker: B
     async with FeedbackProducer(broker.bootstrap_servers, prefix=broker.prefix, index="other") as app:
         await app.document("stranger", "def open_file(path): ...", title="open_file of another index")
 
-    wanted = settings(broker, tmp_path, dense_weight=3.0)
+    wanted = settings(broker, tmp_path, dense_weight=3.0, exploration=0.0)
     superfluous = wanted.folder / "models" / "adapter-of-old-0123456789abcdef"
     superfluous.mkdir(parents=True)
     stop = asyncio.Event()
